@@ -47,7 +47,7 @@ def test_all_is_declared_without_repeats() -> None:
 def test_every_reexport_is_in_all() -> None:
     tree = ast.parse((SOURCE / "__init__.py").read_text(encoding="utf-8"))
     reexported = {
-        alias.asname
+        alias.name
         for node in ast.walk(tree)
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
