@@ -12,6 +12,8 @@ ifeq ($(strip $(TORCH)),)
 TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 endif
 
+export NO_MKDOCS_2_WARNING := 1
+
 BIN := .venv/bin
 DEV := .venv/.installed-dev
 DOCS := .venv/.installed-docs
