@@ -1,0 +1,215 @@
+"""From the description of an architecture to the hook points of one model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from diffusion_lens.architectures.sources import (
+    AtModule,
+    AtScheduler,
+    AttentionContext,
+    BeforeRope,
+    HeadResult,
+    HeadValues,
+    Neurons,
+    ProductInput,
+    ProductWeights,
+    StreamBetween,
+    StreamEntering,
+    StreamLeaving,
+    SublayerOutput,
+    SublayerUpdate,
+)
+from diffusion_lens.architectures.spec import Attention, BlockSite, DenoiserSpec
+from diffusion_lens.errors import UnsupportedModelError
+from diffusion_lens.hook_points.point import Absent, HookPoint
+
+RESIDUAL = ("batch", "pos", "d_model")
+PER_HEAD = ("batch", "pos", "head", "d_head")
+DEAD_TEXT = "the model throws away the text that leaves its last block"
+
+
+def find_blocks(denoiser: nn.Module, spec: DenoiserSpec) -> list[BlockSite]:
+    """The transformer blocks of a denoiser in order of execution."""
+    found = [
+        (path, module)
+        for path, module in denoiser.named_modules()
+        if type(module).__name__ in spec.blocks
+    ]
+    if not found:
+        raise UnsupportedModelError(
+            f"{type(denoiser).__name__} has no block of a known class "
+            f"({', '.join(spec.blocks)}); is it the diffusers class of that name?"
+        )
+    found.sort(key=lambda item: spec.order(item[0]))
+    return [
+        BlockSite(
+            index=index,
+            path=path,
+            spec=spec.blocks[type(module).__name__](module),
+            level=spec.level(denoiser, path),
+            prefix=f"blocks.{index}",
+        )
+        for index, (path, module) in enumerate(found)
+    ]
+
+
+def find_points(denoiser: nn.Module, spec: DenoiserSpec) -> dict[str, HookPoint]:
+    """Every hook point of a denoiser by name, outside the blocks first, then block by block."""
+    blocks = find_blocks(denoiser, spec)
+    points = [_at_module(point) for point in spec.outside(denoiser)]
+    image = next(point for point in points if point.name == "hook_noise_pred")
+    for which in ("guided_pred", "pred_x0"):
+        points.append(
+            HookPoint(f"hook_{which}", image.axes, AtScheduler(which), "scheduler", stream="img")
+        )
+    for block in blocks:
+        last = block is blocks[-1] and spec.text_ends_in_last_block
+        points.extend(_block_points(denoiser, block, text_is_dead=last))
+    return {point.name: point for point in points}
+
+
+def find_absent(denoiser: nn.Module, spec: DenoiserSpec) -> tuple[Absent, ...]:
+    """Names that do not exist in some block, with the reason."""
+    return tuple(
+        Absent(f"{block.prefix}.{name}", reason)
+        for block in find_blocks(denoiser, spec)
+        for name, reason in block.spec.absent.items()
+    )
+
+
+def _at_module(point: Any) -> HookPoint:
+    sequences = {"pos": (point.stream,)} if point.stream and "pos" in point.axes else {}
+    return HookPoint(
+        name=point.name,
+        axes=point.axes,
+        source=AtModule(point),
+        module=point.module or "(denoiser)",
+        stream=point.stream,
+        sequences=sequences,
+        level=point.level,
+    )
+
+
+def _block_points(
+    denoiser: nn.Module, block: BlockSite, *, text_is_dead: bool
+) -> Iterator[HookPoint]:
+    width = _size(denoiser, block.inside(block.spec.attentions[0].module), "query_dim")
+    for name, axes, source, module, stream, more in _block_rows(denoiser, block, width):
+        feeds_image = isinstance(source, StreamEntering) or (
+            isinstance(source, ProductInput | BeforeRope) and source.which in ("k", "v")
+        )
+        dead = DEAD_TEXT if text_is_dead and stream == "txt" and not feeds_image else None
+        yield HookPoint(
+            name=f"{block.prefix}.{name}",
+            axes=axes,
+            source=source,
+            module=block.inside(module) if module else block.path,
+            block=block.index,
+            stream=stream,
+            level=block.level,
+            dead=dead,
+            dead_queries=DEAD_TEXT if text_is_dead and isinstance(source, ProductWeights) else None,
+            **({"sequences": {"pos": (stream,)}} | more),
+        )
+
+
+def _block_rows(denoiser: nn.Module, block: BlockSite, width: dict[str, int]) -> Iterator[tuple]:
+    spec = block.spec
+    residual = {"sizes": {"d_model": width.get("query_dim", 0)}} if width else {}
+    for name, stream in spec.streams.items():
+        yield (
+            f"{name}.hook_resid_pre", RESIDUAL, StreamEntering(block, name), "", name, residual
+        )  # fmt: skip
+    for attention in spec.attentions:
+        yield from _attention_rows(denoiser, block, attention, residual)
+    for name, stream in spec.streams.items():
+        for mid in stream.mids:
+            source = StreamBetween(block, name, mid)
+            yield f"{name}.hook_{mid.name}", RESIDUAL, source, mid.module, name, residual
+    for name, mlp in spec.mlps.items():
+        neurons = _neurons(denoiser, block, name)
+        axes = ("batch", "pos", "d_mlp")
+        yield f"{name}.mlp.hook_post", axes, Neurons(block, name), mlp.down, name, neurons
+        yield from _sublayer_rows(block, name, "mlp", mlp.module or mlp.down, residual)
+    for name, stream in spec.streams.items():
+        if stream.returned:
+            source = StreamLeaving(block, name)
+            yield f"{name}.hook_resid_post", RESIDUAL, source, "", name, residual
+
+
+def _attention_rows(
+    denoiser: nn.Module, block: BlockSite, attention: Attention, residual: dict
+) -> Iterator[tuple]:
+    name = attention.name
+    heads, d_head = head_sizes(denoiser, block, attention)
+    per_head = {"heads": heads, "sizes": {"head": heads, "d_head": d_head}}
+    result = {"heads": heads, "sizes": {"head": heads, **residual.get("sizes", {})}}
+    if attention.context:
+        axes = ("batch", "pos", "d_text")
+        source = AttentionContext(block, attention)
+        sizes = _size(denoiser, block.inside(attention.module), "cross_attention_dim")
+        more = {"sizes": {"d_text": sizes.get("cross_attention_dim")}} if sizes else {}
+        yield f"{name}.hook_context", axes, source, attention.module, attention.keys[0], more
+    for stream, modules in attention.before_rope.items():
+        for which, module in zip("qk", modules, strict=True):
+            source = BeforeRope(block, attention, stream, which)
+            point = f"{name}.{stream}.hook_{which}_pre_rope"
+            yield point, PER_HEAD, source, module, stream, per_head
+    for index, product in enumerate(attention.products):
+        base = f"{name}.{product}" if product else name
+        keys = (product,) if product else attention.keys
+        inputs = [] if product else [("q", stream) for stream in attention.queries]
+        inputs += [(which, stream) for which in "kv" for stream in keys]
+        for which, stream in inputs:
+            source = ProductInput(block, attention, stream, which, index)
+            point = f"{name}.{stream}.hook_{which}"
+            yield point, PER_HEAD, source, attention.module, stream, per_head
+        for which, point in (("scores", "attn_scores"), ("pattern", "pattern")):
+            axes = ("batch", "head", "query", "key")
+            sequences = {"query": attention.queries, "key": keys}
+            more = {"heads": heads, "sizes": {"head": heads}, "sequences": sequences}
+            source = ProductWeights(block, attention, which, index)
+            yield f"{base}.hook_{point}", axes, source, attention.module, None, more
+    for stream, projection in attention.projections.items():
+        module = projection.module
+        values = HeadValues(block, attention, stream)
+        yield f"{name}.{stream}.hook_z", PER_HEAD, values, module, stream, per_head
+        axes = ("batch", "pos", "head", "d_model")
+        source = HeadResult(block, attention, stream)
+        yield f"{name}.{stream}.hook_result", axes, source, module, stream, result
+        yield from _sublayer_rows(block, stream, name, attention.module, residual)
+
+
+def _sublayer_rows(
+    block: BlockSite, stream: str, sublayer: str, module: str, residual: dict
+) -> Iterator[tuple]:
+    out = SublayerOutput(block, stream, sublayer)
+    yield f"{stream}.hook_{sublayer}_out", RESIDUAL, out, module, stream, residual
+    update = SublayerUpdate(block, stream, sublayer)
+    yield f"{stream}.hook_{sublayer}_update", RESIDUAL, update, module, stream, residual
+
+
+def head_sizes(denoiser: nn.Module, block: BlockSite, attention: Attention) -> tuple[int, int]:
+    """Number of heads and width of a head of an attention module."""
+    module: Any = denoiser.get_submodule(block.inside(attention.module))
+    return module.heads, module.inner_dim // module.heads
+
+
+def _size(denoiser: nn.Module, path: str, attribute: str) -> dict[str, int]:
+    size = getattr(denoiser.get_submodule(path), attribute, None)
+    return {attribute: size} if isinstance(size, int) else {}
+
+
+def _neurons(denoiser: nn.Module, block: BlockSite, stream: str) -> dict:
+    down = _size(denoiser, block.inside(block.spec.mlps[stream].down), "in_features")
+    if not down:
+        return {}
+    shared = 0
+    if block.spec.mlps[stream].module is None:
+        heads, d_head = head_sizes(denoiser, block, block.spec.attentions[0])
+        shared = heads * d_head
+    return {"sizes": {"d_mlp": down["in_features"] - shared}}

@@ -1,0 +1,338 @@
+"""Calling hooks: what each sees, what counts as an edit, and how edits go back.
+
+A hook sees a copy of its part (a read-only hook sees the value itself). Returning a tensor is an edit,
+and so is changing the copy in place. Where autograd records, the model goes on with the very tensor
+that the hook saw, so that gradients with respect to it exist.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusion_lens.engine.selection import (
+    Index,
+    Part,
+    contiguous,
+    numbers,
+    put,
+    take,
+    token_index,
+)
+from diffusion_lens.engine.steps import Evaluation, Rows, recomputing
+from diffusion_lens.errors import DeadHookPointError, EngineError, HookReturnError
+from diffusion_lens.hook_points.context import HookContext
+from diffusion_lens.hook_points.point import HookPoint
+from diffusion_lens.hook_points.site import Site
+
+HookFunction = Callable[[Tensor, HookContext], Tensor | None]
+GUIDED = "guided"
+"""The branch of what comes after guidance, where the branches are one."""
+
+
+@dataclass
+class Fired:
+    """How often one hook fired at one point, and what it changed."""
+
+    shown: int = 0
+    calls: int = 0
+    edits: int = 0
+    change: Tensor | None = None
+
+    def edited(self, before: Tensor, after: Tensor) -> None:
+        """Count an edit and add up its mean absolute change, on the device."""
+        difference = (after.detach() - before.detach()).abs().mean(dtype=torch.float32)
+        self.change = difference if self.change is None else self.change + difference
+        self.edits += 1
+
+
+@dataclass(eq=False)
+class Registration:
+    """A hook function and where it goes.
+
+    Attributes:
+        site: Where.
+        fn: The function.
+        backward: Whether it gets gradients instead of activations.
+        read_only: Whether it promises to leave the activation alone.
+        permanent: Whether `reset_hooks` leaves it in place.
+        fired: What happened, by hook-point name.
+    """
+
+    site: Site
+    fn: HookFunction
+    backward: bool = False
+    read_only: bool = False
+    permanent: bool = False
+    fired: dict[str, Fired] = field(default_factory=lambda: defaultdict(Fired))
+
+    def __repr__(self) -> str:
+        """Site and function, as a report shows them."""
+        return f"{self.site!r}: {describe(self.fn)}"
+
+
+def describe(fn: object) -> str:
+    """A short name of a hook function: its repr where it has a readable one."""
+    name = getattr(fn, "__qualname__", None)
+    return f"{getattr(fn, '__module__', '')}.{name}".lstrip(".") if name else repr(fn)
+
+
+def read_only(fn: HookFunction) -> HookFunction:
+    """Promise that a hook function never edits, so that it is shown the value without a copy.
+
+    Changing the value all the same is an error.
+    """
+    fn.read_only = True  # type: ignore[attr-defined]
+    return fn
+
+
+@dataclass(eq=False)
+class Tap:
+    """One registration at one hook point."""
+
+    registration: Registration
+    point: HookPoint
+    heads: tuple[int, ...] | None
+    indices: dict[Any, dict[str, Index | None]] = field(default_factory=dict)
+
+    def active(self, evaluation: Evaluation, branch: str) -> bool:
+        """Whether the hook fires at this step in this branch."""
+        site = self.registration.site
+        return site.has_step(evaluation.step) and (branch == GUIDED or site.has_branch(branch))
+
+    def index(
+        self, evaluation: Evaluation, branch: str, lengths: Mapping[str, int]
+    ) -> dict[str, Index | None]:
+        """The selected indices by axis name; missing or None is the whole axis."""
+        site = self.registration.site
+        by_axis = {"query": site.query, "key": site.key, "pos": site.pos}
+        worded = any(tokens is not None and tokens.words for tokens in by_axis.values())
+        prompts = tuple(evaluation.tracker.prompts.get(branch, ())) if worded else ()
+        state = (branch if worded else "", tuple(lengths.items()), prompts)
+        if state not in self.indices:
+            found: dict[str, Index | None] = {"head": contiguous(self.heads)}
+            for axis, sequence in self.point.sequences.items():
+                found[axis] = contiguous(
+                    token_index(
+                        by_axis.get(axis),
+                        sequence,
+                        lengths,
+                        lambda word: evaluation.word(branch, word),
+                        where=f"{axis} of {self.point.name}",
+                    )
+                )
+            self.indices = {state: found}
+        return self.indices[state]
+
+    def context(
+        self,
+        evaluation: Evaluation,
+        branch: str,
+        lengths: Mapping[str, int],
+        *,
+        owned: bool,
+    ) -> HookContext:
+        """What the hook is told."""
+        point = self.point
+        index = self.index(evaluation, branch, lengths)
+        streams = {
+            axis: _stream_parts(sequence, lengths, index.get(axis))
+            for axis, sequence in point.sequences.items()
+        }
+        last = streams.get("key", streams.get("pos", {}))
+        heads = None if point.heads is None else numbers(index["head"], point.heads)
+        return HookContext(
+            name=point.name,
+            block=point.block,
+            stream=point.stream,
+            axes=point.axes,
+            step=evaluation.step,
+            branch=branch,
+            heads=heads,
+            streams=last,
+            queries=streams.get("query", {}),
+            owned=owned,
+            point=point,
+            evaluation=evaluation,
+        )
+
+
+def _stream_parts(
+    sequence: Sequence[str], lengths: Mapping[str, int], index: Index | None
+) -> dict[str, slice | tuple[int, ...]]:
+    """Where each stream lies in what is left of an axis after a selection."""
+    found: dict[str, slice | tuple[int, ...]] = {}
+    start = 0
+    kept = None if index is None else numbers(index, sum(lengths[name] for name in sequence))
+    for name in sequence:
+        stop = start + lengths[name]
+        if kept is None:
+            found[name] = slice(start, stop)
+        else:
+            places = tuple(place for place, at in enumerate(kept) if start <= at < stop)
+            if places:
+                found[name] = contiguous(places) or places
+        start = stop
+    return found
+
+
+def call(tap: Tap, given: Tensor, context: HookContext) -> Tensor:
+    """Call a hook with a tensor of its own and give back what the model should go on with.
+
+    Raises:
+        HookReturnError: If what it returned cannot stand in for what it was given.
+    """
+    registration = tap.registration
+    registration.fired[context.name].shown += 1
+    if registration.backward:
+        if given.requires_grad:
+            given.register_hook(lambda grad: _backward(tap, grad, context))
+        return given
+    version = given._version
+    try:
+        returned = registration.fn(given, context)
+    except Exception as error:
+        error.add_note(
+            f"raised by the hook {describe(registration.fn)} at {context.name}, step "
+            f"{context.step}, branch {context.branch}, on a tensor of shape {tuple(given.shape)}"
+        )
+        raise
+    registration.fired[context.name].calls += 1
+    if returned is None:
+        returned = given
+    check(returned, given, registration, context)
+    if registration.read_only and (returned is not given or given._version != version):
+        raise HookReturnError(
+            f"the hook {describe(registration.fn)} at {context.name} is marked read-only but "
+            "edited the activation; take the mark off, or work on a clone"
+        )
+    return returned
+
+
+def _backward(tap: Tap, grad: Tensor, context: HookContext) -> Tensor | None:
+    returned = tap.registration.fn(grad, context)
+    tap.registration.fired[context.name].calls += 1
+    if returned is not None:
+        check(returned, grad, tap.registration, context)
+    return returned
+
+
+def check(returned: Any, given: Tensor, registration: Registration, context: HookContext) -> None:
+    """Refuse what cannot stand in for the activation.
+
+    Raises:
+        HookReturnError: On anything but a tensor of the same shape, dtype and device.
+    """
+    where = f"the hook {describe(registration.fn)} at {context.name} (axes {context.axes})"
+    if not isinstance(returned, Tensor):
+        raise HookReturnError(
+            f"{where} returned a {type(returned).__name__}; return a tensor of shape "
+            f"{tuple(given.shape)}, or None to leave the activation as it is"
+        )
+    for what in ("shape", "dtype", "device"):
+        wanted, found = getattr(given, what), getattr(returned, what)
+        if wanted != found:
+            wanted, found = (tuple(wanted), tuple(found)) if what == "shape" else (wanted, found)
+            raise HookReturnError(
+                f"{where} returned {what} {found}, expected {wanted}; "
+                + ("`returned.to(activation)` brings it back" if what != "shape" else "selected "
+                   "axes are kept, and broadcasting is not done for you")
+            )  # fmt: skip
+
+
+def fire(
+    taps: Sequence[Tap],
+    value: Tensor,
+    evaluation: Evaluation,
+    lengths: Mapping[str, int],
+    *,
+    rows: Rows | None = None,
+) -> Tensor:
+    """Run the hooks of one point over a value; the value itself is never written to.
+
+    Args:
+        taps: The hooks of the point.
+        value: Its value for the whole batch.
+        evaluation: The evaluation that is running.
+        lengths: Token count of each stream of the block.
+        rows: The branches of the batch, where they are not the evaluation's own.
+
+    Returns:
+        `value` where nobody edited, otherwise a new tensor.
+    """
+    out, mine = value, False
+    splice = torch.is_grad_enabled() and value.requires_grad
+    if rows is None and value.shape[0] != evaluation.batch:
+        raise EngineError(
+            f"{taps[0].point.name}: a batch of {value.shape[0]} where the denoiser got "
+            f"{evaluation.batch}; its branches cannot be told apart"
+        )
+    for tap, branch, at in firing_order(taps, evaluation, rows or evaluation.rows):
+        part = ((0, at), *axis_part(tap.point.axes, tap.index(evaluation, branch, lengths)))
+        before = take(out, part)
+        shared = tap.registration.read_only and not splice
+        given = before if shared else _copy(before)
+        context = tap.context(evaluation, branch, lengths, owned=not shared)
+        after, changed = run(tap, given, context)
+        if changed:
+            edited(tap, before, after)
+        if changed or splice:
+            if not mine:
+                out, mine = out.clone(), True
+            put(out, part, after)
+    return out
+
+
+def run(tap: Tap, given: Tensor, context: HookContext) -> tuple[Tensor, bool]:
+    """Call a hook on a tensor of its own; the tensor to go on with, and whether it was edited.
+
+    While gradient checkpointing recomputes, read-only hooks are not called a second time.
+    """
+    if tap.registration.read_only and recomputing():
+        return given, False
+    version = given._version
+    after = call(tap, given, context)
+    return after, after is not given or given._version != version
+
+
+def edited(tap: Tap, before: Tensor, after: Tensor) -> None:
+    """Count an edit, and refuse it where it cannot reach the output.
+
+    Raises:
+        DeadHookPointError: At a dead point.
+    """
+    if tap.point.dead:
+        raise DeadHookPointError(
+            f"{tap.point.name} was edited by {describe(tap.registration.fn)}, which cannot change "
+            f"the output: {tap.point.dead}. Read it, or edit an earlier block."
+        )
+    tap.registration.fired[tap.point.name].edited(before, after)
+
+
+def firing_order(
+    taps: Sequence[Tap], evaluation: Evaluation, rows: Rows
+) -> Iterator[tuple[Tap, str, slice]]:
+    """Every (tap, branch, rows) that fires now, in the order of the taps."""
+    for tap in taps:
+        for branch, at in rows:
+            if tap.active(evaluation, branch):
+                yield tap, branch, at
+
+
+def axis_part(axes: Sequence[str], index: Mapping[str, Index | None]) -> Part:
+    """Indices by axis name as a part; whole axes are left out."""
+    found = ((axes.index(name), at) for name, at in index.items() if name in axes)
+    return tuple((dim, at) for dim, at in found if at is not None)
+
+
+def _copy(value: Tensor) -> Tensor:
+    """A clone whose in-place changes can be seen, under inference mode too."""
+    if value.is_inference() or torch.is_inference_mode_enabled():
+        with torch.inference_mode(False):
+            return value.clone()
+    return value.clone()

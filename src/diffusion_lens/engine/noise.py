@@ -1,0 +1,90 @@
+"""Noise schedules in one form: a latent is `signal * clean + noise * gaussian`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusion_lens.errors import EngineError
+
+
+@dataclass(frozen=True)
+class NoiseLevel:
+    """Where on a scheduler's schedule a latent lies.
+
+    Attributes:
+        signal: Factor on the clean latent, in the units of the pipeline's latents.
+        noise: Factor on the Gaussian noise, likewise; the scheduler's sigma.
+        prediction: What the denoiser predicts: `epsilon`, `v_prediction`, `sample` or `flow`.
+    """
+
+    signal: float
+    noise: float
+    prediction: str
+
+    def clean(self, prediction: Tensor, sample: Tensor) -> Tensor:
+        """The clean latent that a prediction implies."""
+        if self.prediction == "sample":
+            return prediction
+        if self.prediction == "flow":
+            return sample - self.noise * prediction
+        if self.prediction == "epsilon":
+            return (sample - self.noise * prediction) / self.signal
+        scale = (self.signal**2 + self.noise**2) ** 0.5
+        signal, noise = self.signal / scale, self.noise / scale
+        return signal * (sample / scale) - noise * prediction
+
+    def prediction_for(self, clean: Tensor, sample: Tensor) -> Tensor:
+        """The prediction that implies a clean latent: the inverse of `clean`."""
+        if self.prediction == "sample":
+            return clean
+        if self.prediction == "flow":
+            return (sample - clean) / self.noise
+        if self.prediction == "epsilon":
+            return (sample - self.signal * clean) / self.noise
+        scale = (self.signal**2 + self.noise**2) ** 0.5
+        signal, noise = self.signal / scale, self.noise / scale
+        return (signal * (sample / scale) - clean) / noise
+
+
+def is_flow(scheduler: Any) -> bool:
+    """Whether a scheduler follows flow matching."""
+    return "FlowMatch" in type(scheduler).__name__ or bool(
+        scheduler.config.get("use_flow_sigmas", False)
+    )
+
+
+def scales_input(scheduler: Any) -> bool:
+    """Whether its latents are unscaled (`clean + sigma * noise`), as with Euler and LMS."""
+    return hasattr(scheduler, "is_scale_input_called") and hasattr(scheduler, "sigmas")
+
+
+def noise_level(scheduler: Any, timestep: float) -> NoiseLevel:
+    """The noise level of a timestep, in the units of the pipeline's latents.
+
+    Raises:
+        EngineError: If the scheduler has neither sigmas nor cumulative alphas.
+    """
+    kind = scheduler.config.get("prediction_type", "epsilon")
+    if is_flow(scheduler):
+        sigma = timestep / scheduler.config.num_train_timesteps
+        return NoiseLevel(1.0 - sigma, sigma, "flow")
+    alphas = getattr(scheduler, "alphas_cumprod", None)
+    if alphas is None:
+        raise EngineError(
+            f"{type(scheduler).__name__} has no noise schedule that is understood here "
+            "(alphas_cumprod, or flow matching); use one of diffusers' standard schedulers"
+        )
+    alphas = alphas.double().cpu()
+    position = min(max(float(timestep), 0.0), len(alphas) - 1)
+    below = int(position)
+    weight = position - below
+    if scales_input(scheduler):
+        sigmas = ((1 - alphas) / alphas).sqrt()
+        above = sigmas[min(below + 1, len(sigmas) - 1)]
+        return NoiseLevel(1.0, float(torch.lerp(sigmas[below], above, weight)), kind)
+    alpha = float(torch.lerp(alphas[below], alphas[min(below + 1, len(alphas) - 1)], weight))
+    return NoiseLevel(alpha**0.5, (1 - alpha) ** 0.5, kind)

@@ -1,0 +1,166 @@
+"""The out projection: z on its way in, each head's result and the sublayers' raw outputs behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from diffusion_lens.architectures.spec import Projection
+
+Fire = Callable[[Tensor], Tensor]
+
+
+def stream_slice(
+    sequence: Sequence[str], stream: str, lengths: Mapping[str, int], total: int
+) -> slice:
+    """Where a stream lies along a sequence of `total` tokens."""
+    if len(sequence) == 1:
+        return slice(0, total)
+    start = sum(lengths[name] for name in sequence[: list(sequence).index(stream)])
+    return slice(start, start + lengths[stream])
+
+
+def on_columns(
+    module: nn.Module,
+    rows: Callable[[int], slice],
+    columns: slice,
+    heads: int | None,
+    fire: Fire,
+) -> RemovableHandle:
+    """Fire on some rows and columns of a projection's input.
+
+    Args:
+        module: The projection.
+        rows: The token slice of a stream, given the length of the sequence.
+        columns: The columns, without a step.
+        heads: Show the columns as (head, d_head), or as they are.
+        fire: The hooks.
+    """
+
+    def before(_module: nn.Module, args: tuple) -> tuple | None:
+        given = args[0]
+        at = rows(given.shape[1])
+        part = given[:, at, columns]
+        shown = part.unflatten(-1, (heads, -1)) if heads else part
+        after = fire(shown)
+        if after is shown:
+            return None
+        changed = given.clone()
+        changed[:, at, columns] = after.flatten(-2) if heads else after
+        return (changed, *args[1:])
+
+    return module.register_forward_pre_hook(before)
+
+
+def on_result(
+    module: nn.Module,
+    rows: Callable[[int], slice],
+    width: int,
+    heads: int,
+    fire: Fire,
+) -> RemovableHandle:
+    """Fire on each head's own contribution to a projection's output (bias excluded)."""
+
+    def after(_module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
+        at = rows(output.shape[1])
+        given = args[0][:, at]
+        results = head_results(module, given, width, heads)
+        changed = fire(results)
+        if changed is results:
+            return None
+        out = output.clone()
+        out[:, at] = output[:, at] + (changed - results).sum(-2).to(output.dtype)
+        return out
+
+    return module.register_forward_hook(after)
+
+
+def on_fused_outputs(
+    module: nn.Module,
+    projection: Projection,
+    lengths: Callable[[], Mapping[str, int]],
+    width: int,
+    fires: Mapping[tuple[str, str], Fire],
+    collect: Callable[[str, str, Tensor], None],
+) -> RemovableHandle:
+    """Split a fused projection's output into attention and MLP and fire on both.
+
+    The attention's share has no bias, so the MLP's share carries it.
+
+    Args:
+        module: The fused projection.
+        projection: Its description.
+        lengths: Token counts of the running block.
+        width: Number of columns that belong to the heads.
+        fires: The hooks by (stream, sublayer).
+        collect: Told every share as it stands after the hooks.
+    """
+
+    def after(_module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
+        out = output
+        for stream in projection.streams:
+            at = stream_slice(projection.streams, stream, lengths(), output.shape[1])
+            wanted = [sublayer for name, sublayer in fires if name == stream]
+            if not wanted:
+                continue
+            attention = contribution(module, args[0][:, at], slice(0, width))
+            shares = {"attn": attention, "mlp": output[:, at] - attention}
+            for sublayer in wanted:
+                before = shares[sublayer]
+                changed = fires[stream, sublayer](before)
+                if changed is not before:
+                    out = out.clone() if out is output else out
+                    out[:, at] = out[:, at] + (changed - before)
+                    shares[sublayer] = changed
+            for sublayer, share in shares.items():
+                collect(stream, sublayer, share)
+        return None if out is output else out
+
+    return module.register_forward_hook(after)
+
+
+def head_results(module: nn.Module, given: Tensor, width: int, heads: int) -> Tensor:
+    """Each head's own contribution to a projection's output.
+
+    Returns:
+        Axes batch, pos, head, d_model.
+    """
+    if is_plain(module, given):
+        weight: Tensor = module.weight[:, :width].unflatten(1, (heads, -1))  # type: ignore[index]
+        return torch.einsum("bphd,ohd->bpho", given[..., :width].unflatten(-1, (heads, -1)), weight)
+    size = width // heads
+    parts = [
+        contribution(module, given, slice(head * size, (head + 1) * size)) for head in range(heads)
+    ]
+    return torch.stack(parts, -2)
+
+
+def contribution(module: nn.Module, given: Tensor, columns: slice) -> Tensor:
+    """What some input columns contribute to a projection's output, bias excluded.
+
+    Weights may be out of reach in a hook (offloaded, quantised, cast layer by layer, adapted by
+    LoRA): then the module's own forward is run on the columns alone and on zeros. For a linear map
+    the difference is the contribution; activation-quantised layers give it approximately.
+    """
+    if is_plain(module, given):
+        weight: Tensor = module.weight[:, columns]  # type: ignore[index]
+        return F.linear(given[..., columns], weight)
+    alone = torch.zeros_like(given)
+    alone[..., columns] = given[..., columns]
+    return module.forward(alone) - module.forward(torch.zeros_like(given[:1, :1]))
+
+
+def is_plain(module: Any, given: Tensor) -> bool:
+    """Whether a module is an ordinary linear layer with its weights at hand."""
+    return (
+        type(module) is nn.Linear
+        and "forward" not in module.__dict__
+        and module.weight.device == given.device
+        and module.weight.dtype == given.dtype
+        and not torch.is_autocast_enabled(given.device.type)
+    )

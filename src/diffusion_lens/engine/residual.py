@@ -1,0 +1,176 @@
+"""The residual stream of one block: entering, between sublayers, leaving, and the updates to it.
+
+Between sublayers the residual is no module's output; it is an argument of the next norm, and the block
+adds to that very tensor later. An edit is therefore written into it in place, so that the norm and the
+skip path both see it. An edited update replaces the sum: what entered plus the updates, added in the
+block's own order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from diffusion_lens.architectures.spec import BlockSite, Gate, Mid, Stream
+from diffusion_lens.engine.borders import on_argument, on_output
+
+Fire = Callable[[Tensor], Tensor]
+
+
+class StreamHooks:
+    """The hooks on one residual stream of one block.
+
+    Attributes:
+        block: The block.
+        stream: Its description of the stream.
+        fires: The hooks, by `"pre"`, `"post"`, a mid's name, or `("update", sublayer)`.
+    """
+
+    def __init__(self, block: BlockSite, name: str, fires: Mapping[Any, Fire]) -> None:
+        """Prepare for one stream; nothing is attached yet."""
+        self.block = block
+        self.name = name
+        self.stream: Stream = block.spec.streams[name]
+        self.fires = fires
+        self._entered: Tensor | None = None
+        self._gates: dict[Gate, Tensor] = {}
+        self._updates: dict[str, Tensor] = {}
+        self._edits: dict[str, Tensor] = {}
+        self._beside: list[Tensor] = []
+
+    @property
+    def follows_updates(self) -> bool:
+        """Whether any hook is on an update, so that the sums must be followed."""
+        return any(isinstance(key, tuple) for key in self.fires)
+
+    def attach_before(self, module: nn.Module) -> Iterator[RemovableHandle]:
+        """Attach what must run before the block's sublayers."""
+        if "pre" in self.fires:
+            yield on_argument(module, (self.stream.argument,), self.fires["pre"])
+        if not self.follows_updates:
+            return
+        yield on_argument(module, (self.stream.argument,), self._enter)
+        for gate in {gate for gate in map(self._gate, self._sublayers()) if gate is not None}:
+            source = module.get_submodule(gate.module)
+            yield source.register_forward_hook(self._keep_gate(gate))
+
+    def attach_after(self, module: nn.Module) -> Iterator[RemovableHandle]:
+        """Attach what must run after the sublayers' own hooks."""
+        if self.follows_updates:
+            yield from self._attach_sublayers(module)
+        for mid in self.stream.mids:
+            if mid.name in self.fires or self.follows_updates:
+                yield self._attach_mid(module.get_submodule(mid.module), mid)
+        if self.follows_updates and self.stream.returned:
+            yield on_output(module, self.stream.output, self._leave)
+        if "post" in self.fires:
+            yield on_output(module, self.stream.output, self.fires["post"])
+
+    def collect(self, sublayer: str, raw: Tensor) -> None:
+        """Take a sublayer's raw output: form its update and run the hooks on it."""
+        gate = self._gate(sublayer)
+        update = raw if gate is None else _beside(self._gates[gate], raw) * raw
+        fire = self.fires.get(("update", sublayer))
+        after = update if fire is None else fire(update)
+        self._updates[sublayer] = after
+        if after is not update:
+            self._edits[sublayer] = after - update
+
+    def _sublayers(self) -> tuple[str, ...]:
+        between = tuple(name for mid in self.stream.mids for name in mid.updates)
+        return (*between, *self.stream.updates)
+
+    def _gate(self, sublayer: str) -> Gate | None:
+        if sublayer == "mlp":
+            return self.block.spec.mlps[self.name].gate
+        return self.block.spec.attention(sublayer).gates.get(self.name)
+
+    def _enter(self, value: Tensor) -> Tensor:
+        self._entered = value
+        self._updates, self._edits, self._beside = {}, {}, []
+        return value
+
+    def _keep_gate(self, gate: Gate) -> Callable:
+        def keep(_module: nn.Module, _args: Any, output: Any) -> None:
+            self._gates[gate] = output[gate.index]
+
+        return keep
+
+    def _attach_sublayers(self, module: nn.Module) -> Iterator[RemovableHandle]:
+        for sublayer in self._sublayers():
+            place: int | None = None
+            if sublayer == "mlp":
+                path = self.block.spec.mlps[self.name].module
+            else:
+                attention = self.block.spec.attention(sublayer)
+                fused = attention.projections[self.name].fused
+                path = None if fused else attention.module
+                place = attention.outputs.get(self.name)
+            if path is None:
+                continue
+            source = module.get_submodule(path)
+            yield source.register_forward_hook(self._take(sublayer, place))
+
+    def _take(self, sublayer: str, place: int | None) -> Callable:
+        outputs = 1 if sublayer == "mlp" else len(self.block.spec.attention(sublayer).queries)
+
+        def take(_module: nn.Module, _args: Any, output: Any) -> None:
+            if isinstance(output, Tensor):
+                self.collect(sublayer, output)
+                return
+            self.collect(sublayer, output[place or 0])
+            if self.name == "img":
+                self._beside += output[outputs:]
+
+        return take
+
+    def _sum(self, updates: tuple[str, ...], value: Tensor) -> Tensor:
+        """The residual with edited updates; `value` itself where none was edited."""
+        edits = [self._edits[name] for name in updates if name in self._edits]
+        if not edits:
+            return value
+        if self._in_parallel():
+            for edit in edits:
+                value = value + edit
+            return value
+        assert self._entered is not None
+        total = self._entered
+        for name in updates:
+            total = total + self._updates[name]
+        return total
+
+    def _in_parallel(self) -> bool:
+        return self.block.spec.mlps[self.name].module is None
+
+    def _attach_mid(self, module: nn.Module, mid: Mid) -> RemovableHandle:
+        def between(value: Tensor) -> Tensor:
+            summed = self._sum(mid.updates, value)
+            fire = self.fires.get(mid.name)
+            after = summed if fire is None else fire(summed)
+            if after is not value:
+                value.copy_(after)
+            if self.follows_updates:
+                self._entered = value
+            return value
+
+        return on_argument(module, (mid.argument,), between)
+
+    def _leave(self, value: Tensor) -> Tensor:
+        after = self._sum(self.stream.updates, value)
+        if after is not value:
+            for beside in self._beside:
+                after = after + beside
+            if value.dtype == torch.float16:
+                after = after.clamp(-65504, 65504)
+        self._entered = None
+        self._gates, self._updates, self._edits, self._beside = {}, {}, {}, []
+        return after
+
+
+def _beside(gate: Tensor, raw: Tensor) -> Tensor:
+    """A gate [batch, d_model] broadcast over tokens."""
+    return gate.unsqueeze(1) if gate.ndim == raw.ndim - 1 else gate

@@ -1,0 +1,173 @@
+"""Cutting the part that a Site addresses out of a tensor, and putting it back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from diffusion_lens.errors import SiteError
+from diffusion_lens.hook_points.point import HookPoint
+from diffusion_lens.hook_points.selectors import Indices, Tokens
+from diffusion_lens.hook_points.site import Site
+
+Index = slice | tuple[int, ...]
+Part = tuple[tuple[int, Index], ...]
+"""(dimension, index) pairs; selected dimensions are kept."""
+
+WordLookup = Callable[[str], tuple[int, ...]]
+
+
+def take(value: Tensor, part: Part) -> Tensor:
+    """The part of a tensor: a view where every index is a slice, otherwise a copy."""
+    for dim, index in part:
+        if isinstance(index, slice):
+            start, stop, step = index.indices(value.shape[dim])
+            value = value[(slice(None),) * dim + (slice(start, stop, step),)]
+        else:
+            value = value.index_select(dim, as_tensor(index, value))
+    return value
+
+
+def put(value: Tensor, part: Part, replacement: Tensor) -> None:
+    """Write a part back into the tensor that it was taken from, in place."""
+    if not part:
+        value.copy_(replacement)
+        return
+    (dim, index), *rest = part
+    if isinstance(index, slice):
+        put(take(value, ((dim, index),)), tuple(rest), replacement)
+        return
+    inner = take(value, ((dim, index),))
+    put(inner, tuple(rest), replacement)
+    value.index_copy_(dim, as_tensor(index, value), inner)
+
+
+def as_tensor(index: tuple[int, ...], like: Tensor) -> Tensor:
+    """Indices as a tensor beside `like`."""
+    return torch.tensor(index, device=like.device)
+
+
+def size_of(index: Index | None, length: int) -> int:
+    """How many entries an index selects of `length`."""
+    if index is None:
+        return length
+    return len(range(*index.indices(length))) if isinstance(index, slice) else len(index)
+
+
+def numbers(index: Index | None, length: int) -> tuple[int, ...]:
+    """The selected entries as numbers."""
+    if index is None:
+        return tuple(range(length))
+    return tuple(range(*index.indices(length))) if isinstance(index, slice) else index
+
+
+def token_index(
+    tokens: Tokens | None,
+    sequence: Sequence[str],
+    lengths: Mapping[str, int],
+    words: WordLookup,
+    *,
+    where: str,
+) -> Index | None:
+    """Turn a token selector into an index along one axis.
+
+    Args:
+        tokens: The selector; None selects the whole axis.
+        sequence: The streams along the axis, in order.
+        lengths: Token count of each of them.
+        words: Gives the text-stream indices of a word of the prompt.
+        where: What to call the axis in an error.
+
+    Returns:
+        The index, or None for the whole axis.
+
+    Raises:
+        SiteError: If an index lies outside.
+    """
+    if tokens is None:
+        return None
+    stream = tokens.stream or ("txt" if tokens.words else None)
+    start = 0
+    length = sum(lengths[name] for name in sequence)
+    if stream is not None:
+        start = sum(lengths[name] for name in sequence[: list(sequence).index(stream)])
+        length = lengths[stream]
+    if tokens.words:
+        found = tuple(dict.fromkeys(index for word in tokens.words for index in words(word)))
+        return tuple(start + index for index in _inside(found, length, where))
+    if tokens.indices is None:
+        return slice(start, start + length)
+    if isinstance(tokens.indices, slice):
+        first, last, step = tokens.indices.indices(length)
+        if first >= last:
+            raise SiteError(
+                f"{where}: {tokens.indices} selects nothing of {length} tokens ({_called(stream)})"
+            )
+        return slice(start + first, start + last, step)
+    return tuple(start + index for index in _inside(tokens.indices, length, where))
+
+
+def _inside(indices: Sequence[int], length: int, where: str) -> tuple[int, ...]:
+    wrong = [index for index in indices if not -length <= index < length]
+    if wrong:
+        raise SiteError(
+            f"{where}: index {wrong[0]} is out of range, there are {length} tokens "
+            f"(0 to {length - 1}); `hook.words` maps the prompt's words to indices"
+        )
+    return tuple(index % length for index in indices)
+
+
+def _called(stream: str | None) -> str:
+    return "the whole axis" if stream is None else f"stream {stream!r}"
+
+
+def selects(point: HookPoint, site: Site) -> bool:
+    """Whether a Site's selectors fit the axes and streams of a point."""
+    by_axis: dict[str, Tokens | None] = {"query": site.query, "key": site.key, "pos": site.pos}
+    for axis, tokens in by_axis.items():
+        if tokens is None:
+            continue
+        if axis not in point.axes:
+            return False
+        stream = tokens.stream or ("txt" if tokens.words else None)
+        if stream is not None and stream not in point.sequences.get(axis, ()):
+            return False
+    return site.heads is None or _has_heads(point, site)
+
+
+def _has_heads(point: HookPoint, site: Site) -> bool:
+    if point.heads is None or site.heads is None:
+        return False
+    pairs = isinstance(site.heads[0], tuple)
+    return not pairs or heads_in(point, site) != ()
+
+
+def heads_in(point: HookPoint, site: Site) -> tuple[int, ...] | None:
+    """The heads of a point that a Site selects, None for all.
+
+    Raises:
+        SiteError: If a head does not exist there.
+    """
+    if site.heads is None or point.heads is None:
+        return None
+    heads = tuple(
+        head if isinstance(head, int) else head[1]
+        for head in site.heads
+        if isinstance(head, int) or head[0] == point.block
+    )
+    wrong = [head for head in heads if not -point.heads <= head < point.heads]
+    if wrong:
+        raise SiteError(
+            f"{point.name} has {point.heads} heads (0 to {point.heads - 1}), head {wrong[0]} was "
+            f"asked for in {site!r}; where blocks differ give (block, head) pairs"
+        )
+    return tuple(head % point.heads for head in heads)
+
+
+def contiguous(indices: Indices | None) -> Index | None:
+    """A slice where consecutive numbers allow it, since slices cut without copying."""
+    if isinstance(indices, tuple) and indices == tuple(range(indices[0], indices[0] + len(indices))):
+        return slice(indices[0], indices[-1] + 1)
+    return indices

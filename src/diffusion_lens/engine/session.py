@@ -1,0 +1,379 @@
+"""Attaching hooks to a model, and taking them off again.
+
+Modules are looked up when hooks are attached, not when the model is wrapped, since LoRA and quantisation
+replace them. Nothing is attached for what nobody asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from diffusion_lens.architectures.sources import (
+    AtModule,
+    AtScheduler,
+    AttentionContext,
+    BeforeRope,
+    HeadResult,
+    HeadValues,
+    Neurons,
+    ProductInput,
+    ProductWeights,
+    StreamBetween,
+    StreamEntering,
+    StreamLeaving,
+    SublayerOutput,
+    SublayerUpdate,
+)
+from diffusion_lens.architectures.spec import Attention, BlockSite
+from diffusion_lens.engine.attention import AttentionHooks
+from diffusion_lens.engine.borders import on_argument, on_output
+from diffusion_lens.engine.firing import GUIDED, Registration, Tap, fire
+from diffusion_lens.engine.noise import noise_level
+from diffusion_lens.engine.projection import (
+    on_columns,
+    on_fused_outputs,
+    on_result,
+    stream_slice,
+)
+from diffusion_lens.engine.residual import StreamHooks
+from diffusion_lens.engine.selection import heads_in, selects
+from diffusion_lens.engine.steps import Evaluation, StepTracker
+from diffusion_lens.errors import EngineError, SiteError
+from diffusion_lens.hook_points.names import match_names
+from diffusion_lens.hook_points.point import HookPoint
+
+Fire = Callable[[Tensor], Tensor]
+
+
+def expand(
+    registrations: Sequence[Registration], points: Mapping[str, HookPoint], *, model: str
+) -> dict[str, list[Tap]]:
+    """Every registration at every point that its Site selects; readers come last at each.
+
+    Raises:
+        UnknownHookPointError: If a name matches nothing.
+        SiteError: If the names match but the other selectors fit none of the points.
+    """
+    taps: dict[str, list[Tap]] = {}
+    for registration in registrations:
+        names = match_names(registration.site.name, list(points), model=model)
+        fitting = [points[name] for name in names if selects(points[name], registration.site)]
+        if not fitting:
+            raise SiteError(_fits_nothing(registration, points[names[0]], len(names)))
+        for point in fitting:
+            tap = Tap(registration, point, heads_in(point, registration.site))
+            taps.setdefault(point.name, []).append(tap)
+    for found in taps.values():
+        found.sort(key=lambda tap: tap.registration.read_only)
+    return taps
+
+
+def _fits_nothing(registration: Registration, first: HookPoint, count: int) -> str:
+    streams = {axis: list(names) for axis, names in first.sequences.items()}
+    heads = "no head axis" if first.heads is None else f"{first.heads} heads"
+    return (
+        f"{registration.site!r} selects nothing: {count} names match, but none has such tokens or "
+        f"heads; {first.name} has axes {first.axes}, streams {streams}, {heads}"
+    )
+
+
+class Session:
+    """All hooks of a model while they are attached."""
+
+    def __init__(
+        self,
+        tracker: StepTracker,
+        points: Mapping[str, HookPoint],
+        registrations: Sequence[Registration],
+        *,
+        model: str,
+    ) -> None:
+        """Plan what to attach; raises before anything is touched."""
+        self.tracker = tracker
+        self.denoiser = tracker.denoiser
+        self.registrations = list(registrations)
+        self.taps = expand(registrations, points, model=model)
+        self._lengths: dict[str, dict[str, int]] = {}
+        self._exit = contextlib.ExitStack()
+
+    def __enter__(self) -> Session:
+        """Attach every hook; on an error the model is left as it was."""
+        with contextlib.ExitStack() as stack:
+            if self.taps:
+                self._refuse_what_hides_hooks()
+                if "torch._dynamo" in sys.modules:
+                    stack.enter_context(torch.compiler.set_stance("force_eager"))
+            stack.enter_context(self.tracker.attached())
+            for handle in self._attach():
+                stack.callback(handle.remove)
+            self._exit = stack.pop_all()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """Take every hook off."""
+        self._exit.close()
+
+    def _refuse_what_hides_hooks(self) -> None:
+        if getattr(self.denoiser, "is_cache_enabled", False):
+            raise EngineError(
+                "a diffusers cache is enabled on the denoiser: it skips blocks, whose hooks would "
+                "not fire; call `disable_cache()` first"
+            )
+        if getattr(self.denoiser, "_parallel_config", None) is not None:
+            raise EngineError(
+                "the denoiser runs context-parallel, where each process sees only part of the "
+                "sequence; run hooked calls on one device"
+            )
+
+    # -- from points to torch hooks -----------------------------------------------------------
+
+    def _attach(self) -> Iterator[RemovableHandle]:
+        by_block: dict[str, dict[Any, list[Tap]]] = {}
+        for taps in self.taps.values():
+            source: Any = taps[0].point.source
+            if isinstance(source, AtModule):
+                yield self._at_module(source, taps)
+            elif isinstance(source, AtScheduler):
+                yield self._at_scheduler(source, taps)
+            else:
+                by_block.setdefault(source.block.path, {})[source] = taps
+        for sources in by_block.values():
+            yield from self._attach_block(sources)
+
+    def _at_module(self, source: AtModule, taps: Sequence[Tap]) -> RemovableHandle:
+        point = source.point
+        module = self.denoiser.get_submodule(point.module)
+
+        def transform(value: Tensor) -> Tensor:
+            evaluation = self.tracker.evaluation()
+            sequence = taps[0].point.sequences.get("pos", ())
+            lengths = {name: value.shape[1] for name in sequence}
+            return fire(taps, value, evaluation, lengths)
+
+        if point.argument is not None:
+            return on_argument(module, point.argument, transform)
+        return on_output(module, point.output, transform)
+
+    def _at_scheduler(self, source: AtScheduler, taps: Sequence[Tap]) -> RemovableHandle:
+        def guided(prediction: Tensor, timestep: Any, sample: Tensor) -> Tensor:
+            evaluation = self.tracker.evaluation()
+            rows = ((GUIDED, slice(0, prediction.shape[0])),)
+            lengths = {"img": prediction.shape[1]} if prediction.ndim == 3 else {}
+            if source.which == "guided_pred":
+                return fire(taps, prediction, evaluation, lengths, rows=rows)
+            level = noise_level(self.tracker.scheduler(), float(timestep))
+            clean = level.clean(prediction, sample)
+            changed = fire(taps, clean, evaluation, lengths, rows=rows)
+            return prediction if changed is clean else level.prediction_for(changed, sample)
+
+        listeners = self.tracker.on_guided
+        at = len(listeners) if source.which == "pred_x0" else 0
+        listeners.insert(at, guided)
+        return _Removal(lambda: listeners.remove(guided))
+
+    def _attach_block(self, sources: Mapping[Any, list[Tap]]) -> Iterator[RemovableHandle]:
+        block: BlockSite = next(iter(sources)).block
+        module = self.denoiser.get_submodule(block.path)
+        if getattr(module, "_chunk_size", None) is not None:
+            raise EngineError(
+                f"{block.path} runs its feed-forward in chunks, whose parts cannot be told apart; "
+                "call `disable_forward_chunking()` first"
+            )
+        yield module.register_forward_pre_hook(self._measure(block, module), with_kwargs=True)
+        streams = {name: self._stream_hooks(block, name, sources) for name in block.spec.streams}
+        for hooks in streams.values():
+            yield from hooks.attach_before(module)
+        for attention in block.spec.attentions:
+            yield from self._attach_attention(block, attention, sources)
+        for name in block.spec.mlps:
+            yield from self._attach_mlp(block, name, sources)
+        yield from self._attach_fused(block, sources, streams)
+        for hooks in streams.values():
+            yield from hooks.attach_after(module)
+
+    def _measure(self, block: BlockSite, module: nn.Module) -> Callable:
+        """Note the token count of each stream when the block is called."""
+        parameters = list(inspect.signature(type(module).forward).parameters)[1:]
+        arguments = {name: stream.argument for name, stream in block.spec.streams.items()}
+
+        def measure(_module: nn.Module, args: tuple, kwargs: dict) -> None:
+            given = dict(zip(parameters, args, strict=False)) | kwargs
+            self._lengths[block.path] = {
+                name: given[argument].shape[1]
+                for name, argument in arguments.items()
+                if isinstance(given.get(argument), Tensor)
+            }
+
+        return measure
+
+    def _fire(self, block: BlockSite, taps: Sequence[Tap]) -> Fire:
+        def run(value: Tensor) -> Tensor:
+            lengths = dict(self._lengths[block.path])
+            sequence = taps[0].point.sequences["pos"]
+            if len(sequence) == 1:
+                lengths[sequence[0]] = value.shape[1]
+            return fire(taps, value, self.tracker.evaluation(), lengths)
+
+        return run
+
+    def _stream_hooks(
+        self, block: BlockSite, name: str, sources: Mapping[Any, list[Tap]]
+    ) -> StreamHooks:
+        fires: dict[Any, Fire] = {}
+        for source, taps in sources.items():
+            if getattr(source, "stream", None) != name:
+                continue
+            if isinstance(source, StreamEntering):
+                fires["pre"] = self._fire(block, taps)
+            elif isinstance(source, StreamBetween):
+                fires[source.mid.name] = self._fire(block, taps)
+            elif isinstance(source, StreamLeaving):
+                fires["post"] = self._fire(block, taps)
+            elif isinstance(source, SublayerUpdate):
+                fires["update", source.sublayer] = self._fire(block, taps)
+        return StreamHooks(block, name, fires)
+
+    def _attach_attention(
+        self, block: BlockSite, attention: Attention, sources: Mapping[Any, list[Tap]]
+    ) -> Iterator[RemovableHandle]:
+        module: Any = self.denoiser.get_submodule(block.inside(attention.module))
+        heads, width = module.heads, module.inner_dim
+        products = {}
+        for source, taps in sources.items():
+            if getattr(source, "attention", None) is not attention:
+                continue
+            run = None if isinstance(source, ProductWeights) else self._fire(block, taps)
+            if isinstance(source, ProductInput | ProductWeights):
+                products[source] = taps
+            elif isinstance(source, AttentionContext):
+                yield on_argument(module, (attention.context or "",), run)  # type: ignore[arg-type]
+            elif isinstance(source, BeforeRope):
+                yield self._before_rope(block, source, run)  # type: ignore[arg-type]
+            else:
+                assert isinstance(source, HeadValues | HeadResult)
+                projection = attention.projections[source.stream]
+                target = self.denoiser.get_submodule(block.inside(projection.module))
+                rows = self._rows(block, projection.streams, source.stream)
+                attach = (
+                    on_columns(target, rows, slice(0, width), heads, run)  # type: ignore[arg-type]
+                    if isinstance(source, HeadValues)
+                    else on_result(target, rows, width, heads, run)  # type: ignore[arg-type]
+                )
+                yield attach
+        if products:
+            hooks = AttentionHooks(
+                attention,
+                products,
+                lambda: self._lengths[block.path],
+                self.tracker.evaluation,
+                f"{block.prefix}.{attention.name}",
+            )
+            yield module.register_forward_pre_hook(hooks.enter)
+            yield module.register_forward_hook(hooks.leave, always_call=True)
+        for source, taps in sources.items():
+            if isinstance(source, SublayerOutput) and source.sublayer == attention.name:
+                if attention.projections[source.stream].fused:
+                    continue
+                place = attention.outputs.get(source.stream)
+                yield on_output(module, place, self._fire(block, taps))
+
+    def _before_rope(self, block: BlockSite, source: BeforeRope, run: Fire) -> RemovableHandle:
+        path = source.attention.before_rope[source.stream]["qk".index(source.which)]
+        module = self.denoiser.get_submodule(block.inside(path))
+        sharing = source.attention.before_rope.values()
+        joint = sum(path in modules for modules in sharing) > 1
+        sequence = source.attention.queries if joint else (source.stream,)
+
+        def transform(value: Tensor) -> Tensor:
+            at = self._rows(block, sequence, source.stream)(value.shape[1])
+            part = value[:, at]
+            after = run(part)
+            if after is part:
+                return value
+            out = value.clone()
+            out[:, at] = after
+            return out
+
+        return on_output(module, None, transform)
+
+    def _attach_mlp(
+        self, block: BlockSite, name: str, sources: Mapping[Any, list[Tap]]
+    ) -> Iterator[RemovableHandle]:
+        mlp = block.spec.mlps[name]
+        for source, taps in sources.items():
+            if getattr(source, "stream", None) != name:
+                continue
+            if isinstance(source, Neurons):
+                module = self.denoiser.get_submodule(block.inside(mlp.down))
+                shared = mlp.module is None
+                sequence = self._fused(block).streams if shared else (name,)
+                columns = slice(self._width(block) if shared else 0, None)
+                rows = self._rows(block, sequence, name)
+                yield on_columns(module, rows, columns, None, self._fire(block, taps))
+            elif isinstance(source, SublayerOutput) and source.sublayer == "mlp" and mlp.module:
+                module = self.denoiser.get_submodule(block.inside(mlp.module))
+                yield on_output(module, None, self._fire(block, taps))
+
+    def _attach_fused(
+        self,
+        block: BlockSite,
+        sources: Mapping[Any, list[Tap]],
+        streams: Mapping[str, StreamHooks],
+    ) -> Iterator[RemovableHandle]:
+        """Outputs and updates of an attention and an MLP that share one projection."""
+        if all(mlp.module is not None for mlp in block.spec.mlps.values()):
+            return
+        fires = {
+            (source.stream, source.sublayer): self._fire(block, taps)
+            for source, taps in sources.items()
+            if isinstance(source, SublayerOutput)
+        }
+        for name, hooks in streams.items():
+            if hooks.follows_updates:
+                for sublayer in ("attn", "mlp"):
+                    fires.setdefault((name, sublayer), lambda value: value)
+        if not fires:
+            return
+        projection = self._fused(block)
+        module = self.denoiser.get_submodule(block.inside(projection.module))
+
+        def collect(stream: str, sublayer: str, share: Tensor) -> None:
+            if streams[stream].follows_updates:
+                streams[stream].collect(sublayer, share)
+
+        def lengths() -> Mapping[str, int]:
+            return self._lengths[block.path]
+
+        yield on_fused_outputs(module, projection, lengths, self._width(block), fires, collect)
+
+    def _fused(self, block: BlockSite) -> Any:
+        projections = block.spec.attentions[0].projections
+        return next(iter(projections.values()))
+
+    def _width(self, block: BlockSite) -> int:
+        attention = self.denoiser.get_submodule(block.inside(block.spec.attentions[0].module))
+        return attention.inner_dim  # type: ignore[return-value]
+
+    def _rows(self, block: BlockSite, sequence: Sequence[str], stream: str) -> Callable:
+        def rows(total: int) -> slice:
+            return stream_slice(sequence, stream, self._lengths[block.path], total)
+
+        return rows
+
+
+class _Removal:
+    """Something with `remove()`, as torch's handles have it."""
+
+    def __init__(self, undo: Callable[[], None]) -> None:
+        self.remove = undo
+
+
+__all__ = ["Evaluation", "Session", "expand"]

@@ -1,0 +1,305 @@
+"""Which evaluation of the denoiser is running: step, guidance branches, prompts, grid."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffusion_lens.architectures.spec import DenoiserSpec
+from diffusion_lens.engine.noise import noise_level
+from diffusion_lens.engine.words import word_tokens, words_of
+from diffusion_lens.errors import EngineError, WordError
+
+Rows = tuple[tuple[str, slice], ...]
+
+
+class Evaluation:
+    """One call of the denoiser."""
+
+    def __init__(self, tracker: StepTracker, arguments: Mapping[str, Any]) -> None:
+        """Work out which rows of the batch belong to which guidance branch."""
+        self.tracker = tracker
+        self.step = tracker.step
+        self.arguments = arguments
+        self.batch = int(arguments[tracker.spec.latents].shape[0])
+        self.rows = tracker.branch_rows(arguments, self.batch)
+        self.in_backward = False
+
+    def timestep(self) -> float:
+        """The scheduler's timestep."""
+        found = self.arguments.get("timestep")
+        value = found.reshape(-1)[0] if isinstance(found, Tensor) else found
+        return float(value) * self.tracker.spec.timestep_scale if value is not None else math.nan
+
+    def sigma(self) -> float:
+        """The noise level in the scheduler's own units."""
+        return noise_level(self.tracker.scheduler(), self.timestep()).noise
+
+    def grid(self, level: int) -> tuple[int, ...]:
+        """Token grid of the image at a resolution level."""
+        return self.tracker.spec.grid(self.tracker.denoiser, self.arguments, level)
+
+    def tokens(self, level: int) -> dict[str, int]:
+        """Token count of each stream at a resolution level."""
+        latents = self.arguments[self.tracker.spec.latents]
+        text = self.arguments.get(self.tracker.spec.text)
+        image = latents.shape[1] if latents.ndim == 3 else math.prod(self.grid(level))
+        return {"img": int(image)} | ({} if text is None else {"txt": int(text.shape[1])})
+
+    def words(self, branch: str) -> Mapping[str, tuple[int, ...]]:
+        """Text-stream indices of the words that lie at the same place in every prompt."""
+        prompts = self.tracker.prompts_of(branch)
+        found = {}
+        for word in words_of(prompts[0]):
+            with contextlib.suppress(WordError):
+                found[word] = self.word(branch, word)
+        return found
+
+    def word(self, branch: str, word: str) -> tuple[int, ...]:
+        """Text-stream indices of one word of the branch's prompts.
+
+        Raises:
+            WordError: If it is missing, or stands elsewhere in another prompt of the batch.
+        """
+        tracker = self.tracker
+        places = {
+            prompt: word_tokens(tracker.pipe, tracker.spec.text_parts, prompt, word)
+            for prompt in dict.fromkeys(tracker.prompts_of(branch))
+        }
+        if len(set(places.values())) > 1:
+            where = "; ".join(f"{prompt!r}: {indices}" for prompt, indices in places.items())
+            raise WordError(
+                f"{word!r} stands at different tokens in the prompts of one batch ({where}); "
+                "run these prompts one at a time, or word them alike"
+            )
+        return next(iter(places.values()))
+
+
+class StepTracker:
+    """Follows a pipeline through its steps.
+
+    A step is counted when the scheduler steps, so PNDM's repeated timestep and Heun's second
+    evaluation have numbers of their own. Branches come from the batch, or from the name that a
+    pipeline gives each call (`cache_context`). Prompts are those that `encode_prompt` was given.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        denoiser: nn.Module,
+        spec: DenoiserSpec,
+        *,
+        branches: Sequence[str] | None = None,
+    ) -> None:
+        """Follow `denoiser` inside `pipe` (None for a bare denoiser)."""
+        self.pipe = pipe
+        self.denoiser = denoiser
+        self.spec = spec
+        self.branches = tuple(branches) if branches else None
+        self.step = 0
+        self.evaluations = 0
+        self.steps_ahead: int | None = None
+        self.current: Evaluation | None = None
+        self.prompts: dict[str, list[str]] = {}
+        self.in_pipeline = False
+        self.named_branch: str | None = None
+        self.on_evaluation: list[Callable[[Evaluation], None]] = []
+        self.on_guided: list[Callable[[Tensor, Any, Tensor], Tensor]] = []
+        self.on_step: list[Callable[[], None]] = []
+        self._parameters = list(inspect.signature(type(denoiser).forward).parameters)[1:]
+
+    def scheduler(self) -> Any:
+        """The pipeline's scheduler.
+
+        Raises:
+            EngineError: For a bare denoiser.
+        """
+        if self.pipe is None:
+            raise EngineError(
+                "a bare denoiser has no scheduler; wrap the pipeline to read sigma or prompts"
+            )
+        return self.pipe.scheduler
+
+    def evaluation(self) -> Evaluation:
+        """The evaluation that is running.
+
+        Raises:
+            EngineError: If a hooked module is called outside the denoiser, or if gradient
+                checkpointing recomputes one of several evaluations.
+        """
+        if self.current is None:
+            raise EngineError(
+                "a hooked module ran outside its denoiser; call the pipeline or the denoiser"
+            )
+        if recomputing():
+            if self.evaluations > 1:
+                raise EngineError(
+                    "gradient checkpointing recomputes activations of one of several evaluations, "
+                    "and which one cannot be told; run backward after each `model.denoise(...)`, "
+                    "or switch checkpointing off with `disable_gradient_checkpointing()`"
+                )
+            self.current.in_backward = True
+        return self.current
+
+    def prompts_of(self, branch: str) -> list[str]:
+        """The prompts of a branch.
+
+        Raises:
+            WordError: If none are known, as when the run was given embeddings.
+        """
+        found = self.prompts.get(branch)
+        if not found:
+            raise WordError(
+                f"the prompts of branch {branch!r} are not known (the run was given embeddings, or "
+                "the denoiser was called by hand); use token indices instead of words"
+            )
+        return found
+
+    def branch_rows(self, arguments: Mapping[str, Any], batch: int) -> Rows:
+        """The rows of the batch that belong to each branch, in batch order."""
+        names = self._branch_names(arguments)
+        if batch % len(names):
+            raise EngineError(
+                f"a batch of {batch} cannot hold the branches {names} in equal parts; "
+                'say what it holds with `model.hooks(..., branches=("uncond", "cond"))`'
+            )
+        size = batch // len(names)
+        return tuple(
+            (name, slice(index * size, (index + 1) * size)) for index, name in enumerate(names)
+        )
+
+    def _branch_names(self, arguments: Mapping[str, Any]) -> tuple[str, ...]:
+        if self.branches is not None:
+            return self.branches
+        if arguments.get("skip_layers") is not None:
+            return ("skip",)
+        if self.spec.guidance == "calls":
+            return (self.named_branch or "cond",)
+        guided = self.in_pipeline and getattr(self.pipe, "do_classifier_free_guidance", False)
+        return self.spec.branches if guided else ("cond",)
+
+    @contextlib.contextmanager
+    def attached(self) -> Iterator[StepTracker]:
+        """Follow the pipeline while the context is open."""
+        with contextlib.ExitStack() as undo:
+            handles = [
+                self.denoiser.register_forward_pre_hook(self._before, with_kwargs=True, prepend=True)
+            ]
+            undo.callback(lambda: [handle.remove() for handle in handles])
+            if hasattr(self.denoiser, "cache_context"):
+                undo.enter_context(_wrapped(self.denoiser, "cache_context", self._cache_context))
+            if self.pipe is not None:
+                scheduler = self.pipe.scheduler
+                undo.enter_context(_wrapped(scheduler, "set_timesteps", self._set_timesteps))
+                undo.enter_context(_wrapped(scheduler, "step", self._step))
+                undo.enter_context(_wrapped(self.pipe, "encode_prompt", self._encode_prompt))
+                undo.enter_context(_wrapped(self.pipe, "maybe_free_model_hooks", self._run_ends))
+            yield self
+
+    def _before(self, _module: nn.Module, args: tuple, kwargs: dict) -> None:
+        arguments = dict(zip(self._parameters, args, strict=False)) | kwargs
+        self.current = Evaluation(self, arguments)
+        self.evaluations += 1
+        for listener in self.on_evaluation:
+            listener(self.current)
+
+    def _set_timesteps(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        self.begin_run(len(self.pipe.scheduler.timesteps))
+        self.in_pipeline = True
+        return result
+
+    def begin_run(self, steps_ahead: int | None) -> None:
+        """Count steps from 0 again."""
+        self.step = 0
+        self.evaluations = 0
+        self.steps_ahead = steps_ahead
+
+    def _step(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
+        if self.on_guided:
+            names = ("model_output", "timestep", "sample")
+            bound = dict(zip(names, args, strict=False)) | kwargs
+            rest = args[len(names) :]
+            for listener in self.on_guided:
+                arguments = (bound["model_output"], bound["timestep"], bound["sample"])
+                bound["model_output"] = listener(*arguments)
+            args = tuple(bound.pop(name) for name in names) + rest
+            kwargs = bound
+        result = original(*args, **kwargs)
+        self.step += 1
+        for listener in self.on_step:
+            listener()
+        return result
+
+    def _encode_prompt(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
+        bound = inspect.signature(original).bind(*args, **kwargs).arguments
+        prompt = bound.get("prompt")
+        if self.evaluations or self.in_pipeline:
+            self.prompts = {}
+            self.evaluations = 0
+            self.in_pipeline = False
+        if prompt is not None:
+            images = int(bound.get("num_images_per_prompt") or 1)
+            branch = "uncond" if self.spec.guidance == "calls" and self.prompts else "cond"
+            self.prompts[branch] = _rows(prompt, images)
+            if self.spec.guidance == "batched":
+                count = len(self.prompts["cond"]) // images
+                negative = bound.get("negative_prompt") or ""
+                repeated = [negative] * count if isinstance(negative, str) else negative
+                self.prompts["uncond"] = _rows(repeated, images)
+        return original(*args, **kwargs)
+
+    def _run_ends(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
+        self.in_pipeline = False
+        return original(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def _cache_context(
+        self, original: Callable, name: str, *args: Any, **kwargs: Any
+    ) -> Iterator[None]:
+        before, self.named_branch = self.named_branch, name
+        try:
+            with original(name, *args, **kwargs):
+                yield
+        finally:
+            self.named_branch = before
+
+
+def recomputing() -> bool:
+    """Whether the code runs inside a backward pass (gradient checkpointing)."""
+    return torch._C._current_graph_task_id() != -1
+
+
+def _rows(prompts: str | Sequence[str], images: int) -> list[str]:
+    listed = [prompts] if isinstance(prompts, str) else list(prompts)
+    return [prompt for prompt in listed for _ in range(images)]
+
+
+@contextlib.contextmanager
+def _wrapped(owner: Any, name: str, wrapper: Callable) -> Iterator[None]:
+    """Put `wrapper(original, ...)` in front of a method of one object while the context is open."""
+    original = getattr(owner, name, None)
+    if original is None:
+        yield
+        return
+    before = owner.__dict__.get(name)
+
+    @functools.wraps(original)
+    def method(*args: Any, **kwargs: Any) -> Any:
+        return wrapper(original, *args, **kwargs)
+
+    object.__setattr__(owner, name, method)
+    try:
+        yield
+    finally:
+        if before is None:
+            owner.__dict__.pop(name, None)
+        else:
+            object.__setattr__(owner, name, before)

@@ -1,0 +1,76 @@
+"""Every exception of the library, and the one way its messages are put together.
+
+A message says what was asked, what was found, the nearest valid thing and what to call.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class DiffusionLensError(Exception):
+    """Base class of every error that this library raises on purpose."""
+
+
+class UnknownHookPointError(DiffusionLensError, LookupError):
+    """A name or pattern matches no hook point of the model."""
+
+
+class SiteError(DiffusionLensError, ValueError):
+    """A Site is malformed, or selects nothing, or selects what does not exist."""
+
+
+class WordError(DiffusionLensError, LookupError):
+    """A word is not in the prompt, or there is no prompt to look it up in."""
+
+
+class HookReturnError(DiffusionLensError, ValueError):
+    """A hook gave back something that cannot stand in for what it was given."""
+
+
+class DeadHookPointError(DiffusionLensError, ValueError):
+    """A hook edited a value that the model computes and then throws away."""
+
+
+class HookNeverFiredError(DiffusionLensError, RuntimeError):
+    """The model ran, but a requested hook never saw a value."""
+
+
+class UnsupportedModelError(DiffusionLensError, TypeError):
+    """The object is no pipeline or denoiser whose architecture is known."""
+
+
+class EngineError(DiffusionLensError, RuntimeError):
+    """The model runs in a way that hides what a hook asked for."""
+
+
+class RunError(DiffusionLensError, ValueError):
+    """The arguments of a run contradict each other or the pipeline."""
+
+
+class CacheBudgetError(DiffusionLensError, MemoryError):
+    """What was asked for does not fit into the cache's byte budget."""
+
+
+class CacheFileError(DiffusionLensError, ValueError):
+    """A folder does not hold a readable activation cache."""
+
+
+class CacheKeyError(DiffusionLensError, KeyError):
+    """The cache does not hold what was asked for."""
+
+    def __str__(self) -> str:
+        """The message itself (a plain KeyError would print its repr)."""
+        return str(self.args[0]) if self.args else ""
+
+
+def closest(asked: str, valid: Iterable[str], *, count: int = 3) -> list[str]:
+    """The valid names most similar to `asked`, best first."""
+    return difflib.get_close_matches(asked, list(dict.fromkeys(valid)), n=count, cutoff=0.3)
+
+
+def listing(items: Sequence[object], *, most: int = 8) -> str:
+    """Items joined by commas, cut after `most` with the number left out."""
+    shown = ", ".join(str(item) for item in items[:most])
+    return shown if len(items) <= most else f"{shown}, … ({len(items) - most} more)"

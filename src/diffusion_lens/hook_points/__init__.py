@@ -1,0 +1,7 @@
+"""Names of hook points, Sites that address parts of them, and what a hook is told."""
+
+from diffusion_lens.hook_points.context import HookContext as HookContext
+from diffusion_lens.hook_points.names import match_names as match_names
+from diffusion_lens.hook_points.point import Absent as Absent
+from diffusion_lens.hook_points.point import HookPoint as HookPoint
+from diffusion_lens.hook_points.site import Site as Site

@@ -1,0 +1,76 @@
+"""Patterns over hook-point names: `*` is one dotted part, `**` any number of them."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Iterable, Sequence
+
+from diffusion_lens.errors import UnknownHookPointError, closest, listing
+
+NamePattern = str | Callable[[str], bool]
+
+
+@functools.lru_cache(maxsize=1024)
+def compile_pattern(pattern: str) -> re.Pattern[str]:
+    """Turn a name pattern into a regular expression over whole names.
+
+    `*` inside a part stands for any characters of that part; `**` as a part of its own stands for
+    any number of parts, none included.
+    """
+    parts = pattern.split(".")
+    expression = ""
+    for index, part in enumerate(parts):
+        last = index == len(parts) - 1
+        if part == "**":
+            expression += r".*" if last else r"(?:[^.]+\.)*"
+        else:
+            expression += re.escape(part).replace(r"\*", r"[^.]*") + ("" if last else r"\.")
+    return re.compile(expression.replace(r"\..*", r"(?:\..*)?"))
+
+
+def is_pattern(name: str) -> bool:
+    """Whether a name has wildcards."""
+    return "*" in name
+
+
+def matches(pattern: NamePattern, name: str) -> bool:
+    """Whether `name` is matched by a name, a pattern or a predicate."""
+    if callable(pattern):
+        return bool(pattern(name))
+    return compile_pattern(pattern).fullmatch(name) is not None
+
+
+def match_names(
+    pattern: NamePattern | Iterable[NamePattern], names: Sequence[str], *, model: str = "this model"
+) -> list[str]:
+    """All names that a pattern selects, in the order of `names`.
+
+    Args:
+        pattern: A name, a pattern with `*` and `**`, a predicate over names, or several of these.
+        names: The valid names.
+        model: What to call the model in an error.
+
+    Raises:
+        UnknownHookPointError: If one of the patterns matches nothing; the message shows the
+            closest names.
+    """
+    if callable(pattern) or isinstance(pattern, str):
+        pattern = [pattern]
+    wanted: set[str] = set()
+    for one in pattern:
+        found = [name for name in names if matches(one, name)]
+        if not found:
+            raise UnknownHookPointError(_nothing_matches(one, names, model))
+        wanted.update(found)
+    return [name for name in names if name in wanted]
+
+
+def _nothing_matches(pattern: NamePattern, names: Sequence[str], model: str) -> str:
+    asked = repr(pattern) if isinstance(pattern, str) else f"the predicate {pattern!r}"
+    near = closest(pattern.replace("*", "0"), names) if isinstance(pattern, str) else []
+    hint = f"Closest: {listing(near)}. " if near else ""
+    return (
+        f"no hook point matches {asked} in {model} ({len(names)} hook points). "
+        f"{hint}List them with `model.hook_names()`."
+    )

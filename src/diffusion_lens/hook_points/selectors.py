@@ -1,0 +1,122 @@
+"""What a Site can say about steps, heads and token positions, in one normal form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from diffusion_lens.errors import SiteError
+
+STREAMS = ("img", "txt", "concept", "ip", "image")
+"""The names of token streams; every other string in a token selector is a word of the prompt."""
+
+Indices = tuple[int, ...] | slice
+Heads = tuple[int, ...] | tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A selection along a token axis.
+
+    Attributes:
+        stream: Only this stream, or None for the whole axis.
+        words: Only the tokens of these words of the prompt.
+        indices: Only these indices, counted inside `stream` where one is given.
+    """
+
+    stream: str | None = None
+    words: tuple[str, ...] = ()
+    indices: Indices | None = None
+
+
+def indices_of(value: object, what: str) -> Indices:
+    """Normalise an index, a slice, a range or several indices."""
+    if isinstance(value, bool):
+        raise SiteError(f"{what}= takes indices, got {value!r}")
+    if isinstance(value, int):
+        return (value,)
+    if isinstance(value, slice):
+        if (value.step or 1) < 1:
+            raise SiteError(f"{what}={value!r}: slices run forwards, with a step of at least 1")
+        return value
+    if isinstance(value, range):
+        if value.step == 1 and len(value) and value.start >= 0:
+            return slice(value.start, value.stop)
+        return _not_empty(tuple(value), value, what)
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        found = tuple(int(item) if hasattr(item, "__index__") else item for item in value)
+        if all(isinstance(item, int) and not isinstance(item, bool) for item in found):
+            return _not_empty(found, value, what)
+    raise SiteError(f"{what}= takes an index, a slice, a range or a list of indices; got {value!r}")
+
+
+def _not_empty(found: tuple[int, ...], given: object, what: str) -> tuple[int, ...]:
+    if not found:
+        raise SiteError(f"{what}={given!r} selects nothing; leave {what}= out to select all")
+    return tuple(dict.fromkeys(found))
+
+
+def steps_of(value: object) -> Indices | None:
+    """Normalise `steps=`; steps count from 0 and negative ones do not exist."""
+    if value is None:
+        return None
+    found = indices_of(value, "steps")
+    ends = (found.start or 0, found.stop or 0) if isinstance(found, slice) else found
+    if min(ends) < 0:
+        raise SiteError(f"steps={value!r}: steps count from 0, negative ones do not exist")
+    return found
+
+
+def heads_of(value: object) -> Heads | None:
+    """Normalise `heads=`: indices, or (block, head) pairs as analyses return them."""
+    if value is None:
+        return None
+    if isinstance(value, Iterable) and not isinstance(value, str | range | slice):
+        items = list(value)
+        if items and all(isinstance(item, tuple | list) and len(item) == 2 for item in items):
+            return tuple(dict.fromkeys((int(block), int(head)) for block, head in items))
+        value = items
+    if isinstance(value, slice):
+        if value.stop is None:
+            raise SiteError(f"heads={value!r} has no end; give one, or leave heads= out for all")
+        value = range(value.start or 0, value.stop, value.step or 1)
+    found = indices_of(value, "heads")
+    return tuple(range(found.start, found.stop)) if isinstance(found, slice) else found
+
+
+def tokens_of(value: object, what: str) -> Tokens | None:
+    """Normalise `query=`, `key=` or `pos=`."""
+    if value is None or isinstance(value, Tokens):
+        return value
+    if isinstance(value, str):
+        return Tokens(stream=value) if value in STREAMS else Tokens(words=_words((value,), what))
+    if isinstance(value, tuple) and len(value) == 2 and value[0] in STREAMS:
+        stream, rest = value
+        if isinstance(rest, str):
+            return Tokens(stream=stream, words=_words((rest,), what))
+        inner = tokens_of(rest, what)
+        assert inner is not None
+        return Tokens(stream=stream, words=inner.words, indices=inner.indices)
+    if isinstance(value, Iterable) and not isinstance(value, range):
+        items = list(value)
+        if items and all(isinstance(item, str) for item in items):
+            return Tokens(words=_words(tuple(items), what))
+        value = items
+    return Tokens(indices=indices_of(value, what))
+
+
+def _words(words: tuple[str, ...], what: str) -> tuple[str, ...]:
+    if any(not word.strip() for word in words):
+        raise SiteError(f"{what}={words!r}: an empty word selects nothing")
+    return words
+
+
+def contains(indices: Indices | None, number: int) -> bool:
+    """Whether a normalised selection of steps has this one."""
+    if indices is None:
+        return True
+    if isinstance(indices, slice):
+        start = indices.start or 0
+        before_stop = indices.stop is None or number < indices.stop
+        return number >= start and before_stop and (number - start) % (indices.step or 1) == 0
+    return number in indices

@@ -1,0 +1,125 @@
+"""A Site: part of a hook point, as a value with a text form."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from diffusion_lens.errors import SiteError
+from diffusion_lens.hook_points import site_text
+from diffusion_lens.hook_points.names import NamePattern
+from diffusion_lens.hook_points.selectors import Heads, Indices, Tokens, heads_of, steps_of
+from diffusion_lens.hook_points.selectors import contains as step_is_in
+from diffusion_lens.hook_points.selectors import tokens_of
+
+
+@dataclass(frozen=True, init=False)
+class Site:
+    """Which part of which hook points, at which steps, in which guidance branch.
+
+    A hook on a Site sees only that part (selected axes are kept), and its edit goes back to only
+    that part. Sites are accepted wherever names are, and a text form stands for a Site.
+
+    Attributes:
+        name: Hook-point name; `*` matches one dotted part, `**` any number; or a predicate.
+        steps: Denoiser evaluations, counted from 0 (never timesteps).
+        branch: `"cond"`, `"uncond"` or another guidance branch; None for each branch in turn.
+        heads: Head indices, or (block, head) pairs where blocks differ.
+        query: Part of the query axis of scores and patterns.
+        key: Part of their key axis.
+        pos: Part of the token axis of everything else.
+
+    `query`, `key` and `pos` take a stream (`"img"`), a word of the prompt or several, indices, or
+    a stream with one of these: `("txt", "cat")`. Words are looked up in the prompt of the branch.
+
+    Example:
+        >>> str(Site("blocks.3.cross_attn.img.hook_z", heads=5, steps=range(10, 20)))
+        'blocks.3.cross_attn.img.hook_z[head=5,step=10:20]'
+    """
+
+    name: NamePattern
+    steps: Indices | None
+    branch: str | None
+    heads: Heads | None
+    query: Tokens | None
+    key: Tokens | None
+    pos: Tokens | None
+
+    def __init__(
+        self,
+        name: NamePattern,
+        *,
+        steps: object = None,
+        branch: str | None = None,
+        heads: object = None,
+        query: object = None,
+        key: object = None,
+        pos: object = None,
+    ) -> None:
+        """Make a Site; every selector is brought into its normal form.
+
+        Raises:
+            SiteError: If a selector is malformed or selects nothing.
+        """
+        if not callable(name) and (not isinstance(name, str) or not name.strip()):
+            raise SiteError(f"a Site needs the name of a hook point, got {name!r}")
+        if isinstance(name, str) and "[" in name:
+            raise SiteError(f"{name!r} is a Site's text form: read it with `Site.parse(...)`")
+        values = {
+            "name": name,
+            "steps": steps_of(steps),
+            "branch": branch,
+            "heads": heads_of(heads),
+            "query": tokens_of(query, "query"),
+            "key": tokens_of(key, "key"),
+            "pos": tokens_of(pos, "pos"),
+        }
+        for field, value in values.items():
+            object.__setattr__(self, field, value)
+
+    @classmethod
+    def parse(cls, text: str) -> Site:
+        """Read a Site from its text form.
+
+        Raises:
+            SiteError: If the text is no Site; the message shows where and an example.
+        """
+        name, selectors = site_text.parse(text)
+        return cls(name, **selectors)
+
+    @classmethod
+    def of(cls, given: Any) -> Site:
+        """A Site from a Site, a name, a predicate over names, or a text form."""
+        if isinstance(given, Site):
+            return given
+        if isinstance(given, str) and "[" in given:
+            return cls.parse(given)
+        if isinstance(given, str) or callable(given):
+            return cls(given)
+        raise SiteError(
+            f"a Site is needed, got {type(given).__name__} {given!r}; give a hook-point name, "
+            'a text form such as "blocks.0.attn.hook_pattern[head=5]", or Site(...)'
+        )
+
+    def with_(self, **changes: object) -> Site:
+        """The same Site with some selectors replaced."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Site(**(values | changes))
+
+    def has_step(self, step: int) -> bool:
+        """Whether a step belongs to this Site."""
+        return step_is_in(self.steps, step)
+
+    def has_branch(self, branch: str) -> bool:
+        """Whether a guidance branch belongs to this Site."""
+        return self.branch is None or self.branch == branch
+
+    def __str__(self) -> str:
+        """The text form, which `Site.parse` reads back to an equal Site."""
+        return site_text.render(self)
+
+    def __repr__(self) -> str:
+        """Readable in a report: the text form, or the predicate's own repr."""
+        if callable(self.name):
+            return f"Site({self.name!r}{site_text.selectors_text(self)})"
+        return f"Site.parse({str(self)!r})"
