@@ -1,0 +1,1 @@
+"""A procedural world of shapes: scenes, captions, exact masks, and a grader."""

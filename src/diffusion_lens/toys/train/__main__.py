@@ -1,0 +1,47 @@
+"""The command line of training."""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from diffusion_lens.toys.train.config import config_names, load_config
+from diffusion_lens.toys.train.loop import Limits, train
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m diffusion_lens.toys.train", description=__doc__
+    )
+    parser.add_argument("--model", required=True, choices=config_names())
+    parser.add_argument("--out", required=True, type=Path, help="folder of the run")
+    parser.add_argument("--resume", type=Path, help="folder of a state to begin from")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="training time")
+    parser.add_argument("--steps", type=int, default=1_000_000, help="steps of this run")
+    parser.add_argument("--decay-steps", type=int, default=0, help="last steps, rate to zero")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--compile", action="store_true", help="compile the denoiser")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Train one model from its recipe."""
+    arguments = _arguments()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    limits = Limits(
+        minutes=arguments.minutes, steps=arguments.steps, decay_steps=arguments.decay_steps
+    )
+    train(
+        load_config(arguments.model),
+        out=arguments.out,
+        limits=limits,
+        device=arguments.device,
+        resume=arguments.resume,
+        compiled=arguments.compile,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""What one training run is: a model's TOML file, read and checked."""
+
+import tomllib
+from dataclasses import dataclass, fields
+from importlib.resources import files
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The recipe of one model.
+
+    Args:
+        model: Its name, as `diffusion_lens.toys.load` knows it.
+        family: Which pipeline and objective.
+        architecture: Arguments of the pipeline's builder.
+        batch: Samples of one step.
+        learning_rate: AdamW's, after the warm-up and until a decay is asked for.
+        warm_up: Steps over which the learning rate rises from zero.
+        weight_decay: Of weights with two or more axes.
+        ema: Largest decay of the moving average that is exported.
+        caption_drop: Share of samples trained without a caption, for guidance.
+        unknown_words: Share of samples of which one word is made unknown.
+        pooled_drop: Share of samples whose pooled text embedding is that of no caption (MM-DiT).
+        single: Share of scenes with one object.
+        coarse_steps: Steps trained on 8 x 8 tokens before the full 16 x 16 (MM-DiT).
+        seed: Of the initial weights and of the data.
+        guidance: Scale of classifier-free guidance for samples.
+        sample_steps: Denoising steps for samples.
+    """
+
+    model: str
+    family: Literal["unet", "mmdit"]
+    architecture: dict[str, int | tuple[int, ...]]
+    batch: int
+    learning_rate: float
+    warm_up: int
+    weight_decay: float
+    ema: float
+    caption_drop: float
+    unknown_words: float
+    pooled_drop: float = 0.0
+    single: float
+    coarse_steps: int = 0
+    seed: int
+    guidance: float
+    sample_steps: int
+
+
+def config_names() -> tuple[str, ...]:
+    """The models that have a recipe.
+
+    Returns:
+        Their names, sorted.
+    """
+    folder = files("diffusion_lens.toys") / "configs"
+    return tuple(sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if "toml" in f.name))
+
+
+def load_config(model: str) -> TrainConfig:
+    """Read a model's recipe.
+
+    Args:
+        model: Its name.
+
+    Returns:
+        The recipe.
+
+    Raises:
+        ValueError: If there is no such recipe, or if it names something unknown.
+    """
+    if model not in config_names():
+        raise ValueError(f"no recipe for {model!r}; there are {', '.join(config_names())}")
+    text = (files("diffusion_lens.toys") / "configs" / f"{model}.toml").read_text(encoding="utf-8")
+    values = tomllib.loads(text)
+    unknown = set(values) - {field.name for field in fields(TrainConfig)}
+    if unknown:
+        raise ValueError(f"the recipe of {model!r} has no setting {sorted(unknown)[0]!r}")
+    values["architecture"] = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in values["architecture"].items()
+    }
+    return TrainConfig(**values)
