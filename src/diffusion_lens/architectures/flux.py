@@ -45,7 +45,9 @@ def double_block(block: Any) -> BlockSpec:
     return BlockSpec(
         streams={
             "img": Stream("hidden_states", 1, (Mid("resid_mid", "norm2", ("attn",)),)),
-            "txt": Stream("encoder_hidden_states", 0, (Mid("resid_mid", "norm2_context", ("attn",)),)),
+            "txt": Stream(
+                "encoder_hidden_states", 0, (Mid("resid_mid", "norm2_context", ("attn",)),)
+            ),
         },
         attentions=(attention,),
         mlps={
@@ -66,7 +68,7 @@ def single_block(block: Any) -> BlockSpec:
         JOINT,
         {"img": projection, "txt": projection},
         gates={"img": gate, "txt": gate},
-        before_rope={stream: ("attn.norm_q", "attn.norm_k") for stream in JOINT},
+        before_rope=dict.fromkeys(JOINT, ("attn.norm_q", "attn.norm_k")),
         products=_products(block),
     )
     parallel = "attention and MLP run in parallel here, nothing lies between them"

@@ -59,7 +59,9 @@ def transformer_block(block: nn.Module) -> BlockSpec:
     )
     mids = (Mid("resid_mid_self", "norm2", ("attn",)), Mid("resid_mid", "norm3", ("cross_attn",)))
     streams = {"img": Stream("hidden_states", None, mids)}
-    absent = {"txt.hook_resid_pre": "a U-Net reads the text in cross-attention and never updates it"}
+    absent = {
+        "txt.hook_resid_pre": "a U-Net reads the text in cross-attention and never updates it"
+    }
     return BlockSpec(streams, (self_attention, cross_attention), mlps, absent)
 
 
@@ -91,7 +93,13 @@ def outside(unet: nn.Module) -> tuple[ModulePoint, ...]:
     points = [
         ModulePoint("hook_latents", image, "", argument=("sample",)),
         ModulePoint("hook_timestep_emb", ("batch", "d_emb"), "time_embedding"),
-        ModulePoint("hook_text_emb", ("batch", "pos", "d_text"), "", ("encoder_hidden_states",), stream="txt"),
+        ModulePoint(
+            "hook_text_emb",
+            ("batch", "pos", "d_text"),
+            "",
+            ("encoder_hidden_states",),
+            stream="txt",
+        ),
     ]
     if getattr(unet.config, "addition_embed_type", None) == "text_time":
         pooled = ("added_cond_kwargs", "text_embeds")
@@ -100,7 +108,9 @@ def outside(unet: nn.Module) -> tuple[ModulePoint, ...]:
     for path, module in sorted(unet.named_modules(), key=lambda item: execution_order(item[0])):
         found.get(type(module).__name__, []).append(path)
     for index, path in enumerate(found["ResnetBlock2D"]):
-        points.append(ModulePoint(f"resnets.{index}.hook_out", image, path, level=level(unet, path)))
+        points.append(
+            ModulePoint(f"resnets.{index}.hook_out", image, path, level=level(unet, path))
+        )
     for index, path in enumerate(found["Transformer2DModel"]):
         at = level(unet, path)
         name = f"transformers.{index}"

@@ -296,9 +296,7 @@ class _Branch:
         return tuple(place[at] for at in numbers(index, self.sizes[axis]))
 
 
-def _own_lengths(
-    sequence: Sequence[str], total: int, lengths: Mapping[str, int]
-) -> dict[str, int]:
+def _own_lengths(sequence: Sequence[str], total: int, lengths: Mapping[str, int]) -> dict[str, int]:
     """Lengths along one sequence: a single stream fills it, otherwise the block's own."""
     if len(sequence) == 1:
         return {sequence[0]: total}

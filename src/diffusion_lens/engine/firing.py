@@ -21,6 +21,7 @@ from diffusion_lens.engine.selection import (
     contiguous,
     numbers,
     put,
+    size_of,
     take,
     token_index,
 )
@@ -128,6 +129,16 @@ class Tap:
                 )
             self.indices = {state: found}
         return self.indices[state]
+
+    def shape(self, evaluation: Evaluation, branch: str, rows: slice) -> tuple[int, ...] | None:
+        """What the hook will see, None where the weights do not tell."""
+        lengths = evaluation.tokens(self.point.level)
+        whole = self.point.shape(lengths, batch=rows.stop - rows.start)
+        if None in whole:
+            return None
+        index = self.index(evaluation, branch, lengths)
+        sizes = zip(self.point.axes, whole, strict=True)
+        return tuple(size_of(index.get(axis), size or 0) for axis, size in sizes)
 
     def context(
         self,

@@ -168,6 +168,8 @@ def heads_in(point: HookPoint, site: Site) -> tuple[int, ...] | None:
 
 def contiguous(indices: Indices | None) -> Index | None:
     """A slice where consecutive numbers allow it, since slices cut without copying."""
-    if isinstance(indices, tuple) and indices == tuple(range(indices[0], indices[0] + len(indices))):
+    if isinstance(indices, tuple) and indices == tuple(
+        range(indices[0], indices[0] + len(indices))
+    ):
         return slice(indices[0], indices[-1] + 1)
     return indices

@@ -32,7 +32,7 @@ from diffusion_lens.architectures.sources import (
     SublayerOutput,
     SublayerUpdate,
 )
-from diffusion_lens.architectures.spec import Attention, BlockSite
+from diffusion_lens.architectures.spec import Attention, BlockSite, ModulePoint
 from diffusion_lens.engine.attention import AttentionHooks
 from diffusion_lens.engine.borders import on_argument, on_output
 from diffusion_lens.engine.firing import GUIDED, Registration, Tap, fire
@@ -45,16 +45,22 @@ from diffusion_lens.engine.projection import (
 )
 from diffusion_lens.engine.residual import StreamHooks
 from diffusion_lens.engine.selection import heads_in, selects
-from diffusion_lens.engine.steps import Evaluation, StepTracker
+from diffusion_lens.engine.steps import StepTracker
 from diffusion_lens.errors import EngineError, SiteError
 from diffusion_lens.hook_points.names import match_names
 from diffusion_lens.hook_points.point import HookPoint
 
 Fire = Callable[[Tensor], Tensor]
+NATIVE = "native:"
+"""What a name begins with that is a module's own path in diffusers."""
 
 
 def expand(
-    registrations: Sequence[Registration], points: Mapping[str, HookPoint], *, model: str
+    registrations: Sequence[Registration],
+    points: Mapping[str, HookPoint],
+    *,
+    model: str,
+    native: Callable[[Any], Mapping[str, HookPoint]] | None = None,
 ) -> dict[str, list[Tap]]:
     """Every registration at every point that its Site selects; readers come last at each.
 
@@ -64,10 +70,11 @@ def expand(
     """
     taps: dict[str, list[Tap]] = {}
     for registration in registrations:
-        names = match_names(registration.site.name, list(points), model=model)
-        fitting = [points[name] for name in names if selects(points[name], registration.site)]
+        known = points if native is None else native(registration.site.name) or points
+        names = match_names(registration.site.name, list(known), model=model)
+        fitting = [known[name] for name in names if selects(known[name], registration.site)]
         if not fitting:
-            raise SiteError(_fits_nothing(registration, points[names[0]], len(names)))
+            raise SiteError(_fits_nothing(registration, known[names[0]], len(names)))
         for point in fitting:
             tap = Tap(registration, point, heads_in(point, registration.site))
             taps.setdefault(point.name, []).append(tap)
@@ -100,7 +107,7 @@ class Session:
         self.tracker = tracker
         self.denoiser = tracker.denoiser
         self.registrations = list(registrations)
-        self.taps = expand(registrations, points, model=model)
+        self.taps = expand(registrations, points, model=model, native=self._native_points)
         self._lengths: dict[str, dict[str, int]] = {}
         self._exit = contextlib.ExitStack()
 
@@ -120,6 +127,21 @@ class Session:
     def __exit__(self, *_error: object) -> None:
         """Take every hook off."""
         self._exit.close()
+
+    def _native_points(self, pattern: Any) -> Mapping[str, HookPoint]:
+        """Every module's output under its native path, where a `native:` name was asked for."""
+        if not isinstance(pattern, str) or not pattern.startswith(NATIVE):
+            return {}
+        return {
+            NATIVE + path: HookPoint(
+                NATIVE + path,
+                ("batch",),
+                AtModule(ModulePoint(NATIVE + path, ("batch",), path, output=0)),
+                path,
+            )
+            for path, _ in self.denoiser.named_modules()
+            if path
+        }
 
     def _refuse_what_hides_hooks(self) -> None:
         if getattr(self.denoiser, "is_cache_enabled", False):
@@ -155,7 +177,7 @@ class Session:
         def transform(value: Tensor) -> Tensor:
             evaluation = self.tracker.evaluation()
             sequence = taps[0].point.sequences.get("pos", ())
-            lengths = {name: value.shape[1] for name in sequence}
+            lengths = dict.fromkeys(sequence, value.shape[1])
             return fire(taps, value, evaluation, lengths)
 
         if point.argument is not None:
@@ -374,6 +396,3 @@ class _Removal:
 
     def __init__(self, undo: Callable[[], None]) -> None:
         self.remove = undo
-
-
-__all__ = ["Evaluation", "Session", "expand"]

@@ -32,11 +32,15 @@ class Evaluation:
         self.rows = tracker.branch_rows(arguments, self.batch)
         self.in_backward = False
 
+    def timestep_tensor(self) -> Tensor:
+        """The scheduler's timestep, on the device that it was made on."""
+        found = self.arguments.get("timestep")
+        value = torch.as_tensor(math.nan if found is None else found).reshape(-1)[0]
+        return value.detach().to(torch.float64, copy=True) * self.tracker.spec.timestep_scale
+
     def timestep(self) -> float:
         """The scheduler's timestep."""
-        found = self.arguments.get("timestep")
-        value = found.reshape(-1)[0] if isinstance(found, Tensor) else found
-        return float(value) * self.tracker.spec.timestep_scale if value is not None else math.nan
+        return float(self.timestep_tensor())
 
     def sigma(self) -> float:
         """The noise level in the scheduler's own units."""
@@ -113,6 +117,10 @@ class StepTracker:
         self.on_evaluation: list[Callable[[Evaluation], None]] = []
         self.on_guided: list[Callable[[Tensor, Any, Tensor], Tensor]] = []
         self.on_step: list[Callable[[], None]] = []
+        self.on_timesteps: list[Callable[[], None]] = []
+        self.total = 0
+        self.seen_branches: set[str] = set()
+        self.seen_steps = 0
         self._parameters = list(inspect.signature(type(denoiser).forward).parameters)[1:]
 
     def scheduler(self) -> Any:
@@ -190,7 +198,9 @@ class StepTracker:
         """Follow the pipeline while the context is open."""
         with contextlib.ExitStack() as undo:
             handles = [
-                self.denoiser.register_forward_pre_hook(self._before, with_kwargs=True, prepend=True)
+                self.denoiser.register_forward_pre_hook(
+                    self._before, with_kwargs=True, prepend=True
+                )
             ]
             undo.callback(lambda: [handle.remove() for handle in handles])
             if hasattr(self.denoiser, "cache_context"):
@@ -207,6 +217,9 @@ class StepTracker:
         arguments = dict(zip(self._parameters, args, strict=False)) | kwargs
         self.current = Evaluation(self, arguments)
         self.evaluations += 1
+        self.total += 1
+        self.seen_branches.update(branch for branch, _ in self.current.rows)
+        self.seen_steps = max(self.seen_steps, self.step + 1)
         for listener in self.on_evaluation:
             listener(self.current)
 
@@ -214,6 +227,8 @@ class StepTracker:
         result = original(*args, **kwargs)
         self.begin_run(len(self.pipe.scheduler.timesteps))
         self.in_pipeline = True
+        for listener in self.on_timesteps:
+            listener()
         return result
 
     def begin_run(self, steps_ahead: int | None) -> None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from diffusion_lens.hook_points.point import HookPoint
 
 
@@ -17,6 +19,10 @@ class Evaluation(Protocol):
 
     def timestep(self) -> float:
         """The scheduler's timestep."""
+        ...
+
+    def timestep_tensor(self) -> Tensor:
+        """The same on the device, without waiting for it."""
         ...
 
     def sigma(self) -> float:

@@ -8,9 +8,15 @@ from typing import Any
 from diffusion_lens.errors import SiteError
 from diffusion_lens.hook_points import site_text
 from diffusion_lens.hook_points.names import NamePattern
-from diffusion_lens.hook_points.selectors import Heads, Indices, Tokens, heads_of, steps_of
+from diffusion_lens.hook_points.selectors import (
+    Heads,
+    Indices,
+    Tokens,
+    heads_of,
+    steps_of,
+    tokens_of,
+)
 from diffusion_lens.hook_points.selectors import contains as step_is_in
-from diffusion_lens.hook_points.selectors import tokens_of
 
 
 @dataclass(frozen=True, init=False)

@@ -1,0 +1,103 @@
+"""The hook that fills a cache, within a byte budget that is worked out before anything is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusion_lens.activation_cache.cache import ActivationCache, readable_bytes
+from diffusion_lens.activation_cache.spool import Spool
+from diffusion_lens.errors import CacheBudgetError
+from diffusion_lens.hook_points.context import HookContext
+from diffusion_lens.reducers import Reducer, reducer_factory
+
+
+class CacheRecorder:
+    """A read-only hook that records what it sees into a cache.
+
+    Args:
+        cache: Where to.
+        device: Keep tensors there (default: where they are).
+        dtype: Keep them in this precision.
+        reduce: Keep one reduced value for each point and branch in place of every step.
+        spool: Write every tensor to this folder as it comes and keep none in memory.
+    """
+
+    read_only = True
+
+    def __init__(
+        self,
+        cache: ActivationCache,
+        *,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        reduce: str | Callable[[], Reducer] | None = None,
+        spool: str | Path | None = None,
+    ) -> None:
+        """Start recording into an empty cache."""
+        self.cache = cache
+        self.device = device
+        self.dtype = dtype
+        self.make_reducer = None if reduce is None else reducer_factory(reduce)
+        self.reducers: dict[tuple[str, str], Reducer] = {}
+        self.spool = None if spool is None else Spool(Path(spool))
+        self.recorded_bytes = 0
+
+    def __call__(self, activation: Tensor, hook: HookContext) -> None:
+        """Record one activation."""
+        key = (hook.name, hook.branch)
+        self.cache.axes.setdefault(hook.name, hook.axes)
+        if self.make_reducer is not None:
+            if key not in self.reducers:
+                self.reducers[key] = self.make_reducer()
+            self.reducers[key].update(activation, hook)
+            return
+        steps = self.cache.entries.setdefault(key, {})
+        if hook.step in steps:
+            return
+        kept = activation.to(device=self.device, dtype=self.dtype)
+        if kept is activation and not hook.owned:
+            kept = activation.clone()
+        self.recorded_bytes += kept.numel() * kept.element_size()
+        steps[hook.step] = kept if self.spool is None else self.spool.add(kept)
+        if hook.step not in self.cache.times and hook.evaluation is not None:
+            self.cache.times[hook.step] = hook.evaluation.timestep_tensor()
+
+    def finish(self) -> ActivationCache:
+        """Put reduced values into the cache and give it back."""
+        for key, reducer in self.reducers.items():
+            self.cache.entries[key] = {-1: reducer.result()}
+        self.cache.times = {step: float(time) for step, time in self.cache.times.items()}
+        return self.cache
+
+    def __repr__(self) -> str:
+        """As a report shows it."""
+        return "cache"
+
+
+def free_bytes(device: Any) -> int:
+    """Free memory of a device."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    import psutil
+
+    return psutil.virtual_memory().available
+
+
+def refuse_over_budget(wanted: int, budget: int, *, points: int, steps: int) -> None:
+    """Refuse a cache that does not fit.
+
+    Raises:
+        CacheBudgetError: With the number and how to narrow it.
+    """
+    if wanted > budget:
+        raise CacheBudgetError(
+            f"this cache would take {readable_bytes(wanted)} ({points} hook points, {steps} steps), "
+            f"the budget is {readable_bytes(budget)}. Narrow it with names_filter=, steps=, a Site "
+            "with heads/query/key, dtype=torch.float16 or reduce='mean'; write it to disk with "
+            "spool=folder; or raise max_bytes="
+        )

@@ -1,0 +1,103 @@
+"""Saved caches: one safetensors file and one json file in a folder. Nothing is ever unpickled."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from diffusion_lens.errors import CacheFileError
+
+if TYPE_CHECKING:
+    from diffusion_lens.activation_cache.cache import ActivationCache
+
+FORMAT = "diffusion_lens.ActivationCache"
+VERSION = 1
+TENSORS = "activations.safetensors"
+INDEX = "index.json"
+
+
+def save(cache: ActivationCache, folder: Path) -> Path:
+    """Write a cache into a folder.
+
+    Raises:
+        CacheFileError: If the folder holds other files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    foreign = sorted(path.name for path in folder.iterdir() if path.name not in (TENSORS, INDEX))
+    if foreign:
+        raise CacheFileError(
+            f"{folder} holds other files ({foreign[0]}, …); save into a new folder"
+        )
+    tensors, places = {}, []
+    for (name, branch), steps in cache.entries.items():
+        for step, value in steps.items():
+            key = str(len(places))
+            tensors[key] = value.detach().contiguous().clone()
+            places.append([name, branch, step])
+    index = {
+        "format": FORMAT,
+        "version": VERSION,
+        "entries": places,
+        "axes": {name: list(axes) for name, axes in cache.axes.items()},
+        "times": {str(step): float(time) for step, time in cache.times.items()},
+        "info": cache.info,
+    }
+    save_file(tensors, folder / TENSORS)
+    (folder / INDEX).write_text(json.dumps(index, default=str), encoding="utf-8")
+    return folder
+
+
+def load(folder: Path, *, device: str) -> dict[str, Any]:
+    """Read the arguments of `ActivationCache` from a folder.
+
+    Raises:
+        CacheFileError: If files are missing, cut short, or something else.
+    """
+    index = read_index(folder)
+    try:
+        tensors = load_file(folder / TENSORS, device=device)
+    except (SafetensorError, OSError) as error:
+        raise CacheFileError(
+            f"{folder / TENSORS} cannot be read ({error}); it is missing or was cut short, save "
+            "the cache again"
+        ) from error
+    if len(tensors) != len(index["entries"]):
+        raise CacheFileError(
+            f"{folder} holds {len(tensors)} tensors where its index names {len(index['entries'])}; "
+            "the two files do not belong together"
+        )
+    entries: dict[tuple[str, str], dict[int, Any]] = {}
+    for number, (name, branch, step) in enumerate(index["entries"]):
+        entries.setdefault((name, branch), {})[step] = tensors[str(number)]
+    return {
+        "entries": entries,
+        "axes": {name: tuple(axes) for name, axes in index["axes"].items()},
+        "times": {int(step): time for step, time in index["times"].items()},
+        "info": index["info"],
+    }
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """The json file of a saved cache.
+
+    Raises:
+        CacheFileError: If it is missing, unreadable, or of another kind or version.
+    """
+    path = folder / INDEX
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CacheFileError(
+            f"{path} cannot be read ({error}); is {folder} a folder written by `cache.save`?"
+        ) from error
+    if not isinstance(index, dict) or index.get("format") != FORMAT:
+        raise CacheFileError(f"{path} is no index of an activation cache")
+    if index.get("version") != VERSION:
+        raise CacheFileError(
+            f"{folder} has version {index.get('version')}, this library reads version {VERSION}"
+        )
+    return index

@@ -1,0 +1,183 @@
+"""Recording a cache while the model runs: what to record, the budget, the progress bar."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from tqdm.auto import tqdm
+
+from diffusion_lens.activation_cache import ActivationCache, readable_bytes
+from diffusion_lens.activation_cache.recorder import (
+    CacheRecorder,
+    free_bytes,
+    refuse_over_budget,
+)
+from diffusion_lens.engine.firing import Registration, Tap
+from diffusion_lens.engine.steps import Evaluation
+from diffusion_lens.hook_points.site import Site
+from diffusion_lens.reducers import Reducer
+
+if TYPE_CHECKING:
+    from diffusion_lens.hooked_diffusion.model import HookedDiffusion
+
+LIGHT = ("hook_latents", "hook_noise_pred", "hook_guided_pred")
+"""What is cached where nothing is named: latents and predictions of every step."""
+
+
+@dataclass(frozen=True)
+class CacheOptions:
+    """What to cache and how.
+
+    Attributes:
+        names_filter: Names, patterns, predicates or Sites; None for the light default.
+        steps: Steps to cache, where a Site does not say it.
+        branch: Guidance branch, where a Site does not say it; `"all"` for each separately.
+        device: Keep tensors there.
+        dtype: Keep them in this precision.
+        reduce: `"mean"`, `"sum"`, `"last"`, or a maker of reducers.
+        max_bytes: Refuse to take more; by default half of what is free.
+        spool: Keep tensors in this folder in place of memory.
+    """
+
+    names_filter: Any = None
+    steps: Any = None
+    branch: str = "cond"
+    device: str | torch.device | None = None
+    dtype: torch.dtype | None = None
+    reduce: str | Callable[[], Reducer] | None = None
+    max_bytes: int | None = None
+    spool: str | Path | None = None
+
+    def sites(self, *, scheduled: bool) -> list[Site]:
+        """The Sites to record.
+
+        Args:
+            scheduled: Whether there is a scheduler, whose points the light default has.
+        """
+        wanted = self.names_filter
+        if wanted is None:
+            wanted = LIGHT if scheduled else LIGHT[:2]
+        if isinstance(wanted, str | Site) or callable(wanted):
+            wanted = [wanted]
+        assert isinstance(wanted, Iterable)
+        branch = None if self.branch == "all" else self.branch
+        sites = []
+        for site in map(Site.of, wanted):
+            steps = site.steps if site.steps is not None else self.steps
+            sites.append(site.with_(steps=steps, branch=site.branch or branch))
+        return sites
+
+
+@contextlib.contextmanager
+def recording(model: HookedDiffusion, options: CacheOptions) -> Iterator[ActivationCache]:
+    """Fill a cache while the context is open; it is complete when the context ends."""
+    recorder = CacheRecorder(
+        ActivationCache(info={"model": model.name}),
+        device=options.device,
+        dtype=options.dtype,
+        reduce=options.reduce,
+        spool=options.spool,
+    )
+    registrations = [
+        Registration(site, recorder, read_only=True)
+        for site in options.sites(scheduled=model.pipe is not None)
+    ]
+    with model.registered(registrations):
+        budget = _Budget(model, options, recorder, registrations)
+        listeners = model.tracker.on_evaluation
+        if options.spool is None:
+            listeners.append(budget.check)
+        try:
+            yield recorder.cache
+        finally:
+            if budget.check in listeners:
+                listeners.remove(budget.check)
+            recorder.finish()
+
+
+class _Budget:
+    """Refuses a run whose cache would not fit, before anything is kept."""
+
+    def __init__(
+        self,
+        model: HookedDiffusion,
+        options: CacheOptions,
+        recorder: CacheRecorder,
+        registrations: list[Registration],
+    ) -> None:
+        self.model = model
+        self.recorder = recorder
+        self.reduced = options.reduce is not None
+        device = options.device or model.device
+        self.budget = options.max_bytes or free_bytes(device) // 2
+        self.element_size = None if options.dtype is None else options.dtype.itemsize
+        self.taps: list[Tap] = model.taps_of(registrations)
+        self.checked: tuple[int, int] | None = None
+
+    def check(self, evaluation: Evaluation) -> None:
+        """Check the prediction at the first evaluation, and what came true at the second."""
+        tracker = evaluation.tracker
+        ahead = tracker.steps_ahead or 1
+        if tracker.evaluations == 1:
+            self._refuse(self._predicted(evaluation, ahead), ahead)
+        elif evaluation.step == 1 and not self.reduced:
+            self._refuse(self.recorder.recorded_bytes * ahead, ahead)
+
+    def _predicted(self, evaluation: Evaluation, ahead: int) -> int:
+        total = 0
+        for tap in self.taps:
+            steps = sum(tap.registration.site.has_step(step) for step in range(ahead))
+            steps = min(steps, 1) if self.reduced else steps
+            dtype = torch.promote_types(self.model.dtype, torch.float32)
+            weights = "query" in tap.point.axes or self.reduced
+            size = self.element_size or (dtype if weights else self.model.dtype).itemsize
+            for branch, rows in evaluation.rows:
+                if not tap.registration.site.has_branch(branch):
+                    continue
+                shape = tap.shape(evaluation, branch, rows)
+                if shape is not None:
+                    total += torch.Size(shape).numel() * steps * size
+        return total
+
+    def _refuse(self, wanted: int, steps: int) -> None:
+        names = {tap.point.name for tap in self.taps}
+        refuse_over_budget(wanted, self.budget, points=len(names), steps=steps)
+
+
+@contextlib.contextmanager
+def progress(model: HookedDiffusion, cache: ActivationCache, *, show: bool) -> Iterator[None]:
+    """A progress bar over steps with the bytes that the cache holds, in place of the pipeline's."""
+    if not show or model.pipe is None:
+        yield
+        return
+    with quiet(model.pipe), tqdm(desc="caching", unit=" steps", delay=2, leave=False) as bar:
+
+        def advance() -> None:
+            bar.total = model.tracker.steps_ahead
+            bar.set_postfix_str(readable_bytes(cache.nbytes), refresh=False)
+            bar.update()
+
+        model.tracker.on_step.append(advance)
+        try:
+            yield
+        finally:
+            model.tracker.on_step.remove(advance)
+
+
+@contextlib.contextmanager
+def quiet(pipe: Any) -> Iterator[None]:
+    """Switch a pipeline's own progress bar off while the context is open."""
+    before = getattr(pipe, "_progress_bar_config", None)
+    pipe.set_progress_bar_config(**{**(before or {}), "disable": True})
+    try:
+        yield
+    finally:
+        if before is None:
+            del pipe._progress_bar_config
+        else:
+            pipe._progress_bar_config = before

@@ -1,0 +1,261 @@
+"""One evaluation of the denoiser on given latents, exactly as the pipeline would make it.
+
+The pipeline's own loop runs from the wanted step up to its first call of the scheduler and is stopped
+there, so that text encoding, guidance and everything else a pipeline does are the pipeline's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from diffusion_lens.engine.borders import on_output
+from diffusion_lens.engine.noise import NoiseLevel, noise_level, scales_input
+from diffusion_lens.engine.steps import StepTracker
+from diffusion_lens.errors import CacheKeyError, EngineError, RunError
+from diffusion_lens.hooked_diffusion.caching import quiet
+from diffusion_lens.hooked_diffusion.run import Run, generators
+
+if TYPE_CHECKING:
+    from diffusion_lens.hooked_diffusion.model import HookedDiffusion
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the denoiser says about some latents.
+
+    Attributes:
+        branches: The raw prediction of each guidance branch.
+        guided: The prediction after guidance, as the scheduler would get it.
+        latents: The latents that were denoised.
+        level: Where on the noise schedule they lie.
+        step: The step.
+        timestep: The scheduler's timestep.
+    """
+
+    branches: Mapping[str, Tensor]
+    guided: Tensor
+    latents: Tensor
+    level: NoiseLevel
+    step: int
+    timestep: float
+
+    @property
+    def cond(self) -> Tensor:
+        """The conditional branch."""
+        return self.branch("cond")
+
+    @property
+    def uncond(self) -> Tensor:
+        """The unconditional branch."""
+        return self.branch("uncond")
+
+    def branch(self, name: str) -> Tensor:
+        """The raw prediction of a guidance branch.
+
+        Raises:
+            CacheKeyError: If that branch did not run.
+        """
+        if name not in self.branches:
+            raise CacheKeyError(
+                f"branch {name!r} did not run, {list(self.branches)} did; a second branch needs "
+                "guidance (guidance_scale above 1, or true_cfg_scale and a negative prompt)"
+            )
+        return self.branches[name]
+
+    @property
+    def pred_x0(self) -> Tensor:
+        """The clean latents that the guided prediction implies."""
+        return self.level.clean(self.guided, self.latents)
+
+
+class _StoppedError(Exception):
+    """Carries the guided prediction out of the pipeline's loop."""
+
+    def __init__(self, prediction: Tensor, timestep: Any) -> None:
+        super().__init__("the denoiser was evaluated once")
+        self.prediction = prediction
+        self.timestep = timestep
+
+
+def denoise(
+    model: HookedDiffusion,
+    latents: Tensor,
+    run: Run,
+    *,
+    step: int | None,
+    at_noise_level: float | None,
+    grad: bool | None,
+) -> Prediction:
+    """One evaluation; see `HookedDiffusion.denoise`."""
+    if (step is None) == (at_noise_level is None):
+        raise RunError(
+            f"give exactly one of step= and noise_level=, got step={step!r} and "
+            f"noise_level={at_noise_level!r}"
+        )
+    if at_noise_level is not None and not 0 < at_noise_level <= 1:
+        raise RunError(f"noise_level={at_noise_level!r} must lie above 0 and up to 1")
+    pipe: Any = model.pipe
+    if pipe is None:
+        raise RunError("a bare denoiser has no pipeline to take prompts; call it yourself")
+    if grad is None:
+        given = [latents, *run.settings.values()]
+        grad = any(isinstance(value, Tensor) and value.requires_grad for value in given)
+        grad = torch.is_grad_enabled() and (grad or model.has_backward_hooks)
+    found: dict[str, Tensor] = {}
+    with model.following() as tracker, quiet(pipe), torch.set_grad_enabled(grad):
+        with (
+            _starting_at(tracker, step, at_noise_level),
+            _latents_are(pipe, latents),
+            _stopping(tracker),
+            _branches_into(tracker, found),
+        ):
+            stopped = _run_until_stopped(pipe, run, latents)
+        first = tracker.step
+    timestep = float(stopped.timestep)
+    return Prediction(
+        branches=found,
+        guided=stopped.prediction,
+        latents=latents,
+        level=noise_level(pipe.scheduler, timestep),
+        step=first,
+        timestep=timestep,
+    )
+
+
+def _run_until_stopped(pipe: Any, run: Run, latents: Tensor) -> _StoppedError:
+    call = getattr(type(pipe).__call__, "__wrapped__", type(pipe).__call__)
+    settings = {**_size_of(pipe, latents, run.settings), **run.settings, "latents": latents}
+    settings.setdefault("generator", generators(run.seeds()))
+    settings["output_type"] = "latent"
+    prompt = list(run.prompt) if isinstance(run.prompt, tuple) else run.prompt
+    try:
+        call(pipe, prompt=prompt, **settings)
+    except _StoppedError as stopped:
+        return stopped
+    finally:
+        pipe.maybe_free_model_hooks()
+    raise EngineError(
+        f"{type(pipe).__name__} finished without calling its scheduler; are there steps to run?"
+    )
+
+
+def _size_of(pipe: Any, latents: Tensor, settings: Mapping[str, Any]) -> dict[str, int]:
+    """Height and width in pixels of unpacked latents; packed ones do not tell."""
+    if latents.ndim < 4 or "height" in settings or "width" in settings:
+        return {}
+    scale = pipe.vae_scale_factor
+    return {"height": latents.shape[-2] * scale, "width": latents.shape[-1] * scale}
+
+
+@contextlib.contextmanager
+def _latents_are(pipe: Any, latents: Tensor) -> Iterator[None]:
+    """Let the loop start from these very latents, unscaled and uncast."""
+    original = pipe.prepare_latents
+
+    def prepare_latents(*args: Any, **kwargs: Any) -> Any:
+        prepared = original(*args, **kwargs)
+        if isinstance(prepared, Tensor):
+            _same_shape(prepared, latents)
+            return latents
+        _same_shape(prepared[0], latents)
+        return (latents, *prepared[1:])
+
+    object.__setattr__(pipe, "prepare_latents", prepare_latents)
+    try:
+        yield
+    finally:
+        del pipe.__dict__["prepare_latents"]
+
+
+def _same_shape(prepared: Tensor, latents: Tensor) -> None:
+    if prepared.shape != latents.shape:
+        raise RunError(
+            f"latents of shape {tuple(latents.shape)} were given where the pipeline needs "
+            f"{tuple(prepared.shape)}; give height= and width= in pixels, and one latent for each "
+            "prompt"
+        )
+
+
+@contextlib.contextmanager
+def _starting_at(
+    tracker: StepTracker, step: int | None, at_noise_level: float | None
+) -> Iterator[None]:
+    """Cut the schedule so that the loop begins at the wanted step or noise level."""
+    scheduler = tracker.scheduler()
+
+    def cut() -> None:
+        total = len(scheduler.timesteps)
+        if step is not None:
+            if not 0 <= step < total:
+                raise RunError(
+                    f"step {step} does not exist, these settings make {total} steps "
+                    f"(0 to {total - 1}); raise num_inference_steps"
+                )
+            scheduler.timesteps = scheduler.timesteps[step:]
+            if getattr(scheduler, "sigmas", None) is not None and len(scheduler.sigmas) > total:
+                scheduler.sigmas = scheduler.sigmas[step:]
+            tracker.step = step
+            return
+        assert at_noise_level is not None
+        scheduler.timesteps, sigma = schedule_at(scheduler, at_noise_level)
+        if sigma is not None:
+            scheduler.sigmas = torch.tensor([sigma, 0.0], dtype=torch.float32)
+
+    tracker.on_timesteps.append(cut)
+    try:
+        yield
+    finally:
+        tracker.on_timesteps.remove(cut)
+
+
+def schedule_at(scheduler: Any, level: float) -> tuple[Tensor, float | None]:
+    """The timesteps (one) and the sigma of a noise level, `timestep / num_train_timesteps`."""
+    timestep = level * scheduler.config.num_train_timesteps
+    whole = not scheduler.timesteps.dtype.is_floating_point
+    if whole:
+        timestep = round(timestep) - (1 if level == 1 else 0)
+    timesteps = torch.tensor([timestep], dtype=scheduler.timesteps.dtype).to(
+        scheduler.timesteps.device
+    )
+    sigma = None
+    if getattr(scheduler, "sigmas", None) is not None:
+        sigma = noise_level(scheduler, float(timestep)).noise
+        if not scales_input(scheduler) and "FlowMatch" not in type(scheduler).__name__:
+            sigma = None
+    return timesteps, sigma
+
+
+@contextlib.contextmanager
+def _stopping(tracker: StepTracker) -> Iterator[None]:
+    """Stop the loop when the scheduler gets the guided prediction."""
+
+    def stop(prediction: Tensor, timestep: Any, _sample: Tensor) -> Tensor:
+        raise _StoppedError(prediction, timestep)
+
+    tracker.on_guided.append(stop)
+    try:
+        yield
+    finally:
+        tracker.on_guided.remove(stop)
+
+
+@contextlib.contextmanager
+def _branches_into(tracker: StepTracker, found: dict[str, Tensor]) -> Iterator[None]:
+    """Collect the raw prediction of each branch."""
+
+    def keep(prediction: Tensor) -> Tensor:
+        for branch, rows in tracker.evaluation().rows:
+            found[branch] = prediction[rows]
+        return prediction
+
+    handle = on_output(tracker.denoiser, 0, keep)
+    try:
+        yield
+    finally:
+        handle.remove()

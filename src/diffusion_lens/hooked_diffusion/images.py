@@ -1,0 +1,80 @@
+"""Images in and out of latents, in the form that the pipeline's loop holds them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusion_lens.engine.noise import noise_level
+from diffusion_lens.errors import RunError
+from diffusion_lens.hooked_diffusion.run import generators
+
+
+def encode_image(
+    pipe: Any, image: Any, *, height: int | None, width: int | None, seed: int | None
+) -> Tensor:
+    """Images as latents; see `HookedDiffusion.encode_image`."""
+    pixels = pipe.image_processor.preprocess(image, height=height, width=width)
+    pixels = pixels.to(device=pipe.vae.device, dtype=pipe.vae.dtype)
+    with torch.no_grad():
+        encoded = pipe.vae.encode(pixels)
+    if hasattr(encoded, "latent_dist"):
+        distribution = encoded.latent_dist
+        if seed is None:
+            latents = distribution.mode()
+        else:
+            latents = distribution.sample(generators([seed])[0])
+    else:
+        latents = encoded.latents
+    shift, scale = _shift_and_scale(pipe.vae)
+    latents = (latents - shift) * scale
+    if hasattr(pipe, "_pack_latents"):
+        latents = pipe._pack_latents(latents, *latents.shape)
+    return latents
+
+
+def decode_latents(
+    pipe: Any, latents: Tensor, *, height: int | None, width: int | None, output_type: str
+) -> Any:
+    """Latents as images; see `HookedDiffusion.decode_latents`."""
+    if hasattr(pipe, "_unpack_latents") and latents.ndim == 3:
+        height = height or pipe.default_sample_size * pipe.vae_scale_factor
+        width = width or pipe.default_sample_size * pipe.vae_scale_factor
+        tokens = (height // pipe.vae_scale_factor // 2) * (width // pipe.vae_scale_factor // 2)
+        if tokens != latents.shape[1]:
+            raise RunError(
+                f"packed latents of {latents.shape[1]} tokens do not make an image of "
+                f"{height} x {width} pixels ({tokens} tokens); give height= and width="
+            )
+        latents = pipe._unpack_latents(latents, height, width, pipe.vae_scale_factor)
+    shift, scale = _shift_and_scale(pipe.vae)
+    with torch.no_grad():
+        pixels = pipe.vae.decode((latents / scale + shift).to(pipe.vae.dtype), return_dict=False)[0]
+    return pipe.image_processor.postprocess(pixels, output_type=output_type)
+
+
+def add_noise(scheduler: Any, latents: Tensor, *, level: float, seed: int | list[int]) -> Tensor:
+    """Latents at a noise level; see `HookedDiffusion.add_noise`."""
+    if not 0 <= level <= 1:
+        raise RunError(f"noise_level={level!r} must lie between 0 and 1")
+    seeds = [seed] * len(latents) if isinstance(seed, int) else seed
+    if len(seeds) != len(latents):
+        raise RunError(f"{len(seeds)} seeds for {len(latents)} latents; give one, or one for each")
+    noise = torch.cat(
+        [
+            torch.randn((1, *latents.shape[1:]), generator=generator, dtype=torch.float32)
+            for generator in generators(seeds)
+        ]
+    ).to(latents)
+    timestep = level * scheduler.config.num_train_timesteps
+    if not scheduler.timesteps.dtype.is_floating_point:
+        timestep = round(timestep) - (1 if level == 1 else 0)
+    at = noise_level(scheduler, timestep)
+    return at.signal * latents + at.noise * noise
+
+
+def _shift_and_scale(vae: Any) -> tuple[float, float]:
+    shift = getattr(vae.config, "shift_factor", None) or 0.0
+    return shift, vae.config.scaling_factor

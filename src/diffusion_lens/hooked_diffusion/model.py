@@ -1,0 +1,640 @@
+"""HookedDiffusion: any ready diffusers pipeline with named hook points."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffusion_lens.activation_cache import ActivationCache
+from diffusion_lens.architectures.catalogue import find_absent, find_points
+from diffusion_lens.architectures.registry import architecture_of
+from diffusion_lens.architectures.sources import ProductWeights
+from diffusion_lens.engine.firing import HookFunction, Registration, Tap
+from diffusion_lens.engine.session import Session, expand
+from diffusion_lens.engine.steps import StepTracker
+from diffusion_lens.engine.words import word_tokens
+from diffusion_lens.errors import RunError, UnsupportedModelError
+from diffusion_lens.hook_points.names import NamePattern, match_names, matches
+from diffusion_lens.hook_points.point import HookPoint
+from diffusion_lens.hook_points.site import Site
+from diffusion_lens.hooked_diffusion import images
+from diffusion_lens.hooked_diffusion.caching import CacheOptions, progress, recording
+from diffusion_lens.hooked_diffusion.denoise import Prediction, denoise
+from diffusion_lens.hooked_diffusion.hook_table import HookRow, HookTable
+from diffusion_lens.hooked_diffusion.output import Output, provenance
+from diffusion_lens.hooked_diffusion.report import Report, refuse_silence
+from diffusion_lens.hooked_diffusion.run import Run, generators
+
+Where = str | Site | Callable[[str], bool]
+Hook = tuple[Where, HookFunction]
+Prompts = str | Sequence[str] | Run | None
+DENOISERS = ("transformer", "unet")
+
+
+class HookedDiffusion:
+    """A diffusers pipeline (or a bare denoiser) whose activations can be read and replaced.
+
+    Nothing of the pipeline is changed: no module, processor or forward is replaced, and outside
+    of hooked runs nothing is attached to it. Without hooks, and with hooks that only read, images
+    are bit for bit those of the pipeline.
+
+    Example:
+        >>> model = HookedDiffusion.toy("shapes-unet")
+        >>> out, cache = model.run_with_cache("a red circle", names_filter="**.hook_resid_post")
+    """
+
+    def __init__(self, pipe: Any, *, name: str | None = None) -> None:
+        """Wrap a ready pipeline: with LoRA, quantised, offloaded, compiled, image-to-image, ….
+
+        Args:
+            pipe: A diffusers pipeline, or a denoiser that is called by hand.
+            name: What to call the model in tables; by default where it was loaded from.
+
+        Raises:
+            UnsupportedModelError: If there is no denoiser of a known architecture.
+        """
+        self.pipe = None if isinstance(pipe, nn.Module) else pipe
+        self._bare = pipe if isinstance(pipe, nn.Module) else None
+        self._registrations: list[Registration] = []
+        self._session: Session | None = None
+        self._tracker: StepTracker | None = None
+        self._branches: tuple[str, ...] | None = None
+        self._points: tuple[object, dict[str, HookPoint]] | None = None
+        self.spec = architecture_of(type(self.denoiser).__name__)
+        config = getattr(self.denoiser, "config", {})
+        self.name = name or getattr(config, "_name_or_path", "") or type(self.denoiser).__name__
+        self.points  # noqa: B018 (an unknown kind of block is an error now, not in the first run)
+
+    @classmethod
+    def from_pretrained(cls, model: str | Path, **arguments: Any) -> HookedDiffusion:
+        """Load any diffusers model, by its id on the Hub or from a folder.
+
+        Args:
+            model: Id or folder.
+            **arguments: Passed on to `DiffusionPipeline.from_pretrained`, such as `torch_dtype`.
+        """
+        from diffusers import DiffusionPipeline
+
+        return cls(DiffusionPipeline.from_pretrained(str(model), **arguments), name=str(model))
+
+    @classmethod
+    def toy(cls, name: str = "shapes-unet") -> HookedDiffusion:
+        """A small trained model that ships with the package: no download, any CPU."""
+        from diffusion_lens import toys
+
+        return cls(toys.load(name), name=f"toy:{name}")
+
+    # -- the model ----------------------------------------------------------------------------
+
+    @property
+    def denoiser(self) -> Any:
+        """The module that is hooked, looked up anew each time."""
+        if self.pipe is None:
+            found: Any = self._bare
+        else:
+            found = next(
+                (
+                    module
+                    for attribute in DENOISERS
+                    if (module := getattr(self.pipe, attribute, None)) is not None
+                ),
+                None,
+            )
+        if found is None:
+            raise UnsupportedModelError(
+                f"{type(self.pipe).__name__} has no denoiser under any of {DENOISERS}; wrap a "
+                "ready text-to-image pipeline, or the denoiser itself"
+            )
+        return getattr(found, "_orig_mod", found)
+
+    @property
+    def points(self) -> dict[str, HookPoint]:
+        """Every hook point by name."""
+        denoiser = self.denoiser
+        processors = getattr(denoiser, "attn_processors", {})
+        state = (denoiser, tuple(map(type, processors.values())))
+        if self._points is None or self._points[0] != state:
+            found = find_points(denoiser, self.spec)
+            if self.pipe is None:
+                found = {
+                    name: point for name, point in found.items() if point.module != "scheduler"
+                }
+            self._points = (state, found)
+        return self._points[1]
+
+    @property
+    def tracker(self) -> StepTracker:
+        """What follows the pipeline through its steps."""
+        if self._tracker is None or self._tracker.denoiser is not self.denoiser:
+            self._tracker = StepTracker(self.pipe, self.denoiser, self.spec)
+        self._tracker.branches = self._branches
+        return self._tracker
+
+    @property
+    def device(self) -> torch.device:
+        """Where the denoiser computes."""
+        return getattr(self.pipe, "_execution_device", None) or self.denoiser.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Precision of the denoiser."""
+        return self.denoiser.dtype
+
+    @property
+    def n_blocks(self) -> int:
+        """Number of transformer blocks."""
+        return 1 + max(point.block for point in self.points.values() if point.block is not None)
+
+    def to(self, *args: Any, **kwargs: Any) -> HookedDiffusion:
+        """Move or cast the pipeline; returns this model."""
+        (self.pipe or self._bare).to(*args, **kwargs)  # type: ignore[union-attr]
+        return self
+
+    # -- names --------------------------------------------------------------------------------
+
+    def hook_names(self, pattern: NamePattern = "**") -> list[str]:
+        """The names of hook points, in order of execution block by block.
+
+        Raises:
+            UnknownHookPointError: If nothing matches; the message shows the closest names.
+        """
+        return match_names(pattern, list(self.points), model=self._called)
+
+    def hook_table(self, pattern: NamePattern = "**") -> HookTable:
+        """A table of hook points: axes, sizes at the native size, module, dead and absent ones.
+
+        Args:
+            pattern: Which names.
+        """
+        absent = [
+            HookRow(missing.name, (), (), None, (), None, "", missing.reason, present=False)
+            for missing in find_absent(self.denoiser, self.spec)
+            if matches(pattern, missing.name)
+        ]
+        found = {row.name for row in absent}
+        names = [name for name in self.points if matches(pattern, name)]
+        if not names and not found:
+            names = self.hook_names(pattern)
+        rows = [self._row(self.points[name]) for name in names]
+        return HookTable(f"{self._called}: {len(names)} hook points", (*rows, *absent))
+
+    def text_pattern_sites(self) -> list[Site]:
+        """The Sites at which image queries read the text, in any family."""
+        return [
+            Site(point.name, query="img", key="txt")
+            for point in self.points.values()
+            if isinstance(point.source, ProductWeights)
+            and point.source.which == "pattern"
+            and "img" in point.sequences["query"]
+            and "txt" in point.sequences["key"]
+        ]
+
+    def words(self, prompt: str, word: str) -> tuple[int, ...]:
+        """Positions in the text stream of a word or phrase of a prompt.
+
+        Raises:
+            WordError: If it is not in the prompt.
+            RunError: For a bare denoiser, which has no tokenizer.
+        """
+        if self.pipe is None:
+            raise RunError("a bare denoiser has no tokenizer; wrap the pipeline to look up words")
+        return word_tokens(self.pipe, self.spec.text_parts, prompt, word)
+
+    # -- running ------------------------------------------------------------------------------
+
+    def __call__(
+        self, prompt: Prompts = None, *, seed: int | Sequence[int] | None = 0, **settings: Any
+    ) -> Output:
+        """Generate, with whatever hooks are active.
+
+        Args:
+            prompt: A prompt, several, or a `Run`.
+            seed: One integer gives every prompt the same noise; several are paired with the
+                prompts; None draws at random.
+            **settings: Arguments of the pipeline's own call.
+
+        Raises:
+            HookNeverFiredError: If an active hook never saw a value.
+        """
+        run = Run.of(prompt, seed=seed, settings=settings)
+        if self.pipe is None:
+            raise RunError(
+                "a bare denoiser does not generate; wrap the pipeline, or call it by hand"
+            )
+        total = self.tracker.total
+        for registration in self._registrations:
+            registration.fired.clear()
+        output = self._generate(run)
+        if self.tracker.total > total:
+            self._refuse_silence(self._registrations)
+        return output
+
+    def run_with_hooks(
+        self,
+        prompt: Prompts = None,
+        *,
+        seed: int | Sequence[int] | None = 0,
+        fwd_hooks: Sequence[Hook] = (),
+        bwd_hooks: Sequence[Hook] = (),
+        **settings: Any,
+    ) -> Output:
+        """Generate with hooks, which come off afterwards whatever happens.
+
+        Args:
+            prompt: A prompt, several, or a `Run`.
+            seed: As for a call.
+            fwd_hooks: (name or Site, `fn(activation, hook)`) pairs. A returned tensor, or a change
+                in place, replaces the activation.
+            bwd_hooks: The same for gradients.
+            **settings: Arguments of the pipeline's own call.
+        """
+        with self.hooks(fwd_hooks, bwd_hooks):
+            return self(prompt, seed=seed, **settings)
+
+    def run_with_cache(
+        self,
+        prompt: Prompts = None,
+        *,
+        seed: int | Sequence[int] | None = 0,
+        names_filter: Any = None,
+        steps: Any = None,
+        branch: str = "cond",
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        reduce: Any = None,
+        max_bytes: int | None = None,
+        spool: str | Path | None = None,
+        show_progress: bool = True,
+        **settings: Any,
+    ) -> tuple[Output, ActivationCache]:
+        """Generate and record activations.
+
+        Args:
+            prompt: A prompt, several, or a `Run`.
+            seed: As for a call.
+            names_filter: Names, patterns, predicates or Sites. None records the latents and
+                predictions only: all patterns of one SDXL run would take hundreds of gigabytes.
+            steps: Steps to record, counted from 0.
+            branch: `"cond"`, `"uncond"`, or `"all"` for each separately.
+            device: Keep tensors there.
+            dtype: Keep them in this precision.
+            reduce: Keep one value in place of every step: `"mean"`, `"sum"`, `"last"`, or a class
+                of `diffusion_lens.reducers`.
+            max_bytes: Refuse to take more; by default half of what is free.
+            spool: Keep tensors in this new folder in place of memory.
+            show_progress: Show steps and bytes on long runs.
+            **settings: Arguments of the pipeline's own call.
+
+        Raises:
+            CacheBudgetError: Before anything is kept, with the number and how to narrow it.
+        """
+        options = CacheOptions(names_filter, steps, branch, device, dtype, reduce, max_bytes, spool)
+        with recording(self, options) as cache, progress(self, cache, show=show_progress):
+            output = self(prompt, seed=seed, **settings)
+        cache.info.update(output.made_by.as_dict())
+        return output, cache
+
+    @contextlib.contextmanager
+    def caching(
+        self,
+        names_filter: Any = None,
+        *,
+        steps: Any = None,
+        branch: str = "cond",
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        reduce: Any = None,
+        max_bytes: int | None = None,
+        spool: str | Path | None = None,
+    ) -> Iterator[ActivationCache]:
+        """Record whatever runs inside the context, the pipeline's own calls too.
+
+        The arguments are those of `run_with_cache`. Where autograd records, the cached tensors
+        are the very ones that the model goes on with: gradients with respect to
+        `cache.at(step=…)[name]` exist.
+        """
+        options = CacheOptions(names_filter, steps, branch, device, dtype, reduce, max_bytes, spool)
+        with recording(self, options) as cache:
+            yield cache
+
+    def denoise(
+        self,
+        latents: Tensor,
+        *,
+        prompt: Prompts = None,
+        step: int | None = None,
+        noise_level: float | None = None,
+        seed: int | Sequence[int] | None = 0,
+        grad: bool | None = None,
+        **settings: Any,
+    ) -> Prediction:
+        """Evaluate the denoiser once, with guidance, as the pipeline would do it.
+
+        Differentiable with respect to latents, embeddings (`prompt_embeds=`, …) and hooked
+        activations.
+
+        Args:
+            latents: The latents, in the form that the pipeline's loop holds them.
+            prompt: A prompt, several, or a `Run`.
+            step: Which of the pipeline's steps; with `num_inference_steps=`.
+            noise_level: In place of it, `timestep / num_train_timesteps`, in (0, 1].
+            seed: For pipelines that draw more than latents.
+            grad: Whether autograd records. By default where the latents, an embedding or a
+                backward hook ask for it.
+            **settings: Arguments of the pipeline's own call; `height` and `width` where the
+                latents are packed (Flux).
+
+        Raises:
+            RunError: If not exactly one of `step` and `noise_level` is given, or they do not
+                exist, or the latents do not fit.
+        """
+        run = Run.of(prompt, seed=seed, settings=settings)
+        return denoise(self, latents, run, step=step, at_noise_level=noise_level, grad=grad)
+
+    # -- images -------------------------------------------------------------------------------
+
+    def encode_image(
+        self,
+        image: Any,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        seed: int | None = None,
+    ) -> Tensor:
+        """Images (PIL, array or tensor) as latents, as the pipeline's loop holds them.
+
+        Args:
+            image: One image or several of one size.
+            height: Resize to this height in pixels.
+            width: Resize to this width in pixels.
+            seed: Sample the VAE's distribution with this seed; None takes its mode.
+        """
+        return images.encode_image(self.pipe, image, height=height, width=width, seed=seed)
+
+    def decode_latents(
+        self,
+        latents: Tensor,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        output_type: str = "pil",
+    ) -> Any:
+        """Latents as images.
+
+        Args:
+            latents: As the pipeline's loop holds them.
+            height: In pixels, where the latents are packed (Flux).
+            width: In pixels, likewise.
+            output_type: `"pil"`, `"np"` or `"pt"`.
+        """
+        return images.decode_latents(
+            self.pipe, latents, height=height, width=width, output_type=output_type
+        )
+
+    def add_noise(
+        self, latents: Tensor, *, noise_level: float, seed: int | list[int] = 0
+    ) -> Tensor:
+        """Latents with noise, ready for `denoise` at the same level.
+
+        Args:
+            latents: Clean latents.
+            noise_level: `timestep / num_train_timesteps`, in [0, 1].
+            seed: One seed gives every latent the same noise; several are paired with them.
+        """
+        scheduler = self.pipe.scheduler  # type: ignore[union-attr]
+        return images.add_noise(scheduler, latents, level=noise_level, seed=seed)
+
+    # -- hooks --------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def hooks(
+        self,
+        fwd_hooks: Sequence[Hook] = (),
+        bwd_hooks: Sequence[Hook] = (),
+        *,
+        branches: Sequence[str] | None = None,
+    ) -> Iterator[HookedDiffusion]:
+        """Keep hooks on while the context is open; they fire on `model.pipe(...)` calls, too.
+
+        Args:
+            fwd_hooks: (name or Site, function) pairs.
+            bwd_hooks: The same for gradients.
+            branches: What the batch of a denoiser called by hand holds, in order, such as
+                `("uncond", "cond")`.
+
+        Raises:
+            UnknownHookPointError: If a name matches nothing.
+            SiteError: If a Site selects nothing.
+            HookNeverFiredError: At the end, if the model ran and a hook never saw a value.
+        """
+        registrations = [self._registration(where, fn) for where, fn in fwd_hooks]
+        registrations += [self._registration(where, fn, backward=True) for where, fn in bwd_hooks]
+        before, self._branches = self._branches, tuple(branches) if branches else self._branches
+        try:
+            with self.registered(registrations):
+                yield self
+        finally:
+            self._branches = before
+
+    def add_hook(
+        self,
+        where: Where,
+        fn: HookFunction,
+        *,
+        dir: str = "fwd",
+        is_permanent: bool = False,
+    ) -> None:
+        """Put a hook on until `reset_hooks` takes it off.
+
+        Args:
+            where: A name or Site.
+            fn: The function.
+            dir: `"fwd"` for activations, `"bwd"` for gradients.
+            is_permanent: Survive `reset_hooks()`.
+        """
+        if dir not in ("fwd", "bwd"):
+            raise RunError(f"dir={dir!r}: a hook is 'fwd' or 'bwd'")
+        added = self._registration(where, fn, backward=dir == "bwd", permanent=is_permanent)
+        self._register([*self._registrations, added])
+
+    def add_perma_hook(self, where: Where, fn: HookFunction, *, dir: str = "fwd") -> None:
+        """Put a hook on that survives `reset_hooks()`."""
+        self.add_hook(where, fn, dir=dir, is_permanent=True)
+
+    def reset_hooks(self, *, including_permanent: bool = False) -> None:
+        """Take off the hooks that `add_hook` put on."""
+        kept = [one for one in self._registrations if one.permanent and not including_permanent]
+        self._register(kept)
+
+    @property
+    def has_backward_hooks(self) -> bool:
+        """Whether a hook waits for gradients."""
+        return any(registration.backward for registration in self._registrations)
+
+    # -- inside -------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def registered(self, registrations: Sequence[Registration]) -> Iterator[None]:
+        """Keep registrations active while the context is open, and refuse those that stay silent."""
+        tracker = self.tracker
+        total = tracker.total
+        if not self._registrations:
+            tracker.seen_branches, tracker.seen_steps = set(), 0
+        self._register([*self._registrations, *registrations])
+        try:
+            yield
+            if tracker.total > total:
+                self._refuse_silence(registrations)
+        finally:
+            self._register([one for one in self._registrations if one not in registrations])
+
+    @contextlib.contextmanager
+    def following(self) -> Iterator[StepTracker]:
+        """Follow the pipeline's steps while the context is open, hooks or none."""
+        if self._session is not None:
+            yield self.tracker
+            return
+        with self.tracker.attached() as tracker:
+            try:
+                yield tracker
+            finally:
+                tracker.current = None
+
+    def taps_of(self, registrations: Sequence[Registration]) -> list[Tap]:
+        """Where some registrations are attached."""
+        if self._session is None:
+            return []
+        wanted = set(map(id, registrations))
+        return [
+            tap
+            for taps in self._session.taps.values()
+            for tap in taps
+            if id(tap.registration) in wanted
+        ]
+
+    def _registration(
+        self, where: Where, fn: HookFunction, *, backward: bool = False, permanent: bool = False
+    ) -> Registration:
+        if not callable(fn):
+            raise RunError(f"a hook is a function fn(activation, hook), got {fn!r}")
+        mark = bool(getattr(fn, "read_only", False)) and not backward
+        return Registration(Site.of(where), fn, backward, mark, permanent)
+
+    def _register(self, registrations: Sequence[Registration]) -> None:
+        """Make these the active hooks; on an error the hooks before stay as they were."""
+        planned = None
+        if registrations:
+            planned = Session(self.tracker, self.points, registrations, model=self._called)
+        if self._session is not None:
+            self._session.__exit__(None, None, None)
+            self._session = None
+        self._registrations = list(registrations)
+        if planned is None:
+            if self._tracker is not None:
+                self._tracker.current = None
+            return
+        try:
+            planned.__enter__()
+        except BaseException:
+            self._registrations = []
+            raise
+        self._session = planned
+
+    def _refuse_silence(self, registrations: Sequence[Registration]) -> None:
+        names: dict[Registration, list[str]] = {registration: [] for registration in registrations}
+        for tap in self.taps_of(registrations):
+            names[tap.registration].append(tap.point.name)
+        tracker = self.tracker
+        branches = sorted(tracker.seen_branches)
+        refuse_silence(registrations, names, branches=branches, steps=tracker.seen_steps)
+
+    def _generate(self, run: Run) -> Output:
+        pipe: Any = self.pipe
+        seeds = run.seeds()
+        settings = dict(run.settings)
+        settings.setdefault("generator", generators(seeds))
+        prompt = list(run.prompt) if isinstance(run.prompt, tuple) else run.prompt
+        if prompt is not None:
+            settings["prompt"] = prompt
+        last = _LastLatents(settings)
+        result = pipe(**last.settings)
+        latent = settings.get("output_type") == "latent"
+        images = getattr(result, "images", None)
+        frames = getattr(result, "frames", None)
+        if isinstance(result, tuple):
+            images = result[0]
+        return Output(
+            images=None if latent else images,
+            latents=(images if frames is None else frames) if latent else last.latents,
+            report=Report.of(self._registrations),
+            made_by=provenance(
+                pipe,
+                run,
+                seeds=seeds,
+                steps=last.steps,
+                dtype=self.dtype,
+                registrations=self._registrations,
+            ),
+            frames=None if latent else frames,
+        )
+
+    def _row(self, point: HookPoint) -> HookRow:
+        grid = self.spec.default_grid(self.denoiser, point.level)
+        tokens = {"img": int(torch.Size(grid).numel()), "txt": self.spec.text_tokens}
+        count = point.elements(tokens, batch=1)
+        return HookRow(
+            name=point.name,
+            axes=point.axes,
+            shape=point.shape(tokens, batch=1),
+            heads=point.heads,
+            grid=grid,
+            nbytes=None if count is None else count * self.dtype.itemsize,
+            module=point.module,
+            note=point.dead or "",
+        )
+
+    @property
+    def _called(self) -> str:
+        return type(self.denoiser).__name__
+
+    def __repr__(self) -> str:
+        """Name, family and size in one line."""
+        kind = "bare denoiser" if self.pipe is None else type(self.pipe).__name__
+        return (
+            f"HookedDiffusion({self.name}: {kind}, {self.spec.family}, {self.n_blocks} blocks, "
+            f"{len(self.points)} hook points)"
+        )
+
+
+class _LastLatents:
+    """Keeps the final latents by way of the pipeline's own step callback."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.latents: Tensor | None = None
+        self.steps = 0
+        self.theirs = settings.get("callback_on_step_end")
+        wanted = list(settings.get("callback_on_step_end_tensor_inputs", ["latents"]))
+        if "latents" not in wanted:
+            wanted.append("latents")
+        self.settings = {
+            **settings,
+            "callback_on_step_end": self,
+            "callback_on_step_end_tensor_inputs": wanted,
+        }
+
+    def __call__(self, pipe: Any, step: int, timestep: Any, tensors: dict) -> dict:
+        self.steps += 1
+        self.latents = tensors["latents"]
+        if self.theirs is None:
+            return {}
+        changed = self.theirs(pipe, step, timestep, tensors) or {}
+        self.latents = changed.get("latents", self.latents)
+        return changed
+
+
+__all__ = ["HookedDiffusion", "expand"]

@@ -1,0 +1,126 @@
+"""What a run gives back, with all that made it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from diffusion_lens.engine.firing import Registration
+from diffusion_lens.hooked_diffusion.report import Report
+from diffusion_lens.hooked_diffusion.run import Run
+
+PACKAGES = ("diffusion_lens", "torch", "diffusers", "transformers")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What made a result; enough to make it again.
+
+    Attributes:
+        run: The run.
+        seeds: The seed of each sample.
+        pipeline: Class of the pipeline.
+        model: Its name or path, where it has one.
+        scheduler: Class of the scheduler.
+        scheduler_config: Its configuration.
+        steps: How many times the scheduler stepped.
+        dtype: Precision of the denoiser.
+        hooks: The hooks, as text.
+        versions: Versions of the packages that matter.
+    """
+
+    run: Run
+    seeds: tuple[int, ...]
+    pipeline: str
+    model: str
+    scheduler: str
+    scheduler_config: Mapping[str, Any]
+    steps: int
+    dtype: str
+    hooks: tuple[str, ...]
+    versions: Mapping[str, str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For json; tensors and images become their descriptions."""
+        return {
+            "run": repr(self.run),
+            "seeds": list(self.seeds),
+            "pipeline": self.pipeline,
+            "model": self.model,
+            "scheduler": self.scheduler,
+            "scheduler_config": {key: str(value) for key, value in self.scheduler_config.items()},
+            "steps": self.steps,
+            "dtype": self.dtype,
+            "hooks": list(self.hooks),
+            "versions": dict(self.versions),
+        }
+
+
+@dataclass(frozen=True)
+class Output:
+    """The result of a run.
+
+    Attributes:
+        images: What the pipeline made, as its `output_type` says; None for `"latent"`.
+        latents: The latents behind it, as the pipeline holds them.
+        report: How often each hook fired and how much it changed.
+        made_by: Everything that the result depended on.
+        frames: The videos of a video pipeline, in place of `images`.
+    """
+
+    images: Any
+    latents: Tensor | None
+    report: Report
+    made_by: Provenance
+    frames: Any = field(default=None)
+
+    @property
+    def image(self) -> Any:
+        """The first image."""
+        return None if self.images is None else self.images[0]
+
+    def __repr__(self) -> str:
+        """Sizes in one line."""
+        count = 0 if self.images is None else len(self.images)
+        latents = None if self.latents is None else tuple(self.latents.shape)
+        run = self.made_by.run
+        return f"Output({count} images, latents {latents}, {len(self.report)} report rows, {run!r})"
+
+
+def provenance(
+    pipe: Any,
+    run: Run,
+    *,
+    seeds: Sequence[int],
+    steps: int,
+    dtype: object,
+    registrations: Sequence[Registration],
+) -> Provenance:
+    """Put together what made a result."""
+    return Provenance(
+        run=run,
+        seeds=tuple(seeds),
+        pipeline=type(pipe).__name__,
+        model=str(getattr(pipe, "name_or_path", "") or pipe.config.get("_name_or_path", "")),
+        scheduler=type(pipe.scheduler).__name__,
+        scheduler_config=dict(pipe.scheduler.config),
+        steps=steps,
+        dtype=str(dtype),
+        hooks=tuple(map(repr, registrations)),
+        versions=versions(),
+    )
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages that results depend on."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed as a package"
+    return found

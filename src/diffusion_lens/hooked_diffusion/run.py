@@ -1,0 +1,138 @@
+"""A run as a value: everything that an image depends on besides the model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from diffusion_lens.errors import RunError
+
+EMBEDDINGS = ("prompt_embeds", "prompt_embeds_1")
+
+
+@dataclass(frozen=True, init=False)
+class Run:
+    """A prompt, a seed and the pipeline's own arguments.
+
+    Attributes:
+        prompt: One prompt, several, or None where the settings hold embeddings.
+        seed: One integer gives every prompt the same noise, so that prompts can be compared;
+            several are paired with the prompts; None draws at random.
+        settings: Arguments of the pipeline's call.
+
+    Example:
+        >>> Run("a red circle", seed=3, num_inference_steps=20)
+        Run('a red circle', seed=3, num_inference_steps=20)
+    """
+
+    prompt: str | tuple[str, ...] | None
+    seed: int | tuple[int, ...] | None
+    settings: Mapping[str, Any]
+
+    def __init__(
+        self,
+        prompt: str | Sequence[str] | None = None,
+        *,
+        seed: int | Sequence[int] | None = 0,
+        **settings: Any,
+    ) -> None:
+        """Make a run; nothing is checked against a model yet.
+
+        Raises:
+            RunError: If the prompts are no strings, or seeds and prompts do not pair.
+        """
+        if prompt is not None and not isinstance(prompt, str):
+            prompt = tuple(prompt)
+            if not prompt or not all(isinstance(one, str) for one in prompt):
+                raise RunError(f"prompts are strings, got {prompt!r}")
+        if seed is not None and not isinstance(seed, int):
+            seed = tuple(int(one) for one in seed)
+        object.__setattr__(self, "prompt", prompt)
+        object.__setattr__(self, "seed", seed)
+        object.__setattr__(self, "settings", dict(settings))
+
+    @classmethod
+    def of(
+        cls,
+        given: Run | str | Sequence[str] | None,
+        *,
+        seed: int | Sequence[int] | None,
+        settings: Mapping[str, Any],
+    ) -> Run:
+        """A run from a run (with some settings replaced) or from prompts."""
+        if isinstance(given, Run):
+            return given.with_(**settings)
+        return cls(given, seed=seed, **settings)
+
+    def with_(self, **changes: Any) -> Run:
+        """The same run with a prompt, seed or settings replaced."""
+        prompt = changes.pop("prompt", self.prompt)
+        seed = changes.pop("seed", self.seed)
+        return Run(prompt, seed=seed, **{**self.settings, **changes})
+
+    @property
+    def prompts(self) -> list[str]:
+        """The prompts as a list, empty where the run has embeddings."""
+        if self.prompt is None:
+            return []
+        return [self.prompt] if isinstance(self.prompt, str) else list(self.prompt)
+
+    @property
+    def samples(self) -> int:
+        """How many images the run makes."""
+        embeddings = self.settings.get("prompt_embeds")
+        count = len(self.prompts) if embeddings is None else int(embeddings.shape[0])
+        return max(count, 1) * self.images_per_prompt
+
+    @property
+    def images_per_prompt(self) -> int:
+        """How many images it makes of each prompt."""
+        for name in ("num_images_per_prompt", "num_videos_per_prompt"):
+            if self.settings.get(name) is not None:
+                return int(self.settings[name])
+        return 1
+
+    def seeds(self) -> list[int]:
+        """The seed of each sample.
+
+        Images of one prompt count up from the prompt's seed.
+
+        Raises:
+            RunError: If there are neither as many seeds as prompts nor as samples.
+        """
+        prompts = self.samples // self.images_per_prompt
+        if self.seed is None:
+            drawn = int(torch.randint(2**31, ()).item())
+            return [drawn + offset for offset in range(self.samples)]
+        if isinstance(self.seed, int):
+            each = [self.seed] * prompts
+        elif len(self.seed) == self.samples:
+            return list(self.seed)
+        elif len(self.seed) == prompts:
+            each = list(self.seed)
+        else:
+            raise RunError(
+                f"{len(self.seed)} seeds for {prompts} prompts; give one seed for all prompts, "
+                "one for each prompt, or one for each image"
+            )
+        return [seed + offset for seed in each for offset in range(self.images_per_prompt)]
+
+    def __repr__(self) -> str:
+        """The call that makes it; tensors are shown by their shape."""
+        shown = ", ".join(f"{name}={_short(value)}" for name, value in self.settings.items())
+        return f"Run({self.prompt!r}, seed={self.seed!r}{', ' + shown if shown else ''})"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"<tensor {tuple(value.shape)}>"
+    text = repr(value)
+    return text if len(text) <= 80 else f"<{type(value).__name__}>"
+
+
+def generators(seeds: Sequence[int]) -> list[torch.Generator]:
+    """A CPU generator for each sample, so that no sample depends on the others of its batch."""
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
