@@ -35,8 +35,8 @@ def _clip_encoder(*, rows: int, width: int, layers: int) -> "CLIPTextModel":
         bos_token_id=START,
         eos_token_id=END,
         pad_token_id=PAD,
-        attn_implementation="eager",
     )
+    config._attn_implementation = "eager"
     return CLIPTextModel(config)
 
 
@@ -56,8 +56,8 @@ def _t5_encoder(*, width: int, layers: int) -> "T5EncoderModel":
         eos_token_id=END,
         is_encoder_decoder=False,
         use_cache=False,
-        attn_implementation="eager",
     )
+    config._attn_implementation = "eager"
     return T5EncoderModel(config)
 
 
@@ -108,10 +108,10 @@ def unet_pipeline(
         "tokenizer": tokenizer,
         "unet": unet,
         "scheduler": scheduler,
+        "safety_checker": None,
+        "feature_extractor": None,
     }
-    return StableDiffusionPipeline(
-        **components, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-    )
+    return StableDiffusionPipeline(**components, requires_safety_checker=False)
 
 
 def mmdit_pipeline(

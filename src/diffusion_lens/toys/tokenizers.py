@@ -1,6 +1,6 @@
 """Real CLIP and T5 tokenizers whose vocabulary is the shapes world's words, one token each."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from diffusion_lens.toys.shapes.world import WORDS
 
@@ -52,7 +52,7 @@ def clip_tokenizer() -> "CLIPTokenizer":
 
     vocabulary = {"<pad>": PAD, "<|endoftext|>": END, "<unk>": UNKNOWN, "<|startoftext|>": START}
     vocabulary |= {f"{word}</w>": place for word, place in TOKEN_IDS.items()}
-    merges: dict[tuple[str, str], None] = {}
+    merges: dict[Any, None] = {}
     for word in WORDS:
         parts = [*word[:-1], f"{word[-1]}</w>"]
         for part in parts:

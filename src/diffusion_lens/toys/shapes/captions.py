@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from diffusion_lens.errors import DiffusionLensError
 from diffusion_lens.toys.shapes.world import (
     BACKGROUNDS,
     COLOURS,
@@ -15,7 +16,7 @@ from diffusion_lens.toys.shapes.world import (
 _AXES = {"above": "vertical", "below": "vertical", "left": "horizontal", "right": "horizontal"}
 
 
-class CaptionError(ValueError):
+class CaptionError(DiffusionLensError, ValueError):
     """A text is not a caption of the shapes world."""
 
 

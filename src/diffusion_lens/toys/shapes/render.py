@@ -36,7 +36,7 @@ class Render:
     @property
     def background(self) -> Bool[np.ndarray, "height width"]:
         """True where no object is."""
-        return ~self.things.any(axis=0)
+        return np.logical_not(self.things.any(axis=0))
 
 
 def signed_distance(

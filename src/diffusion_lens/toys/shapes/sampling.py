@@ -51,7 +51,7 @@ def held_out(example: Example) -> bool:
         example: A scene with its caption.
 
     Returns:
-        True for every scene with a pair of `HELD_OUT_PAIRS`, and for a fixed share of full captions.
+        True for scenes with a pair of `HELD_OUT_PAIRS`, and for a fixed share of full captions.
     """
     if any((thing.colour, thing.shape) in HELD_OUT_PAIRS for thing in example.scene.things):
         return True

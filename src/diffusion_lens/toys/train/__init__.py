@@ -1,1 +1,1 @@
-"""How the toy models are trained: `python -m diffusion_lens.toys.train --model shapes-unet --out DIR`."""
+"""Training of the toy models: `python -m diffusion_lens.toys.train --model NAME --out DIR`."""

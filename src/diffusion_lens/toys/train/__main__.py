@@ -7,6 +7,7 @@ import torch
 
 from diffusion_lens.toys.train.config import config_names, load_config
 from diffusion_lens.toys.train.loop import Limits, train
+from diffusion_lens.toys.train.samples import GradedSamples
 
 
 def _arguments() -> argparse.Namespace:
@@ -21,6 +22,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--decay-steps", type=int, default=0, help="last steps, rate to zero")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, help="CPU threads")
+    parser.add_argument("--samples", type=int, default=48, help="graded at each pause; 0: none")
+    parser.add_argument("--pause-minutes", type=float, default=10.0, help="between two states")
     parser.add_argument("--compile", action="store_true", help="compile the denoiser")
     return parser.parse_args()
 
@@ -33,13 +36,17 @@ def main() -> None:
     limits = Limits(
         minutes=arguments.minutes, steps=arguments.steps, decay_steps=arguments.decay_steps
     )
+    config = load_config(arguments.model)
+    graded = GradedSamples(config, out=arguments.out, count=arguments.samples)
     train(
-        load_config(arguments.model),
+        config,
         out=arguments.out,
         limits=limits,
         device=arguments.device,
         resume=arguments.resume,
         compiled=arguments.compile,
+        on_pause=graded if arguments.samples else None,
+        pause_minutes=arguments.pause_minutes,
     )
 
 

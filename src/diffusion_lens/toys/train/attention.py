@@ -43,8 +43,8 @@ class PlainAttention(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Compute one torch function; called by torch."""
-        given = dict(zip(("query", "key", "value", "attn_mask"), args, strict=False))
-        given |= kwargs or {}
+        names = ("query", "key", "value", "attn_mask")
+        given: dict[str, Any] = dict(zip(names, args, strict=False)) | dict(kwargs or {})
         if func is F.scaled_dot_product_attention and given.get("attn_mask") is None:
             return plain_attention(given["query"], given["key"], given["value"])
         return func(*args, **(kwargs or {}))

@@ -15,9 +15,10 @@ class TrainConfig:
         family: Which pipeline and objective.
         architecture: Arguments of the pipeline's builder.
         batch: Samples of one step.
-        learning_rate: AdamW's, after the warm-up and until a decay is asked for.
+        learning_rate: After the warm-up and until a decay is asked for.
         warm_up: Steps over which the learning rate rises from zero.
         weight_decay: Of weights with two or more axes.
+        optimizer: AdamW for all, or Muon for the matrices inside blocks.
         ema: Largest decay of the moving average that is exported.
         caption_drop: Share of samples trained without a caption, for guidance.
         unknown_words: Share of samples of which one word is made unknown.
@@ -36,6 +37,7 @@ class TrainConfig:
     learning_rate: float
     warm_up: int
     weight_decay: float
+    optimizer: Literal["adamw", "muon"] = "adamw"
     ema: float
     caption_drop: float
     unknown_words: float

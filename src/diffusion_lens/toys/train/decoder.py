@@ -2,7 +2,7 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ def train_decoder(*, steps: int, batch: int = 32, seed: int = 0) -> "Autoencoder
         The codec.
     """
     torch.manual_seed(seed)
-    codec = half_codec()
+    codec: Any = half_codec()
     codec.encoder.requires_grad_(False)
     optimizer = torch.optim.AdamW(codec.decoder.parameters(), lr=2e-3, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
@@ -63,7 +63,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    train_decoder(steps=arguments.steps).to(torch.float16).save_pretrained(arguments.out)
+    codec: Any = train_decoder(steps=arguments.steps)
+    codec.to(dtype=torch.float16).save_pretrained(arguments.out)
 
 
 if __name__ == "__main__":

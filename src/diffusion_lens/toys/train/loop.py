@@ -17,6 +17,7 @@ from diffusion_lens.toys.train.attention import PlainAttention
 from diffusion_lens.toys.train.batches import Batch, batches
 from diffusion_lens.toys.train.config import TrainConfig
 from diffusion_lens.toys.train.objectives import mmdit_loss, unet_loss
+from diffusion_lens.toys.train.optimizers import new_optimizers
 from diffusion_lens.toys.train.state import STATE_FILE, Average, Progress, load_state, save_state
 
 if TYPE_CHECKING:
@@ -81,25 +82,6 @@ def trained_parameters(pipe: "DiffusionPipeline", config: TrainConfig) -> dict[s
     }
 
 
-def new_optimizer(parameters: dict[str, Tensor], config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW that decays matrices and leaves biases and norms alone.
-
-    Args:
-        parameters: What `trained_parameters` gives.
-        config: The recipe.
-
-    Returns:
-        The optimizer.
-    """
-    matrices = [p for p in parameters.values() if p.ndim > 1]
-    vectors = [p for p in parameters.values() if p.ndim <= 1]
-    groups = [
-        {"params": matrices, "weight_decay": config.weight_decay},
-        {"params": vectors, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
-
-
 def prepare(pipe: "DiffusionPipeline", config: TrainConfig, *, compiled: bool) -> None:
     """Set a pipeline up for speed: plain attention in a UNet on a CPU, a compiled denoiser.
 
@@ -114,7 +96,7 @@ def prepare(pipe: "DiffusionPipeline", config: TrainConfig, *, compiled: bool) -
     if config.family == "unet" and pipe.device.type == "cpu":
         denoiser.set_attn_processor(AttnProcessor())
     if compiled:
-        denoiser.compile()
+        denoiser.compile(dynamic=False)
 
 
 def attention_mode(
@@ -133,7 +115,7 @@ def attention_mode(
     return PlainAttention() if plain else contextlib.nullcontext()
 
 
-def _loss(pipe: "DiffusionPipeline", config: TrainConfig, batch: Batch, step: int) -> Tensor:
+def _loss(pipe: Any, config: TrainConfig, batch: Batch, step: int) -> Tensor:
     if config.family == "unet":
         return unet_loss(pipe, batch)
     coarse = step < config.coarse_steps
@@ -175,11 +157,11 @@ def train(
     """
     pipe = new_pipeline(config).to(device)
     parameters = trained_parameters(pipe, config)
-    optimizer = new_optimizer(parameters, config)
+    optimizers = new_optimizers(parameters, config)
     average = Average(parameters, decay=config.ema)
     source = out if (out / STATE_FILE).exists() else resume
     progress = (
-        Progress() if source is None else load_state(source, average=average, optimizer=optimizer)
+        Progress() if source is None else load_state(source, average=average, optimizers=optimizers)
     )
     prepare(pipe, config, compiled=compiled)
     out.mkdir(parents=True, exist_ok=True)
@@ -198,16 +180,17 @@ def train(
         while not stop and progress.step < first + limits.steps and elapsed < 60 * limits.minutes:
             began = time.perf_counter()
             rate = _learning_rate(config, progress, first, limits)
-            for group in optimizer.param_groups:
+            for group in (g for o in optimizers for g in o.param_groups):
                 group["lr"] = rate
             drawn = next(stream)
             batch = Batch(*(value.to(device) for value in vars(drawn).values()))
             with attention_mode(pipe, config):
                 loss = _loss(pipe, config, batch, progress.step)
-            optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
-            optimizer.step()
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
             progress.step += 1
             progress.samples += config.batch
             average.update(progress.step)
@@ -224,11 +207,11 @@ def train(
                 bar.set_postfix(loss=f"{mean:.4f}")
             if since_pause > 60 * pause_minutes:
                 since_pause = 0.0
-                save_state(out, average=average, optimizer=optimizer, progress=progress)
+                save_state(out, average=average, optimizers=optimizers, progress=progress)
                 _pause(pipe, average, progress, on_pause)
     bar.close()
     signal.signal(signal.SIGTERM, previous)
-    save_state(out, average=average, optimizer=optimizer, progress=progress)
+    save_state(out, average=average, optimizers=optimizers, progress=progress)
     _pause(pipe, average, progress, on_pause)
     return progress
 

@@ -1,15 +1,23 @@
 """The state of a training run: it can be stopped at any moment and goes on later."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.optim import Optimizer
 
 STATE_FILE = "state.safetensors"
 PROGRESS_FILE = "progress.json"
+
+
+_MOMENTS = {
+    torch.optim.AdamW: ("exp_avg", "exp_avg_sq"),
+    torch.optim.Muon: ("momentum_buffer",),
+}
 
 
 @dataclass
@@ -59,26 +67,36 @@ class Average:
             self.values[name].copy_(kept)
 
 
+def _owner(parameter: Tensor, optimizers: Sequence[Optimizer]) -> Optimizer:
+    for optimizer in optimizers:
+        if any(parameter is p for group in optimizer.param_groups for p in group["params"]):
+            return optimizer
+    raise AssertionError("every trained parameter belongs to an optimizer")
+
+
+def _moments(parameter: Tensor, optimizers: Sequence[Optimizer]) -> dict[str, Tensor]:
+    kept = _owner(parameter, optimizers).state[parameter]
+    return {name: value for name, value in kept.items() if name != "step"}
+
+
 def save_state(
-    folder: Path, *, average: Average, optimizer: torch.optim.Optimizer, progress: Progress
+    folder: Path, *, average: Average, optimizers: Sequence[Optimizer], progress: Progress
 ) -> None:
-    """Write parameters (fp32), their average (as a bf16 difference) and AdamW's moments (bf16).
+    """Write parameters (fp32), their average (as a bf16 difference) and the moments (bf16).
 
     Args:
         folder: Where to; made if missing. A half-written state never replaces a whole one.
         average: The parameters and their average.
-        optimizer: AdamW over the same parameters.
+        optimizers: Together they hold the same parameters.
         progress: How far the run has come.
     """
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {}
     for name, value in average.parameters.items():
-        kept = optimizer.state[value]
         tensors[f"value.{name}"] = value.detach().cpu().contiguous()
         tensors[f"average.{name}"] = average.values[name].sub(value.detach()).bfloat16().cpu()
-        for moment in ("exp_avg", "exp_avg_sq"):
-            if moment in kept:
-                tensors[f"{moment}.{name}"] = kept[moment].bfloat16().cpu()
+        for moment, kept in _moments(value, optimizers).items():
+            tensors[f"{moment}.{name}"] = kept.bfloat16().cpu()
     tensors = {name: value.contiguous() for name, value in tensors.items()}
     save_file(tensors, folder / f"{STATE_FILE}.part", metadata={"step": str(progress.step)})
     (folder / f"{PROGRESS_FILE}.part").write_text(json.dumps(asdict(progress)), encoding="utf-8")
@@ -86,13 +104,13 @@ def save_state(
         (folder / f"{file}.part").replace(folder / file)
 
 
-def load_state(folder: Path, *, average: Average, optimizer: torch.optim.Optimizer) -> Progress:
+def load_state(folder: Path, *, average: Average, optimizers: Sequence[Optimizer]) -> Progress:
     """Go on from a state that `save_state` wrote.
 
     Args:
         folder: Where it lies.
         average: Receives parameters and average, in place.
-        optimizer: Receives the moments.
+        optimizers: Receive the moments.
 
     Returns:
         How far the run had come.
@@ -107,10 +125,12 @@ def load_state(folder: Path, *, average: Average, optimizer: torch.optim.Optimiz
         value.data.copy_(tensors[f"value.{name}"])
         difference = tensors[f"average.{name}"].float().to(value.device)
         average.values[name].copy_(value.detach() + difference)
-        if f"exp_avg.{name}" in tensors:
-            optimizer.state[value] = {
-                "step": torch.tensor(float(progress.step)),
-                "exp_avg": tensors[f"exp_avg.{name}"].float().to(value.device),
-                "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].float().to(value.device),
-            }
+        moments = {
+            moment: tensors[f"{moment}.{name}"].float().to(value.device)
+            for moment in _MOMENTS[type(_owner(value, optimizers))]
+            if f"{moment}.{name}" in tensors
+        }
+        if moments:
+            state = _owner(value, optimizers).state
+            state[value] = {"step": torch.tensor(float(progress.step)), **moments}
     return progress

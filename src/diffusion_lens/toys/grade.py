@@ -1,0 +1,81 @@
+"""Grades of the shipped toy models: `python -m diffusion_lens.toys.grade`."""
+
+import argparse
+import json
+import sys
+import time
+from typing import Any
+
+from diffusion_lens.toys.generating import call_defaults, generate
+from diffusion_lens.toys.loading import CARD, card, checksums, folder, load, names
+from diffusion_lens.toys.shapes.evaluation import Report, grade_images, test_captions
+
+
+def grade_model(name: str, *, count: int | None = None, seed: int = 0) -> Report:
+    """Generate an image for each held-out caption and grade it.
+
+    Args:
+        name: Of the model.
+        count: Captions, spread evenly over the 500; None takes all.
+        seed: Of the first caption's noise.
+
+    Returns:
+        The shares that are right.
+    """
+    facts = card(name)
+    captions = list(test_captions())
+    captions = captions[:: max(1, len(captions) // (count or len(captions)))]
+    images = generate(
+        load(name),
+        [one.caption for one in captions],
+        seed=seed,
+        guidance=facts["guidance"],
+        steps=facts["sample_steps"],
+    )
+    return grade_images(images, captions)
+
+
+def timings(name: str) -> dict[str, float]:
+    """Seconds that a model takes to load and to draw one image, once diffusers is imported.
+
+    Args:
+        name: Of the model.
+
+    Returns:
+        "load" and "image" to seconds.
+    """
+    import diffusers  # noqa: F401 (its import is not the model's)
+
+    began = time.perf_counter()
+    pipe: Any = load(name)
+    loaded = time.perf_counter()
+    facts = card(name)
+    arguments = call_defaults(pipe, guidance=facts["guidance"], steps=facts["sample_steps"])
+    pipe("a red square on a white background", **arguments)
+    return {"load": loaded - began, "image": time.perf_counter() - loaded}
+
+
+def main() -> None:
+    """Print the grades; optionally keep them beside the weights."""
+    parser = argparse.ArgumentParser(prog="python -m diffusion_lens.toys.grade")
+    parser.add_argument("--model", action="append", choices=names(), help="default: all")
+    parser.add_argument("--count", type=int, help="captions of the 500; default: all")
+    parser.add_argument("--write", action="store_true", help="keep the grades in the model's card")
+    arguments = parser.parse_args()
+    for name in arguments.model or names():
+        seconds = timings(name)
+        report = grade_model(name, count=arguments.count)
+        sys.stdout.write(
+            f"\n{name}: loads in {seconds['load']:.2f} s, "
+            f"an image takes {seconds['image']:.2f} s\n\n{report.table()}\n"
+        )
+        sys.stdout.flush()
+        if arguments.write:
+            facts = card(name) | {"sha256": checksums(folder(name))}
+            facts |= {"shares": report.shares, "counts": report.counts}
+            text = json.dumps(facts, indent=1, default=dict)
+            (folder(name) / CARD).write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
