@@ -10,13 +10,8 @@ from jaxtyping import Bool, Float, UInt8
 
 from diffusion_lens.toys.shapes.captions import read_caption
 from diffusion_lens.toys.shapes.render import render
-from diffusion_lens.toys.shapes.sampling import (
-    Example,
-    full_caption,
-    held_out,
-    sample_pair,
-    sample_single,
-)
+from diffusion_lens.toys.shapes.sampling import Example, full_caption, held_out
+from diffusion_lens.toys.shapes.scenes import sample_pair, sample_single
 from diffusion_lens.toys.shapes.world import FRUIT, RESOLUTION
 
 KINDS = ("object", "colour", "shape", "texture", "background")

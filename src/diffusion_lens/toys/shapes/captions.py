@@ -88,9 +88,9 @@ def write_caption(caption: Caption) -> str:
 def _read_thing(words: list[str], text: str) -> ThingWords:
     found: dict[str, str] = {}
     bare = words[0] not in ("a", "an")
-    for place, word in enumerate(words if bare else words[1:], start=int(bare)):
-        last = place == len(words) - (0 if bare else 1)
-        noun = word == FRUIT and last and not (bare and len(words) == 1)
+    described = words if bare else words[1:]
+    for place, word in enumerate(described):
+        noun = word == FRUIT and place == len(described) - 1 and not (bare and place == 0)
         if word in SHAPES or noun:
             kind = "shape"
         elif word in COLOURS:

@@ -9,13 +9,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from diffusion_lens.toys.shapes.grading import Grade, grade
-from diffusion_lens.toys.shapes.sampling import (
-    Example,
-    full_caption,
-    held_out,
-    sample_pair,
-    sample_single,
-)
+from diffusion_lens.toys.shapes.sampling import Example, full_caption, held_out
+from diffusion_lens.toys.shapes.scenes import sample_pair, sample_single
 from diffusion_lens.toys.shapes.world import HELD_OUT_PAIRS
 
 GROUPS: Mapping[str, int] = MappingProxyType(
@@ -64,7 +59,7 @@ def test_captions() -> tuple[TestCaption, ...]:
     return tuple(TestCaption(text, group) for group in GROUPS for text in chosen[group])
 
 
-test_captions.__test__ = False  # type: ignore[attr-defined]
+setattr(test_captions, "__test__", False)  # noqa: B010
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,13 @@
 
 from collections import deque
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from diffusion_lens.toys.shapes.render import DARK, LIGHT, signed_distance
-from diffusion_lens.toys.shapes.world import BACKGROUNDS, COLOURS, FRUIT, RESOLUTION, SHAPES
+from diffusion_lens.toys.shapes.fitting import fit_shape
+from diffusion_lens.toys.shapes.render import DARK, LIGHT
+from diffusion_lens.toys.shapes.world import BACKGROUNDS, COLOURS, FRUIT
 
 BACKGROUND_REACH = 45.0
 """A pixel within this Euclidean distance of a background colour may be background."""
@@ -145,49 +145,6 @@ def _paint(
     dark, light = ((shade[colour == winner] == kind).mean() for kind in (1, 2))
     texture = "striped" if dark > 0.2 else "dotted" if light > 0.05 else "plain"
     return list(COLOURS)[winner], texture, float(votes[list(COLOURS).index("green")] / len(pixels))
-
-
-@lru_cache(maxsize=1)
-def _extents() -> dict[str, tuple[float, float, float, float, float]]:
-    """Left, right, top, bottom and area of each shape of radius 1, measured on a large one."""
-    extents = {}
-    for shape in (*SHAPES, FRUIT):
-        middle, radius = RESOLUTION / 2, RESOLUTION * 0.4
-        drawn = signed_distance(shape, x=middle, y=middle, radius=radius) < 0
-        rows, columns = np.nonzero(drawn)
-        edges = (columns.min(), columns.max() + 1, rows.min(), rows.max() + 1)
-        left, right, top, bottom = (float(edge - middle) / radius for edge in edges)
-        extents[shape] = (left, right, top, bottom, float(drawn.sum()) / radius**2)
-    return extents
-
-
-def fit_shape(
-    mask: Bool[np.ndarray, "height width"],
-) -> dict[str, tuple[float, float, float, float]]:
-    """How well each shape explains a patch.
-
-    Args:
-        mask: One patch without holes.
-
-    Returns:
-        Shape to its best IoU, the radius at which it has the patch's area, and the best x and y.
-    """
-    rows, columns = np.nonzero(mask)
-    left, right, top, bottom = columns.min(), columns.max() + 1, rows.min(), rows.max() + 1
-    fits = {}
-    for shape, (a, b, c, d, area) in _extents().items():
-        radius = ((right - left) / (b - a) + (bottom - top) / (d - c)) / 2
-        x, y = (left + right - (a + b) * radius) / 2, (top + bottom - (c + d) * radius) / 2
-        best = (-1.0, radius, x, y)
-        for scale in (0.93, 1.0, 1.07):
-            for u in (-0.4, 0.0, 0.4):
-                for v in (-0.4, 0.0, 0.4):
-                    guess = (radius * scale, x + u, y + v)
-                    drawn = signed_distance(shape, x=guess[1], y=guess[2], radius=guess[0]) < 0
-                    overlap = (drawn & mask).sum() / (drawn | mask).sum()
-                    best = max(best, (float(overlap), *map(float, guess)))
-        fits[shape] = (best[0], float(np.sqrt(mask.sum() / area)), best[2], best[3])
-    return fits
 
 
 def find_things(

@@ -1,34 +1,17 @@
-"""Random scenes with their captions, and which of them training never sees."""
+"""Scenes with their captions, and which of them training never sees."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 from hashlib import md5
 
 import numpy as np
 
 from diffusion_lens.toys.shapes.captions import Caption, ThingWords, write_caption
-from diffusion_lens.toys.shapes.world import (
-    BACKGROUNDS,
-    COLOURS,
-    FRUIT,
-    HELD_OUT_PAIRS,
-    PAIR_RADIUS,
-    RELATIONS,
-    RESOLUTION,
-    SHAPES,
-    SIZES,
-    TEXTURES,
-    Scene,
-    Thing,
-)
-
-FRUIT_SHARE = 0.12
-"""Share of objects that are the fruit."""
+from diffusion_lens.toys.shapes.scenes import pick, sample_pair, sample_single
+from diffusion_lens.toys.shapes.world import FRUIT, HELD_OUT_PAIRS, Scene, Thing
 
 HELD_OUT_CAPTIONS = 0.15
 """Share of the captions with a background word that training never sees."""
-
-_MIDDLE = RESOLUTION / 2
 
 
 @dataclass(frozen=True)
@@ -59,63 +42,6 @@ def held_out(example: Example) -> bool:
         return False
     digest = int(md5(example.caption.encode(), usedforsecurity=False).hexdigest()[:8], 16)
     return digest / 0x1_0000_0000 < HELD_OUT_CAPTIONS
-
-
-def _pick(rng: np.random.Generator, words: Sequence[str]) -> str:
-    return words[int(rng.integers(len(words)))]
-
-
-def _thing(rng: np.random.Generator, *, plain: float, medium: float) -> Thing:
-    size = "medium" if rng.random() < medium else _pick(rng, ("small", "large"))
-    textured = rng.random() >= plain and size != "small"
-    texture = _pick(rng, TEXTURES[1:]) if textured else "plain"
-    if rng.random() < FRUIT_SHARE:
-        return Thing(shape=FRUIT, colour=FRUIT, size=size)
-    return Thing(
-        shape=_pick(rng, SHAPES), colour=_pick(rng, tuple(COLOURS)), texture=texture, size=size
-    )
-
-
-def sample_single(rng: np.random.Generator) -> Scene:
-    """A scene of one object, its place jittered about the middle.
-
-    Args:
-        rng: Source of randomness.
-
-    Returns:
-        The scene; it may contain a held-out pair.
-    """
-    thing = _thing(rng, plain=0.65, medium=0.6)
-    radius = SIZES[thing.size] * rng.uniform(0.96, 1.04)
-    reach = min(5.0, _MIDDLE - radius - 1.5)
-    x, y = _MIDDLE + rng.uniform(-reach, reach, 2)
-    thing = replace(thing, radius=radius, x=float(x), y=float(y))
-    return Scene(things=(thing,), background=_pick(rng, tuple(BACKGROUNDS)))
-
-
-def sample_pair(rng: np.random.Generator) -> Scene:
-    """A scene of two objects of different colours that stand in a relation.
-
-    Args:
-        rng: Source of randomness.
-
-    Returns:
-        The scene; it may contain held-out pairs.
-    """
-    first = _thing(rng, plain=0.8, medium=1.0)
-    second = first
-    while second.colour == first.colour:
-        second = _thing(rng, plain=0.8, medium=1.0)
-    relation = _pick(rng, RELATIONS)
-    sign = -1 if relation in ("above", "left of") else 1
-    placed = []
-    for side, thing in ((sign, first), (-sign, second)):
-        along = _MIDDLE + side * rng.uniform(7.2, 8.6)
-        across = _MIDDLE + rng.uniform(-3, 3)
-        x, y = (across, along) if relation in ("above", "below") else (along, across)
-        radius = PAIR_RADIUS * rng.uniform(0.97, 1.03)
-        placed.append(replace(thing, radius=radius, x=float(x), y=float(y)))
-    return Scene(things=tuple(placed), background=_pick(rng, tuple(BACKGROUNDS)), relation=relation)
 
 
 def _words(thing: Thing, rng: np.random.Generator) -> ThingWords:
@@ -156,7 +82,7 @@ def _fragment(scene: Scene, rng: np.random.Generator) -> str:
     words = [thing.colour, thing.colour, thing.shape, noun, noun, thing.texture]
     words += [f"{scene.background} background", scene.background]
     words += [] if thing.size == "medium" else [thing.size, thing.size]
-    return _pick(rng, words)
+    return pick(rng, words)
 
 
 def sample_example(rng: np.random.Generator, *, single: float = 0.5) -> Example:

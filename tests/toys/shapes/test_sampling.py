@@ -1,0 +1,47 @@
+from dataclasses import replace
+from itertools import islice
+
+import numpy as np
+
+from diffusion_lens.toys.shapes.captions import read_caption
+from diffusion_lens.toys.shapes.sampling import held_out, sample_example, training_examples
+from diffusion_lens.toys.shapes.world import HELD_OUT_PAIRS, WORDS
+
+
+def test_the_stream_is_a_function_of_its_seed():
+    first, second = (list(islice(training_examples(3), 50)) for _ in range(2))
+    assert first == second
+    assert first != list(islice(training_examples(4), 50))
+
+
+def test_training_never_sees_a_held_out_pair():
+    for example in islice(training_examples(0), 3000):
+        assert not HELD_OUT_PAIRS & {(thing.colour, thing.shape) for thing in example.scene.things}
+
+
+def test_a_share_of_full_captions_is_held_out_and_the_choice_is_stable():
+    rng = np.random.default_rng(0)
+    full = [e for e in (sample_example(rng) for _ in range(4000)) if " on a " in e.caption]
+    seen = [e for e in full if not _new(e)]
+    assert 0.10 < np.mean([held_out(e) for e in seen]) < 0.20
+    assert all(held_out(e) == held_out(replace(e)) for e in full)
+
+
+def _new(example):
+    return any((thing.colour, thing.shape) in HELD_OUT_PAIRS for thing in example.scene.things)
+
+
+def test_every_word_occurs_and_single_words_occur_alone():
+    captions = [example.caption for example in islice(training_examples(0), 4000)]
+    assert {word for caption in captions for word in caption.split()} == set(WORDS)
+    assert {"red", "circle", "striped", "orange", "above", "large", "black"} <= set(captions)
+
+
+def test_the_share_of_single_objects_is_what_was_asked_for():
+    examples = list(islice(training_examples(0, single=0.8), 1000))
+    assert 0.75 < np.mean([len(e.scene.things) == 1 for e in examples]) < 0.90
+
+
+def test_every_caption_is_in_the_grammar():
+    for example in islice(training_examples(1), 1000):
+        read_caption(example.caption)
