@@ -1,0 +1,1 @@
+"""Attaching hooks to a running model, and what happens when they fire."""
