@@ -1,7 +1,7 @@
 """Attaching hooks to a model, and taking them off again.
 
-Modules are looked up when hooks are attached, not when the model is wrapped, since LoRA and quantisation
-replace them. Nothing is attached for what nobody asked for.
+Modules are looked up when hooks are attached, not when the model is wrapped, since LoRA and
+quantisation replace them. Nothing is attached for what nobody asked for.
 """
 
 from __future__ import annotations
@@ -51,6 +51,17 @@ from diffusion_lens.hook_points.names import match_names
 from diffusion_lens.hook_points.point import HookPoint
 
 Fire = Callable[[Tensor], Tensor]
+
+
+class Removal:
+    """Something with `remove()`, as torch's handles have it."""
+
+    def __init__(self, undo: Callable[[], None]) -> None:
+        """Call `undo` on removal."""
+        self.remove = undo
+
+
+Handle = RemovableHandle | Removal
 NATIVE = "native:"
 """What a name begins with that is a module's own path in diffusers."""
 
@@ -157,7 +168,7 @@ class Session:
 
     # -- from points to torch hooks -----------------------------------------------------------
 
-    def _attach(self) -> Iterator[RemovableHandle]:
+    def _attach(self) -> Iterator[Handle]:
         by_block: dict[str, dict[Any, list[Tap]]] = {}
         for taps in self.taps.values():
             source: Any = taps[0].point.source
@@ -184,7 +195,7 @@ class Session:
             return on_argument(module, point.argument, transform)
         return on_output(module, point.output, transform)
 
-    def _at_scheduler(self, source: AtScheduler, taps: Sequence[Tap]) -> RemovableHandle:
+    def _at_scheduler(self, source: AtScheduler, taps: Sequence[Tap]) -> Handle:
         def guided(prediction: Tensor, timestep: Any, sample: Tensor) -> Tensor:
             evaluation = self.tracker.evaluation()
             rows = ((GUIDED, slice(0, prediction.shape[0])),)
@@ -199,9 +210,9 @@ class Session:
         listeners = self.tracker.on_guided
         at = len(listeners) if source.which == "pred_x0" else 0
         listeners.insert(at, guided)
-        return _Removal(lambda: listeners.remove(guided))
+        return Removal(lambda: listeners.remove(guided))
 
-    def _attach_block(self, sources: Mapping[Any, list[Tap]]) -> Iterator[RemovableHandle]:
+    def _attach_block(self, sources: Mapping[Any, list[Tap]]) -> Iterator[Handle]:
         block: BlockSite = next(iter(sources)).block
         module = self.denoiser.get_submodule(block.path)
         if getattr(module, "_chunk_size", None) is not None:
@@ -265,7 +276,7 @@ class Session:
 
     def _attach_attention(
         self, block: BlockSite, attention: Attention, sources: Mapping[Any, list[Tap]]
-    ) -> Iterator[RemovableHandle]:
+    ) -> Iterator[Handle]:
         module: Any = self.denoiser.get_submodule(block.inside(attention.module))
         heads, width = module.heads, module.inner_dim
         products = {}
@@ -300,12 +311,28 @@ class Session:
             )
             yield module.register_forward_pre_hook(hooks.enter)
             yield module.register_forward_hook(hooks.leave, always_call=True)
+            yield self._leaving_after_interrupts(module, hooks)
         for source, taps in sources.items():
             if isinstance(source, SublayerOutput) and source.sublayer == attention.name:
                 if attention.projections[source.stream].fused:
                     continue
                 place = attention.outputs.get(source.stream)
                 yield on_output(module, place, self._fire(block, taps))
+
+    def _leaving_after_interrupts(self, module: nn.Module, hooks: AttentionHooks) -> Removal:
+        """Stop to intercept where torch did not say so: it calls no hook after a Ctrl-C."""
+
+        def leave() -> None:
+            while hooks._modes:
+                hooks.leave(module, None, None)
+
+        self.tracker.on_start.append(leave)
+
+        def remove() -> None:
+            self.tracker.on_start.remove(leave)
+            leave()
+
+        return Removal(remove)
 
     def _before_rope(self, block: BlockSite, source: BeforeRope, run: Fire) -> RemovableHandle:
         path = source.attention.before_rope[source.stream]["qk".index(source.which)]
@@ -328,7 +355,7 @@ class Session:
 
     def _attach_mlp(
         self, block: BlockSite, name: str, sources: Mapping[Any, list[Tap]]
-    ) -> Iterator[RemovableHandle]:
+    ) -> Iterator[Handle]:
         mlp = block.spec.mlps[name]
         for source, taps in sources.items():
             if getattr(source, "stream", None) != name:
@@ -349,7 +376,7 @@ class Session:
         block: BlockSite,
         sources: Mapping[Any, list[Tap]],
         streams: Mapping[str, StreamHooks],
-    ) -> Iterator[RemovableHandle]:
+    ) -> Iterator[Handle]:
         """Outputs and updates of an attention and an MLP that share one projection."""
         if all(mlp.module is not None for mlp in block.spec.mlps.values()):
             return
@@ -389,10 +416,3 @@ class Session:
             return stream_slice(sequence, stream, self._lengths[block.path], total)
 
         return rows
-
-
-class _Removal:
-    """Something with `remove()`, as torch's handles have it."""
-
-    def __init__(self, undo: Callable[[], None]) -> None:
-        self.remove = undo

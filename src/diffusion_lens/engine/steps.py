@@ -114,6 +114,7 @@ class StepTracker:
         self.prompts: dict[str, list[str]] = {}
         self.in_pipeline = False
         self.named_branch: str | None = None
+        self.on_start: list[Callable[[], None]] = []
         self.on_evaluation: list[Callable[[Evaluation], None]] = []
         self.on_guided: list[Callable[[Tensor, Any, Tensor], Tensor]] = []
         self.on_step: list[Callable[[], None]] = []
@@ -214,6 +215,7 @@ class StepTracker:
             yield self
 
     def _before(self, _module: nn.Module, args: tuple, kwargs: dict) -> None:
+        self._start()
         arguments = dict(zip(self._parameters, args, strict=False)) | kwargs
         self.current = Evaluation(self, arguments)
         self.evaluations += 1
@@ -222,6 +224,11 @@ class StepTracker:
         self.seen_steps = max(self.seen_steps, self.step + 1)
         for listener in self.on_evaluation:
             listener(self.current)
+
+    def _start(self) -> None:
+        """Clear away what an interrupted run left behind."""
+        for listener in self.on_start:
+            listener()
 
     def _set_timesteps(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
@@ -254,6 +261,7 @@ class StepTracker:
         return result
 
     def _encode_prompt(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
+        self._start()
         bound = inspect.signature(original).bind(*args, **kwargs).arguments
         prompt = bound.get("prompt")
         if self.evaluations or self.in_pipeline:

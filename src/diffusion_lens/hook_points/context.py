@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from diffusion_lens.hook_points.point import HookPoint
 
 
+@runtime_checkable
 class Evaluation(Protocol):
     """One evaluation of the denoiser, as the engine knows it."""
 
