@@ -1,0 +1,22 @@
+import pytest
+
+from diffusion_lens.toys.train import config as module
+from diffusion_lens.toys.train.config import config_names, load_config
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_every_recipe_reads_and_names_itself(name):
+    assert load_config(name).model == name
+
+
+def test_an_unknown_recipe_is_refused():
+    with pytest.raises(ValueError, match="no recipe for 'x'; there are shapes-mmdit, shapes-unet"):
+        load_config("x")
+
+
+def test_a_misspelt_setting_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "toy.toml").write_text('model = "toy"\nbach = 1\n')
+    monkeypatch.setattr(module, "files", lambda _: tmp_path)
+    with pytest.raises(ValueError, match="the recipe of 'toy' has no setting 'bach'"):
+        load_config("toy")

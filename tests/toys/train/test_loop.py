@@ -1,0 +1,131 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from diffusion_lens.toys.loading import CARD, checksums
+from diffusion_lens.toys.train import export as export_module
+from diffusion_lens.toys.train.config import load_config
+from diffusion_lens.toys.train.export import export
+from diffusion_lens.toys.train.loop import Limits, new_pipeline, train, trained_parameters
+from diffusion_lens.toys.train.optimizers import new_optimizers
+from diffusion_lens.toys.train.samples import GradedSamples
+from diffusion_lens.toys.train.state import STATE_FILE, Average, Progress, load_state, save_state
+
+# bf16 autocast leaves the weights of an RMS norm in float32, which torch remarks on
+pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")
+
+UNET = replace(
+    load_config("shapes-unet"),
+    batch=4,
+    architecture={"channels": (16, 16), "heads": 2, "text_width": 16},
+)
+MMDIT = replace(
+    load_config("shapes-mmdit"),
+    batch=4,
+    coarse_steps=1,
+    architecture={
+        "double_blocks": 1, "single_blocks": 1, "heads": 1, "text_width": 16, "pooled_width": 16,
+    },
+)  # fmt: skip
+
+
+def _three(config):
+    parameters = trained_parameters(new_pipeline(config), config)
+    return parameters, new_optimizers(parameters, config), Average(parameters, decay=0.9)
+
+
+@pytest.mark.parametrize("config", [UNET, MMDIT], ids=["unet", "mmdit"])
+def test_a_run_goes_on_where_it_stopped(config, tmp_path):
+    first = train(config, out=tmp_path, limits=Limits(minutes=5, steps=2))
+    assert (first.step, first.samples) == (2, 8)
+    before = load_file(tmp_path / STATE_FILE)
+    second = train(config, out=tmp_path, limits=Limits(minutes=5, steps=1))
+    assert second.step == 3 and second.seconds > first.seconds
+    after = load_file(tmp_path / STATE_FILE)
+    assert before.keys() == after.keys()
+    moved = [name for name in after if not torch.equal(before[name], after[name])]
+    assert len(moved) > len(after) / 2
+
+
+def test_a_run_begins_from_another_runs_state(tmp_path):
+    train(UNET, out=tmp_path / "a", limits=Limits(minutes=5, steps=2))
+    branch = Limits(minutes=5, steps=1, decay_steps=1)
+    assert train(UNET, out=tmp_path / "b", limits=branch, resume=tmp_path / "a").step == 3
+    assert json.loads((tmp_path / "a" / "progress.json").read_text())["step"] == 2
+
+
+@pytest.mark.parametrize("config", [UNET, MMDIT], ids=["adamw", "muon"])
+def test_a_state_survives_writing_and_reading(config, tmp_path):
+    parameters, optimizers, average = _three(config)
+    for parameter in parameters.values():
+        parameter.grad = torch.randn_like(parameter)
+    for optimizer in optimizers:
+        optimizer.step()
+    average.update(1)
+    progress = Progress(step=1, samples=4, seconds=0.5)
+    save_state(tmp_path, average=average, optimizers=optimizers, progress=progress)
+    others, other_optimizers, other_average = _three(config)
+    assert load_state(tmp_path, average=other_average, optimizers=other_optimizers) == progress
+    for name, value in parameters.items():
+        assert torch.equal(others[name], value)
+        torch.testing.assert_close(
+            other_average.values[name], average.values[name], atol=1e-3, rtol=1e-2
+        )
+    assert len(optimizers) == len(other_optimizers) == (1 if config is UNET else 2)
+    for kept, read in zip(optimizers, other_optimizers, strict=True):
+        keys = [{k: v.shape for k, v in s.items() if k != "step"} for s in kept.state.values()]
+        again = [{k: v.shape for k, v in s.items() if k != "step"} for s in read.state.values()]
+        assert sorted(map(str, keys)) == sorted(map(str, again))
+
+
+def test_swapping_the_average_twice_changes_nothing():
+    parameters, _, average = _three(UNET)
+    name, value = next(iter(parameters.items()))
+    average.values[name] += 1
+    trained, averaged = value.detach().clone(), average.values[name].clone()
+    average.swap()
+    assert torch.equal(value, averaged)
+    average.swap()
+    assert torch.equal(value, trained) and torch.equal(average.values[name], averaged)
+
+
+def test_samples_are_drawn_with_the_average_and_graded(tmp_path):
+    config = replace(UNET, sample_steps=2)
+    seen = []
+    graded = GradedSamples(config, out=tmp_path, count=4)
+
+    def on_pause(pipe, progress):
+        seen.append(next(pipe.unet.parameters()).detach().clone())
+        graded(pipe, progress)
+
+    train(config, out=tmp_path, limits=Limits(minutes=5, steps=2), on_pause=on_pause)
+    assert len(seen) == 1
+    state = load_file(tmp_path / STATE_FILE)
+    name = "unet.conv_in.weight"
+    torch.testing.assert_close(
+        seen[0], state[f"value.{name}"] + state[f"average.{name}"].float(), atol=1e-5, rtol=1e-3
+    )
+    assert (tmp_path / "samples.png").exists()
+    assert (tmp_path / "grades.csv").read_text().startswith("8,")
+
+
+def test_export_writes_the_average_and_its_checksums(tmp_path, monkeypatch):
+    monkeypatch.setattr(export_module, "load_config", lambda _: MMDIT)
+    train(MMDIT, out=tmp_path / "run", limits=Limits(minutes=5, steps=1))
+    export("shapes-mmdit", state=tmp_path / "run", out=tmp_path / "model")
+    facts = json.loads((tmp_path / "model" / CARD).read_text())
+    assert facts["step"] == 1 and facts["sha256"] == checksums(tmp_path / "model")
+    weights = load_file(tmp_path / "model/transformer/diffusion_pytorch_model.safetensors")
+    state, name = load_file(tmp_path / "run" / STATE_FILE), "transformer.x_embedder.weight"
+    average = state[f"value.{name}"] + state[f"average.{name}"].float()
+    torch.testing.assert_close(weights["x_embedder.weight"].float(), average, atol=1e-3, rtol=1e-2)
+
+
+def test_a_unet_is_not_exported_without_its_decoder(tmp_path, monkeypatch):
+    monkeypatch.setattr(export_module, "load_config", lambda _: UNET)
+    train(UNET, out=tmp_path, limits=Limits(minutes=5, steps=1))
+    with pytest.raises(ValueError, match="a UNet needs its decoder: give --codec"):
+        export("shapes-unet", state=tmp_path, out=tmp_path / "model")
