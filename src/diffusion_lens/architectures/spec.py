@@ -1,7 +1,7 @@
 """How an architecture is described: as data, which module is which.
 
-Nothing here runs a model. A family is a `DenoiserSpec` with one `BlockSpec` for each block class; the
-engine reads these and attaches hooks to the modules that they name.
+Nothing here runs a model. A family is a `DenoiserSpec` with one `BlockSpec` for each block class;
+the engine reads these and attaches hooks to the modules that they name.
 """
 
 from __future__ import annotations

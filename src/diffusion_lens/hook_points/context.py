@@ -49,7 +49,7 @@ class HookContext:
         stream: The stream the value belongs to, or None for patterns.
         axes: Axis names of the activation, batch first.
         step: Denoiser evaluations so far, counted from 0; never the timestep.
-        branch: Guidance branch, `"cond"`, `"uncond"`, ….
+        branch: Guidance branch, `"cond"`, `"uncond"`, …; `"guided"` after guidance.
         heads: Indices of the heads along the head axis as the hook sees it, or None.
         streams: For each stream, where it lies along the token axis (`key` for patterns, with
             `queries` for the other one), counted in what the hook sees.

@@ -30,15 +30,17 @@ class Site:
         name: Hook-point name; `*` matches one dotted part, `**` any number; or a predicate.
         steps: Denoiser evaluations, counted from 0 (never timesteps).
         branch: `"cond"`, `"uncond"` or another guidance branch; None for each branch in turn.
+            Points after guidance, where the branches are one, fire whatever is given here.
         heads: Head indices, or (block, head) pairs where blocks differ.
         query: Part of the query axis of scores and patterns.
         key: Part of their key axis.
         pos: Part of the token axis of everything else.
 
     `query`, `key` and `pos` take a stream (`"img"`), a word of the prompt or several, indices, or
-    a stream with one of these: `("txt", "cat")`. Words are looked up in the prompt of the branch.
+    a stream with one of these: `("txt", "cat")`. Words are looked up in the prompt of the branch
+    that runs; the unconditional prompt is usually empty, so words usually need `branch="cond"`.
 
-    Example:
+    Examples:
         >>> str(Site("blocks.3.cross_attn.img.hook_z", heads=5, steps=range(10, 20)))
         'blocks.3.cross_attn.img.hook_z[head=5,step=10:20]'
     """

@@ -1,7 +1,8 @@
 """One evaluation of the denoiser on given latents, exactly as the pipeline would make it.
 
-The pipeline's own loop runs from the wanted step up to its first call of the scheduler and is stopped
-there, so that text encoding, guidance and everything else a pipeline does are the pipeline's own.
+The pipeline's own loop runs from the wanted step up to its first call of the scheduler and is
+stopped there, so that text encoding, guidance and everything else a pipeline does are the
+pipeline's own.
 """
 
 from __future__ import annotations

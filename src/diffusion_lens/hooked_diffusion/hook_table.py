@@ -1,4 +1,4 @@
-"""A table of hook points: what there is, how large, where in diffusers, and what is missing and why."""
+"""A table of hook points: what there is, how large, where in diffusers, what is missing and why."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ class HookRow:
     Attributes:
         name: Its name.
         axes: Its axes.
-        shape: Sizes for one prompt at the model's native size; None where they are not known.
+        shape: Sizes for one prompt at the model's native size, with the text length that is usual
+            for the family; None where they are not known.
         heads: Number of heads, or None.
         grid: Token grid of the image there.
-        nbytes: Bytes of one activation of that shape, or None.
+        nbytes: Bytes of one activation of that shape in the model's precision, or None. (Scores and
+            patterns of half-precision models are float32, twice as much.)
         module: The native module that it is read at.
         note: Why edits have no effect, or why the name is absent; empty otherwise.
         present: Whether the model has it.

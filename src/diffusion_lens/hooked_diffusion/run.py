@@ -23,7 +23,7 @@ class Run:
             several are paired with the prompts; None draws at random.
         settings: Arguments of the pipeline's call.
 
-    Example:
+    Examples:
         >>> Run("a red circle", seed=3, num_inference_steps=20)
         Run('a red circle', seed=3, num_inference_steps=20)
     """
