@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,8 @@ def pixels():
 
 
 def test_the_half_codec_takes_mean_opponent_colours_of_blocks(pixels):
-    latents = half_codec().encode(pixels).latents.detach()
+    codec: Any = half_codec()
+    latents = codec.encode(pixels).latents.detach()
     red, green, blue = pixels.unfold(2, 2, 2).unfold(3, 2, 2).mean((-1, -2)).unbind(1)
     by_hand = [(red + green + blue) / 3, (red - green) / 3, (red + green - 2 * blue) / 6]
     for channel, value in enumerate(by_hand):
@@ -21,7 +24,7 @@ def test_the_half_codec_takes_mean_opponent_colours_of_blocks(pixels):
 
 @torch.no_grad()
 def test_the_pixel_codec_is_exact_to_eight_bits(pixels):
-    codec = pixel_codec()
+    codec: Any = pixel_codec()
     latents = codec.encode(pixels).latents
     assert latents.shape == pixels.shape
     error = (codec.decode(latents).sample - pixels).abs().max() * 127.5

@@ -3,7 +3,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
@@ -74,7 +73,7 @@ def test_loading_is_quick(name):
 def test_a_background_is_drawn_as_the_caption_says(name):
     images = toys.generate(toys.load(name), ["a red square on a black background"] * 4, steps=10)
     right = [toys.grade_image(image, "black background").background for image in images]
-    assert np.mean(right) >= 0.75
+    assert right.count(True) >= 3
 
 
 def test_an_unknown_name_is_refused_with_the_nearest():

@@ -4,8 +4,10 @@ import argparse
 import json
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
+from diffusion_lens.toys.cards import update_page
 from diffusion_lens.toys.generating import call_defaults, generate
 from diffusion_lens.toys.loading import CARD, card, checksums, folder, load, names
 from diffusion_lens.toys.shapes.evaluation import Report, grade_images, test_captions
@@ -60,7 +62,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m diffusion_lens.toys.grade")
     parser.add_argument("--model", action="append", choices=names(), help="default: all")
     parser.add_argument("--count", type=int, help="captions of the 500; default: all")
-    parser.add_argument("--write", action="store_true", help="keep the grades in the model's card")
+    parser.add_argument("--write", action="store_true", help="keep the grades beside the weights")
+    parser.add_argument("--pages", type=Path, help="folder of model pages to update: docs/toys")
     arguments = parser.parse_args()
     for name in arguments.model or names():
         seconds = timings(name)
@@ -75,6 +78,8 @@ def main() -> None:
             facts |= {"shares": report.shares, "counts": report.counts}
             text = json.dumps(facts, indent=1, default=dict)
             (folder(name) / CARD).write_text(text + "\n", encoding="utf-8")
+        if arguments.pages:
+            update_page(arguments.pages / f"{name}.md", card(name))
 
 
 if __name__ == "__main__":

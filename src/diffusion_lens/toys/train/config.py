@@ -24,6 +24,8 @@ class TrainConfig:
         unknown_words: Share of samples of which one word is made unknown.
         pooled_drop: Share of samples whose pooled text embedding is that of no caption (MM-DiT).
         single: Share of scenes with one object.
+        noise_power: Noise levels are uniform draws to this power; below 1 they lean to much noise,
+            where the layout is decided (UNet).
         coarse_steps: Steps trained on 8 x 8 tokens before the full 16 x 16 (MM-DiT).
         seed: Of the initial weights and of the data.
         guidance: Scale of classifier-free guidance for samples.
@@ -43,6 +45,7 @@ class TrainConfig:
     unknown_words: float
     pooled_drop: float = 0.0
     single: float
+    noise_power: float = 1.0
     coarse_steps: int = 0
     seed: int
     guidance: float

@@ -117,7 +117,7 @@ def attention_mode(
 
 def _loss(pipe: Any, config: TrainConfig, batch: Batch, step: int) -> Tensor:
     if config.family == "unet":
-        return unet_loss(pipe, batch)
+        return unet_loss(pipe, batch, noise_power=config.noise_power)
     coarse = step < config.coarse_steps
     return mmdit_loss(pipe, batch, pooled_drop=config.pooled_drop, coarse=coarse)
 

@@ -27,12 +27,15 @@ def spread_uniform(count: int) -> Float[Tensor, " batch"]:
     return (torch.arange(count) + torch.rand(count)) / count
 
 
-def unet_loss(pipe: "StableDiffusionPipeline", batch: Batch) -> Float[Tensor, ""]:
-    """Mean squared error of the predicted velocity at uniform timesteps.
+def unet_loss(
+    pipe: "StableDiffusionPipeline", batch: Batch, *, noise_power: float = 1.0
+) -> Float[Tensor, ""]:
+    """Mean squared error of the predicted velocity.
 
     Args:
         pipe: The pipeline that is trained.
         batch: Samples on its device.
+        noise_power: Timesteps are uniform draws to this power.
 
     Returns:
         The loss.
@@ -41,7 +44,7 @@ def unet_loss(pipe: "StableDiffusionPipeline", batch: Batch) -> Float[Tensor, ""
         clean = pipe.vae.encode(batch.images).latents * pipe.vae.config.scaling_factor
     noise = torch.randn_like(clean)
     steps = pipe.scheduler.config.num_train_timesteps
-    timesteps = (spread_uniform(len(clean)) * steps).long().to(clean.device)
+    timesteps = (spread_uniform(len(clean)) ** noise_power * steps).long().to(clean.device)
     noised = pipe.scheduler.add_noise(clean, noise, timesteps)
     target = pipe.scheduler.get_velocity(clean, noise, timesteps)
     with torch.autocast(clean.device.type, torch.bfloat16):

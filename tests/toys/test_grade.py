@@ -1,0 +1,30 @@
+import sys
+
+import pytest
+
+from diffusion_lens import toys
+from diffusion_lens.toys import grade
+
+
+def test_the_command_prints_grades_and_times(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["grade", "--count", "5", "--model", "shapes-unet"])
+    grade.main()
+    printed = capsys.readouterr().out
+    assert "shapes-unet: loads in" in printed and "an image takes" in printed
+    assert "| single, all |" in printed
+
+
+def test_the_shipped_unet_draws_single_objects():
+    report = grade.grade_model("shapes-unet", count=10)
+    assert report.shares["single, all"]["colour"] >= 0.8
+    assert report.shares["single, all"]["background"] >= 0.8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", toys.names())
+def test_the_card_tells_the_truth(name):
+    from diffusion_lens.toys.loading import card
+
+    facts, report = card(name), grade.grade_model(name)
+    for group in ("single, all", "pair, all"):
+        assert report.shares[group]["all"] == pytest.approx(facts["shares"][group]["all"], abs=0.02)
