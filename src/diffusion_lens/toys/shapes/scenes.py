@@ -140,8 +140,8 @@ def pose(caption: str, *, rng: np.random.Generator) -> Scene:
     said = read_caption(caption)
     if said.relation is None and said.axis is None:
         scene = sample_single(rng)
-        things = said.things and (_dressed(scene.things[0], said.things[0]),)
-        things = tuple(place_single(thing, rng=rng) for thing in things) or scene.things
+        dressed = [_dressed(scene.things[0], words) for words in said.things]
+        things = tuple(place_single(thing, rng=rng) for thing in dressed) or scene.things
         return Scene(things=things, background=said.background or scene.background)
     scene = sample_pair(rng)
     if said.axis is not None:
