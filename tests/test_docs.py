@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from diffusion_lens import architectures
+from diffusion_lens.architectures import registry
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -27,9 +27,7 @@ def test_there_are_examples() -> None:
 @pytest.mark.parametrize("page", [page for page in PAGES if examples(page)])
 def test_examples_run(page: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        architectures.registry, "_REGISTERED", dict(architectures.registry._REGISTERED)
-    )
+    monkeypatch.setattr(registry, "_REGISTERED", dict(registry._REGISTERED))
     namespace: dict[str, object] = {"__name__": "example"}
     for number, source in enumerate(examples(page)):
         code = compile(source, f"{page}, example {number}", "exec")
