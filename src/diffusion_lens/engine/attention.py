@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from diffusion_lens.architectures.sources import ProductInput, ProductWeights
 from diffusion_lens.architectures.spec import Attention
 from diffusion_lens.engine.firing import Tap, axis_part, edited, fire, run
-from diffusion_lens.engine.product import Product, safe_softmax
+from diffusion_lens.engine.product import Product, Workspace, safe_softmax
 from diffusion_lens.engine.selection import Index, numbers, put, take
 from diffusion_lens.engine.steps import Evaluation
 from diffusion_lens.errors import DeadHookPointError, EngineError
@@ -184,9 +184,11 @@ def _with_hooks(
         edits = recorded or any(not tap.registration.read_only for tap in (*scores, *patterns))
         if not edits:
             for tap in scores:
-                part.show(tap, product.scores(rows, *part.index(tap)))
+                part.show(tap, product.scores(rows, *part.index(tap)), owned=True)
             for tap in patterns:
-                part.show(tap, product.pattern(rows, *part.index(tap)))
+                memory = _memory(tap, branch)
+                pattern = product.pattern(rows, *part.index(tap), workspace=memory)
+                part.show(tap, pattern, owned=memory is None)
             continue
         output = part.edit(output, scores, patterns)
     return output
@@ -218,9 +220,9 @@ class _Branch:
         found = tap.index(self.evaluation, self.branch, self.lengths)
         return found.get("head"), found.get("query"), found.get("key")
 
-    def show(self, tap: Tap, value: Tensor) -> None:
+    def show(self, tap: Tap, value: Tensor, *, owned: bool) -> None:
         """Let a reader see its own block."""
-        run(tap, value, tap.context(self.evaluation, self.branch, self.lengths, owned=True))
+        run(tap, value, tap.context(self.evaluation, self.branch, self.lengths, owned=owned))
 
     def edit(self, output: Tensor, scores: Sequence[Tap], patterns: Sequence[Tap]) -> Tensor:
         """Compute the block that covers all hooks, run them in order, add what changed."""
@@ -294,6 +296,14 @@ class _Branch:
             return index
         place = {at: number for number, at in enumerate(numbers(covered, self.sizes[axis]))}
         return tuple(place[at] for at in numbers(index, self.sizes[axis]))
+
+
+def _memory(tap: Tap, branch: str) -> Workspace | None:
+    """Memory to use again for a reader that says `keeps = False`; None for fresh memory."""
+    registration = tap.registration
+    if getattr(registration.fn, "keeps", True):
+        return None
+    return registration.memory.setdefault((tap.point.name, branch), Workspace())
 
 
 def _own_lengths(sequence: Sequence[str], total: int, lengths: Mapping[str, int]) -> dict[str, int]:

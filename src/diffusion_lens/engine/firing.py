@@ -32,6 +32,9 @@ from diffusion_lens.hook_points.point import HookPoint
 from diffusion_lens.hook_points.site import Site
 
 HookFunction = Callable[[Tensor, HookContext], Tensor | None]
+PLACES_KEPT = 8
+"""How many prompts and sizes a hook remembers its selection for."""
+
 GUIDED = "guided"
 """The branch of what comes after guidance, where the branches are one."""
 
@@ -63,6 +66,7 @@ class Registration:
         read_only: Whether it promises to leave the activation alone.
         permanent: Whether `reset_hooks` leaves it in place.
         fired: What happened, by hook-point name.
+        memory: What the engine uses again from step to step, for readers that keep nothing.
     """
 
     site: Site
@@ -71,6 +75,7 @@ class Registration:
     read_only: bool = False
     permanent: bool = False
     fired: dict[str, Fired] = field(default_factory=lambda: defaultdict(Fired))
+    memory: dict[tuple[str, str], Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """Site and function, as a report shows them."""
@@ -92,6 +97,35 @@ def read_only(fn: HookFunction) -> HookFunction:
     return fn
 
 
+@dataclass(frozen=True)
+class Place:
+    """What a Site selects at one hook point, for given token counts.
+
+    Attributes:
+        index: Indices by axis name; None is the whole axis.
+        part: The same as (dimension, index) pairs, whole axes left out.
+        heads: The selected heads as numbers.
+        streams: For each token axis, where each stream lies in what is selected.
+    """
+
+    index: Mapping[str, Index | None]
+    part: Part
+    heads: tuple[int, ...] | None
+    streams: Mapping[str, Mapping[str, slice | tuple[int, ...]]]
+
+    @classmethod
+    def of(
+        cls, point: HookPoint, index: Mapping[str, Index | None], lengths: Mapping[str, int]
+    ) -> Place:
+        """Work out the rest from the indices."""
+        streams = {
+            axis: _stream_parts(sequence, lengths, index.get(axis))
+            for axis, sequence in point.sequences.items()
+        }
+        heads = None if point.heads is None else numbers(index["head"], point.heads)
+        return cls(index, axis_part(point.axes, index), heads, streams)
+
+
 @dataclass(eq=False)
 class Tap:
     """One registration at one hook point."""
@@ -99,26 +133,24 @@ class Tap:
     registration: Registration
     point: HookPoint
     heads: tuple[int, ...] | None
-    indices: dict[Any, dict[str, Index | None]] = field(default_factory=dict)
+    places: dict[Any, Place] = field(default_factory=dict)
 
     def active(self, evaluation: Evaluation, branch: str) -> bool:
         """Whether the hook fires at this step in this branch."""
         site = self.registration.site
         return site.has_step(evaluation.step) and (branch == GUIDED or site.has_branch(branch))
 
-    def index(
-        self, evaluation: Evaluation, branch: str, lengths: Mapping[str, int]
-    ) -> dict[str, Index | None]:
-        """The selected indices by axis name; missing or None is the whole axis."""
+    def place(self, evaluation: Evaluation, branch: str, lengths: Mapping[str, int]) -> Place:
+        """What the Site selects here; worked out once for each prompt and size."""
         site = self.registration.site
         by_axis = {"query": site.query, "key": site.key, "pos": site.pos}
         worded = any(tokens is not None and tokens.words for tokens in by_axis.values())
         prompts = tuple(evaluation.tracker.prompts.get(branch, ())) if worded else ()
         state = (branch if worded else "", tuple(lengths.items()), prompts)
-        if state not in self.indices:
-            found: dict[str, Index | None] = {"head": contiguous(self.heads)}
+        if state not in self.places:
+            index: dict[str, Index | None] = {"head": contiguous(self.heads)}
             for axis, sequence in self.point.sequences.items():
-                found[axis] = contiguous(
+                index[axis] = contiguous(
                     token_index(
                         by_axis.get(axis),
                         sequence,
@@ -127,8 +159,16 @@ class Tap:
                         where=f"{axis} of {self.point.name}",
                     )
                 )
-            self.indices = {state: found}
-        return self.indices[state]
+            if len(self.places) > PLACES_KEPT:
+                self.places.clear()
+            self.places[state] = Place.of(self.point, index, lengths)
+        return self.places[state]
+
+    def index(
+        self, evaluation: Evaluation, branch: str, lengths: Mapping[str, int]
+    ) -> Mapping[str, Index | None]:
+        """The selected indices by axis name; missing or None is the whole axis."""
+        return self.place(evaluation, branch, lengths).index
 
     def shape(self, evaluation: Evaluation, branch: str, rows: slice) -> tuple[int, ...] | None:
         """What the hook will see, None where the weights do not tell."""
@@ -149,26 +189,20 @@ class Tap:
         owned: bool,
     ) -> HookContext:
         """What the hook is told."""
-        point = self.point
-        index = self.index(evaluation, branch, lengths)
-        streams = {
-            axis: _stream_parts(sequence, lengths, index.get(axis))
-            for axis, sequence in point.sequences.items()
-        }
-        last = streams.get("key", streams.get("pos", {}))
-        heads = None if point.heads is None else numbers(index["head"], point.heads)
+        place = self.place(evaluation, branch, lengths)
         return HookContext(
-            name=point.name,
-            block=point.block,
-            stream=point.stream,
-            axes=point.axes,
+            name=self.point.name,
+            block=self.point.block,
+            stream=self.point.stream,
+            axes=self.point.axes,
             step=evaluation.step,
             branch=branch,
-            heads=heads,
-            streams=last,
-            queries=streams.get("query", {}),
+            heads=place.heads,
+            streams=place.streams.get("key", place.streams.get("pos", {})),
+            queries=place.streams.get("query", {}),
             owned=owned,
-            point=point,
+            part=place.part,
+            point=self.point,
             evaluation=evaluation,
         )
 
@@ -199,11 +233,12 @@ def call(tap: Tap, given: Tensor, context: HookContext) -> Tensor:
         HookReturnError: If what it returned cannot stand in for what it was given.
     """
     registration = tap.registration
-    registration.fired[context.name].shown += 1
     if registration.backward:
         if given.requires_grad:
+            registration.fired[context.name].shown += 1
             given.register_hook(lambda grad: _backward(tap, grad, context))
         return given
+    registration.fired[context.name].shown += 1
     version = given._version
     try:
         returned = registration.fn(given, context)
@@ -239,6 +274,8 @@ def check(returned: Any, given: Tensor, registration: Registration, context: Hoo
     Raises:
         HookReturnError: On anything but a tensor of the same shape, dtype and device.
     """
+    if returned is given:
+        return
     where = f"the hook {describe(registration.fn)} at {context.name} (axes {context.axes})"
     if not isinstance(returned, Tensor):
         raise HookReturnError(
@@ -284,7 +321,7 @@ def fire(
             f"{evaluation.batch}; its branches cannot be told apart"
         )
     for tap, branch, at in firing_order(taps, evaluation, rows or evaluation.rows):
-        part = ((0, at), *axis_part(tap.point.axes, tap.index(evaluation, branch, lengths)))
+        part = ((0, at), *tap.place(evaluation, branch, lengths).part)
         before = take(out, part)
         shared = tap.registration.read_only and not splice
         given = before if shared else _copy(before)
@@ -306,6 +343,8 @@ def run(tap: Tap, given: Tensor, context: HookContext) -> tuple[Tensor, bool]:
     """
     if tap.registration.read_only and recomputing():
         return given, False
+    if given.is_inference():
+        given = _copy(given)
     version = given._version
     after = call(tap, given, context)
     return after, after is not given or given._version != version

@@ -17,14 +17,36 @@ from torch.utils.checkpoint import checkpoint
 
 from diffusion_lens.engine.selection import Index, as_tensor, numbers, size_of, take
 
-CHUNK = 2**21
-"""Scores computed at once: 8 MB in float32, which stays in a processor's cache."""
+CHUNK = 2**18
+"""Scores computed at once: 1 MB in float32, which stays in a processor core's own cache."""
+
+NORMALISER_CHUNK = 2**21
+"""The same for normalisers alone, whose scores are read once and thrown away."""
 
 FEW_KEYS = 32
 """Up to this many keys the transposed layout (keys by queries) is faster."""
 
 FLASH_ON_CPU = 1
 """The number that `torch._fused_sdp_choice` gives the kernel that also returns normalisers."""
+
+
+class Workspace:
+    """Memory for a block of a pattern that is computed again at every step.
+
+    Fresh memory costs a page fault for every 4 kB that is written to it, which for large patterns
+    takes longer than the arithmetic. Whoever keeps what is computed here must copy it.
+    """
+
+    def __init__(self) -> None:
+        """Nothing is allocated yet."""
+        self.buffer: Tensor | None = None
+
+    def empty(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Uninitialised memory of a shape, the same as last time where it fits."""
+        buffer = self.buffer
+        if buffer is None or buffer.shape != shape or buffer.dtype != like.dtype:
+            buffer = self.buffer = like.new_empty(shape)
+        return buffer
 
 
 @dataclass
@@ -103,27 +125,47 @@ class Product:
         return choice == FLASH_ON_CPU
 
     def pattern(
-        self, rows: slice, heads: Index | None, queries: Index | None, keys: Index | None
+        self,
+        rows: slice,
+        heads: Index | None,
+        queries: Index | None,
+        keys: Index | None,
+        *,
+        workspace: Workspace | None = None,
     ) -> Tensor:
         """A block of the pattern; None stands for a whole axis.
+
+        Args:
+            rows: Rows of the batch.
+            heads: Heads.
+            queries: Queries.
+            keys: Keys.
+            workspace: Memory to use again, where the caller keeps nothing.
 
         Returns:
             Axes batch, head, query, key; each row of the whole pattern sums to 1, or to 0 where
             the mask hides every key.
         """
         if size_of(keys, self.key.shape[2]) == self.key.shape[2]:
-            whole = self.rows(rows, heads, queries)
+            whole = self.rows(rows, heads, queries, workspace=workspace)
             return whole if keys is None else take(whole, ((3, keys),))
         query, key = self._part(rows, heads, queries, keys)
         normaliser = self._normaliser(rows, heads, queries)
         if self.mask is None and not self.causal and key.shape[2] <= FEW_KEYS:
-            scores = (key * self.factor) @ query.transpose(-1, -2)
+            scores = _matmul(key * self.factor, query.transpose(-1, -2), workspace)
             return _exponential(scores, normaliser.unsqueeze(-2)).transpose(-1, -2)
-        scores = query @ (key * self.factor).transpose(-1, -2)
+        scores = _matmul(query, (key * self.factor).transpose(-1, -2), workspace)
         scores = self._masked(scores, rows, heads, queries, keys)
         return _exponential(scores, normaliser.unsqueeze(-1))
 
-    def rows(self, rows: slice, heads: Index | None, queries: Index | None) -> Tensor:
+    def rows(
+        self,
+        rows: slice,
+        heads: Index | None,
+        queries: Index | None,
+        *,
+        workspace: Workspace | None = None,
+    ) -> Tensor:
         """Whole rows of the pattern, softmaxed chunk by chunk."""
         query, key = self._part(rows, heads, queries, None)
         key = (key * self.factor).transpose(-1, -2)
@@ -131,7 +173,7 @@ class Product:
         if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad):
             scores = self._masked(query @ key, rows, heads, queries, None)
             return safe_softmax(scores)
-        out = query.new_empty(shape)
+        out = query.new_empty(shape) if workspace is None else workspace.empty(shape, query)
         per_chunk = max(1, CHUNK // max(1, shape[0] * shape[-1]))
         head_step = max(1, per_chunk // shape[2])
         query_step = min(shape[2], per_chunk)
@@ -211,7 +253,7 @@ class Product:
         query, key = self._part(rows, heads, queries, None)
         key = (key * self.factor).transpose(-1, -2)
         count = query.shape[2]
-        step = max(1, CHUNK // max(1, query.shape[0] * query.shape[1] * key.shape[-1]))
+        step = max(1, NORMALISER_CHUNK // max(1, query.shape[0] * query.shape[1] * key.shape[-1]))
         places = numbers(queries, self.query.shape[2])
 
         def logarithms(chunk: Tensor, key: Tensor, lines: tuple[int, ...]) -> Tensor:
@@ -241,6 +283,13 @@ def safe_softmax(scores: Tensor) -> Tensor:
     """Softmax over keys, 0 where every key is hidden (what the fused kernels give)."""
     hidden = (scores == -math.inf).all(-1, keepdim=True)
     return torch.softmax(scores.masked_fill(hidden, 0.0), -1).masked_fill(hidden, 0.0)
+
+
+def _matmul(left: Tensor, right: Tensor, workspace: Workspace | None) -> Tensor:
+    if workspace is None or left.requires_grad or right.requires_grad:
+        return left @ right
+    shape = (*left.shape[:-1], right.shape[-1])
+    return torch.matmul(left, right, out=workspace.empty(shape, left))
 
 
 def _exponential(scores: Tensor, normaliser: Tensor) -> Tensor:

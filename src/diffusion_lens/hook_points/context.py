@@ -54,6 +54,8 @@ class HookContext:
         streams: For each stream, where it lies along the token axis (`key` for patterns, with
             `queries` for the other one), counted in what the hook sees.
         queries: The same along the query axis of a pattern; empty elsewhere.
+        part: What the Site selects, as (dimension, index) pairs of the whole activation; empty for
+            all of it.
         owned: Whether the activation belongs to the hook alone, so that keeping it needs no copy.
 
     `timestep`, `sigma`, `grid` and `words` are worked out when they are read. On an accelerator the
@@ -69,6 +71,7 @@ class HookContext:
     heads: tuple[int, ...] | None = None
     streams: Mapping[str, slice | tuple[int, ...]] = field(default_factory=dict)
     queries: Mapping[str, slice | tuple[int, ...]] = field(default_factory=dict)
+    part: tuple[tuple[int, slice | tuple[int, ...]], ...] = ()
     owned: bool = False
     point: HookPoint | None = field(default=None, repr=False)
     evaluation: Evaluation | None = field(default=None, repr=False)

@@ -58,7 +58,11 @@ def match_names(
     if callable(pattern) or isinstance(pattern, str):
         pattern = [pattern]
     wanted: set[str] = set()
+    known = set(names)
     for one in pattern:
+        if isinstance(one, str) and one in known:
+            wanted.add(one)
+            continue
         found = [name for name in names if matches(one, name)]
         if not found:
             raise UnknownHookPointError(_nothing_matches(one, names, model))
