@@ -65,6 +65,10 @@ class CacheKeyError(DiffusionLensError, KeyError):
         return str(self.args[0]) if self.args else ""
 
 
+class ContractError(DiffusionLensError, AssertionError):
+    """A model breaks the contract that every architecture keeps; the message lists where."""
+
+
 def closest(asked: str, valid: Iterable[str], *, count: int = 3) -> list[str]:
     """The valid names most similar to `asked`, best first."""
     return difflib.get_close_matches(asked, list(dict.fromkeys(valid)), n=count, cutoff=0.3)

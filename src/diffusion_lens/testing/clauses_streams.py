@@ -1,0 +1,231 @@
+"""Clause 7: what is called img comes from the latents, and what is called txt from the text.
+
+What belongs to which stream is found out without the engine's own slicing: one stream is disturbed
+at the denoiser's arguments and at the entrance of every block, and whatever moves belongs to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffusion_lens.architectures.catalogue import head_sizes
+from diffusion_lens.architectures.sources import ProductInput, StreamEntering
+from diffusion_lens.architectures.spec import Attention, BlockSite
+from diffusion_lens.hook_points import HookContext
+from diffusion_lens.testing.clauses_products import head_factors, scale_each_head
+from diffusion_lens.testing.comparing import same_effect
+from diffusion_lens.testing.report import Findings
+from diffusion_lens.testing.subject import Hook, Subject, noise_like
+from diffusion_lens.testing.weights import is_editable, scaled_rows, scaled_tokens
+
+VALUE_PROJECTIONS = ("to_v", "add_v_proj")
+"""What diffusers calls the layers that make v."""
+
+
+@dataclass
+class Reaction:
+    """What moves when one stream is disturbed.
+
+    Attributes:
+        entered: For each stream of the first block, whether it moves.
+        inputs: For each q, k and v point, which of its tokens move.
+        projections: For each value projection (by path), which tokens of its output move.
+    """
+
+    entered: dict[str, bool]
+    inputs: dict[str, Tensor]
+    projections: dict[str, Tensor]
+
+
+def streams_are_what_they_are_called(subject: Subject, findings: Findings) -> None:
+    """Clause 7: every q, k and v moves with its own stream, in each token, and with no other.
+
+    Then scaling a stream's v by a hook, head by head and the first to zero, must equal scaling the
+    rows (and bias) of the layer that was seen to make it, or its output at the tokens that were
+    seen to move where streams share a layer.
+    """
+    reactions = {stream: _disturb(subject, stream) for stream in _streams(subject)}
+    for stream, reaction in reactions.items():
+        for entered, moves in reaction.entered.items():
+            _check_moves(findings, entered, moves=moves, own=_stream_of(entered) == stream,
+                         of=1, disturbed=stream, count=int(moves))  # fmt: skip
+        for name, tokens in reaction.inputs.items():
+            own = subject.points[name].stream == stream
+            count = int(tokens.sum())
+            _check_moves(findings, name, moves=count == len(tokens) if own else count > 0,
+                         own=own, of=len(tokens), disturbed=stream, count=count)  # fmt: skip
+    for block in subject.blocks:
+        for attention in block.spec.attentions:
+            for stream in attention.keys:
+                if f"{block.prefix}.{attention.name}.{stream}.hook_v" in subject.sample:
+                    _v_is_its_projection(subject, findings, block, attention, stream, reactions)
+
+
+def _streams(subject: Subject) -> dict[str, str]:
+    """Streams with the denoiser's argument that each comes from."""
+    spec = subject.model.spec
+    arguments = {"img": spec.latents, "txt": spec.text}
+    return {stream: name for stream, name in arguments.items() if name in subject.inputs}
+
+
+def _stream_of(entrance: str) -> str:
+    return entrance.split(".")[-2]
+
+
+def _check_moves(
+    findings: Findings, where: str, *, moves: bool, own: bool, of: int, disturbed: str, count: int
+) -> None:
+    what = "all of it" if own else "nothing"
+    findings.check(
+        moves == own,
+        7,
+        where,
+        expected=f"{what} to move when only {disturbed} is disturbed",
+        found=f"{count} of {of} moved",
+    )
+
+
+class _Hold:
+    """A hook that puts every entering stream back to its plain value, one of them disturbed."""
+
+    def __init__(self, plain: dict[str, Tensor], stream: str) -> None:
+        self.plain = plain
+        self.stream = stream
+        self.moved: dict[str, bool] = {}
+
+    def __call__(self, activation: Tensor, hook: HookContext) -> Tensor:
+        plain = self.plain[hook.name]
+        self.moved[hook.name] = not torch.equal(activation, plain)
+        own = hook.stream == self.stream
+        return plain + noise_like(plain, hook.name) if own else plain
+
+
+def _disturb(subject: Subject, stream: str) -> Reaction:
+    """Disturb one stream at the arguments and at the entrance of every block, hold the others."""
+    entering = [name for name, p in subject.points.items() if isinstance(p.source, StreamEntering)]
+    products = [name for name in subject.points if _is_local(subject, name)]
+    seen_before: dict[str, Tensor] = {}
+    seen_after: dict[str, Tensor] = {}
+    with _Watching(subject, seen_before):
+        before = subject.record([*entering, *products]).values()
+    hold = _Hold(before, stream)
+    argument = _streams(subject)[stream]
+    given = subject.inputs[argument]
+    edits: list[Hook] = [(name, hold) for name in entering]
+    with _Watching(subject, seen_after):
+        changes = {argument: given + noise_like(given, argument)}
+        after = subject.record(products, edits, changes=changes).values()
+    first = [name for name in entering if subject.points[name].block == 0]
+    return Reaction(
+        entered={name: hold.moved[name] for name in first},
+        inputs={name: _moved(before[name].flatten(2), after[name].flatten(2)) for name in products},
+        projections={
+            path: _moved(seen_before[path], seen_after[path])
+            for path in seen_before.keys() & seen_after.keys()
+        },
+    )
+
+
+def _moved(before: Tensor, after: Tensor) -> Tensor:
+    """Which tokens differ, in any sample and channel."""
+    return (before != after).any(-1).any(0)
+
+
+def _is_local(subject: Subject, name: str) -> bool:
+    """Whether a point is a q, k or v that nothing but its own stream has entered."""
+    source = subject.points[name].source
+    if not isinstance(source, ProductInput):
+        return False
+    spec = source.block.spec
+    if source.stream not in spec.streams:
+        return True
+    for mid in spec.streams[source.stream].mids:
+        if source.attention.name in mid.updates:
+            return True
+        earlier = [spec.attention(one) for one in mid.updates if one != "mlp"]
+        if any(len({*one.queries, *one.keys}) > 1 for one in earlier):
+            return False
+    return True
+
+
+class _Watching:
+    """Record the outputs of all value projections by torch hooks of our own."""
+
+    def __init__(self, subject: Subject, seen: dict[str, Tensor]) -> None:
+        self.subject = subject
+        self.seen = seen
+        self.handles: list[Any] = []
+
+    def __enter__(self) -> None:
+        for path, module in _value_projections(self.subject):
+            self.handles.append(module.register_forward_hook(self._keep(path)))
+
+    def __exit__(self, *_error: object) -> None:
+        for handle in self.handles:
+            handle.remove()
+
+    def _keep(self, path: str) -> Any:
+        def keep(_module: nn.Module, _args: Any, output: Tensor) -> None:
+            self.seen[path] = output.detach().clone()
+
+        return keep
+
+
+def _value_projections(subject: Subject) -> Iterator[tuple[str, nn.Module]]:
+    for block in subject.blocks:
+        for attention in block.spec.attentions:
+            path = block.inside(attention.module)
+            module = subject.denoiser.get_submodule(path)
+            for name in VALUE_PROJECTIONS:
+                found = getattr(module, name, None)
+                if isinstance(found, nn.Module):
+                    yield f"{path}.{name}", found
+
+
+def _v_is_its_projection(
+    subject: Subject,
+    findings: Findings,
+    block: BlockSite,
+    attention: Attention,
+    stream: str,
+    reactions: dict[str, Reaction],
+) -> None:
+    point = f"{block.prefix}.{attention.name}.{stream}.hook_v"
+    module = f"{block.inside(attention.module)}."
+    if stream not in reactions:
+        findings.skip(f"{point}: the call has no argument that {stream} comes from")
+        return
+    moved = {
+        path: tokens
+        for path, tokens in reactions[stream].projections.items()
+        if path.startswith(module) and bool(tokens.any())
+    }
+    if len(moved) != 1:
+        layers = f"{len(moved)} layers of {VALUE_PROJECTIONS} in {module[:-1]}"
+        findings.skip(f"{point}: {layers} react to it, so that none can be scaled in its place")
+        return
+    ((path, tokens),) = moved.items()
+    heads, d_head = head_sizes(subject.denoiser, block, attention)
+    factors = head_factors(heads).repeat_interleave(d_head)
+    layer = subject.denoiser.get_submodule(path)
+    if bool(tokens.all()) and is_editable(layer):
+        edit = scaled_rows(layer, factors)
+    else:
+        edit = scaled_tokens(layer, tokens, factors)
+    with edit:
+        otherwise = subject.run()
+    by_hook = subject.run([(point, scale_each_head)])
+    same_effect(
+        subject,
+        findings,
+        7,
+        point,
+        by_hook=by_hook,
+        otherwise=otherwise,
+        expected=f"scaling its heads to equal scaling the rows of {path}",
+    )

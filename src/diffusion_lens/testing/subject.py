@@ -1,0 +1,175 @@
+"""The denoiser under test: running it, recording it, and which of its points stand for all."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffusion_lens.architectures.catalogue import find_blocks
+from diffusion_lens.architectures.spec import BlockSite
+from diffusion_lens.errors import HookNeverFiredError, UnsupportedModelError
+from diffusion_lens.hook_points import HookContext, HookPoint, match_names
+from diffusion_lens.hooked_diffusion import HookedDiffusion
+from diffusion_lens.testing.tolerances import TOLERANCES, Tolerance
+
+Hook = tuple[Any, Callable[[Tensor, HookContext], Tensor | None]]
+
+
+@dataclass
+class Recorder:
+    """A read-only hook that keeps a copy of what it sees, by (name, branch).
+
+    Attributes:
+        seen: Every value of a point and branch, in the order in which it fired.
+    """
+
+    seen: dict[tuple[str, str], list[Tensor]] = field(default_factory=dict, repr=False)
+    read_only = True
+
+    def __call__(self, activation: Tensor, hook: HookContext) -> None:
+        """Record one activation."""
+        self.seen.setdefault((hook.name, hook.branch), []).append(activation.detach().clone())
+
+    def values(self) -> dict[str, Tensor]:
+        """The value of each point in a run without guidance branches."""
+        return {name: found[0] for (name, _), found in self.seen.items()}
+
+
+class Subject:
+    """A denoiser, the arguments of one call, and what the clauses share.
+
+    Attributes:
+        denoiser: The bare denoiser.
+        inputs: The keyword arguments of the call.
+        model: The denoiser, wrapped.
+        blocks: Its transformer blocks.
+        tolerance: What rounding may do in its precision.
+        sample: The points that get forwards of their own.
+        plain: The output before anything was wrapped.
+    """
+
+    def __init__(
+        self, denoiser: nn.Module, inputs: Mapping[str, Any], *, points: Any = None
+    ) -> None:
+        """Run the denoiser once, unwrapped, and choose the sample."""
+        self.denoiser = denoiser
+        self.inputs = dict(inputs)
+        self.torch_hooks_before = count_torch_hooks(denoiser)
+        self.plain = self.run()
+        self.model = HookedDiffusion(denoiser)
+        self.blocks: list[BlockSite] = find_blocks(denoiser, self.model.spec)
+        if self.model.dtype not in TOLERANCES:
+            known = ", ".join(str(dtype) for dtype in TOLERANCES)
+            raise UnsupportedModelError(
+                f"the contract cannot be checked in {self.model.dtype}, only in {known}; "
+                "cast the denoiser first"
+            )
+        self.tolerance: Tolerance = TOLERANCES[self.model.dtype]
+        names = list(self.points)
+        self.sample = (
+            self._one_of_every_kind() if points is None else set(match_names(points, names))
+        )
+
+    @property
+    def points(self) -> dict[str, HookPoint]:
+        """Every hook point by name."""
+        return self.model.points
+
+    def run(
+        self,
+        hooks: Sequence[Hook] = (),
+        *,
+        branches: Sequence[str] | None = None,
+        changes: Mapping[str, Any] | None = None,
+    ) -> Tensor:
+        """One evaluation.
+
+        Args:
+            hooks: Hooks to put on.
+            branches: What the batch holds.
+            changes: Arguments in place of those of the call.
+
+        Returns:
+            The prediction.
+        """
+        hooked = self.model.hooks(hooks, branches=branches) if hooks else contextlib.nullcontext()
+        # A model may change its arguments in place, so each run has its own.
+        with torch.no_grad(), hooked:
+            output = self.denoiser(**_cloned(self.inputs | dict(changes or {})))
+        if isinstance(output, Tensor):
+            return output
+        return output[0] if isinstance(output, tuple) else output.sample
+
+    def record(
+        self,
+        names: Iterable[str],
+        hooks: Sequence[Hook] = (),
+        *,
+        branches: Sequence[str] | None = None,
+        changes: Mapping[str, Any] | None = None,
+    ) -> Recorder:
+        """One evaluation in which some points are recorded, after the edits of `hooks`."""
+        recorder, wanted = Recorder(), set(names)
+        # A point that stays silent is a finding of clause 2, which looks at what was recorded.
+        with contextlib.suppress(HookNeverFiredError):
+            self.run([*hooks, (wanted.__contains__, recorder)], branches=branches, changes=changes)
+        return recorder
+
+    def _one_of_every_kind(self) -> set[str]:
+        """The first point of each kind in each kind of block.
+
+        A kind of block is its class together with the names and dead points that it has.
+        """
+        in_block: dict[int, list[HookPoint]] = {}
+        for point in self.points.values():
+            if point.block is not None:
+                in_block.setdefault(point.block, []).append(point)
+        kinds: dict[object, str] = {}
+        for point in self.points.values():
+            kind: object = re.sub(r"\d+", "*", point.name)
+            if point.block is not None:
+                beside = in_block[point.block]
+                states = tuple((suffix(one), one.dead, one.dead_queries) for one in beside)
+                path = self.blocks[point.block].path
+                kind = (type(self.denoiser.get_submodule(path)), states, suffix(point))
+            kinds.setdefault(kind, point.name)
+        return set(kinds.values())
+
+
+def suffix(point: HookPoint) -> str:
+    """A point's name after its block."""
+    return point.name.split(".", 2)[2] if point.block is not None else point.name
+
+
+def noise_like(value: Tensor, name: str) -> Tensor:
+    """Random numbers of the size of a value's own spread, the same for the same name."""
+    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+    drawn = torch.randn(value.shape, generator=generator).to(value.device)
+    finite = value[value.isfinite()].float()
+    spread = finite.std().clamp_min(0.1) if finite.numel() > 1 else 1.0
+    return (drawn * spread).to(value.dtype)
+
+
+def count_torch_hooks(denoiser: nn.Module) -> int:
+    """How many torch hooks are attached to a module and everything in it."""
+    return sum(
+        len(module._forward_hooks) + len(module._forward_pre_hooks) for module in denoiser.modules()
+    )
+
+
+def _cloned(value: Any) -> Any:
+    """A copy with tensors of its own."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {key: _cloned(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_cloned(inner) for inner in value)
+    return value
