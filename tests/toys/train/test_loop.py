@@ -1,4 +1,5 @@
 import json
+import signal
 from dataclasses import replace
 
 import pytest
@@ -9,9 +10,10 @@ from diffusion_lens.toys.loading import CARD, checksums
 from diffusion_lens.toys.train import export as export_module
 from diffusion_lens.toys.train.config import load_config
 from diffusion_lens.toys.train.export import export
-from diffusion_lens.toys.train.loop import Limits, new_pipeline, train, trained_parameters
+from diffusion_lens.toys.train.loop import Limits, Trainer, learning_rate, train
 from diffusion_lens.toys.train.optimizers import new_optimizers
 from diffusion_lens.toys.train.samples import GradedSamples
+from diffusion_lens.toys.train.setup import new_pipeline, trained_parameters
 from diffusion_lens.toys.train.state import STATE_FILE, Average, Progress, load_state, save_state
 
 # bf16 autocast leaves the weights of an RMS norm in float32, which torch remarks on
@@ -39,10 +41,10 @@ def _three(config):
 
 @pytest.mark.parametrize("config", [UNET, MMDIT], ids=["unet", "mmdit"])
 def test_a_run_goes_on_where_it_stopped(config, tmp_path):
-    first = train(config, out=tmp_path, limits=Limits(minutes=5, steps=2))
+    first = train(Trainer(config, out=tmp_path), limits=Limits(minutes=5, steps=2))
     assert (first.step, first.samples) == (2, 8)
     before = load_file(tmp_path / STATE_FILE)
-    second = train(config, out=tmp_path, limits=Limits(minutes=5, steps=1))
+    second = train(Trainer(config, out=tmp_path), limits=Limits(minutes=5, steps=1))
     assert second.step == 3 and second.seconds > first.seconds
     after = load_file(tmp_path / STATE_FILE)
     assert before.keys() == after.keys()
@@ -51,9 +53,9 @@ def test_a_run_goes_on_where_it_stopped(config, tmp_path):
 
 
 def test_a_run_begins_from_another_runs_state(tmp_path):
-    train(UNET, out=tmp_path / "a", limits=Limits(minutes=5, steps=2))
+    train(Trainer(UNET, out=tmp_path / "a"), limits=Limits(minutes=5, steps=2))
     branch = Limits(minutes=5, steps=1, decay_steps=1)
-    assert train(UNET, out=tmp_path / "b", limits=branch, resume=tmp_path / "a").step == 3
+    assert train(Trainer(UNET, out=tmp_path / "b", resume=tmp_path / "a"), limits=branch).step == 3
     assert json.loads((tmp_path / "a" / "progress.json").read_text())["step"] == 2
 
 
@@ -101,7 +103,7 @@ def test_samples_are_drawn_with_the_average_and_graded(tmp_path):
         seen.append(next(pipe.unet.parameters()).detach().clone())
         graded(pipe, progress)
 
-    train(config, out=tmp_path, limits=Limits(minutes=5, steps=2), on_pause=on_pause)
+    train(Trainer(config, out=tmp_path), limits=Limits(minutes=5, steps=2), on_pause=on_pause)
     assert len(seen) == 1
     state = load_file(tmp_path / STATE_FILE)
     name = "unet.conv_in.weight"
@@ -114,7 +116,7 @@ def test_samples_are_drawn_with_the_average_and_graded(tmp_path):
 
 def test_export_writes_the_average_and_its_checksums(tmp_path, monkeypatch):
     monkeypatch.setattr(export_module, "load_config", lambda _: MMDIT)
-    train(MMDIT, out=tmp_path / "run", limits=Limits(minutes=5, steps=1))
+    train(Trainer(MMDIT, out=tmp_path / "run"), limits=Limits(minutes=5, steps=1))
     export("shapes-mmdit", state=tmp_path / "run", out=tmp_path / "model")
     facts = json.loads((tmp_path / "model" / CARD).read_text())
     assert facts["step"] == 1 and facts["sha256"] == checksums(tmp_path / "model")
@@ -126,6 +128,28 @@ def test_export_writes_the_average_and_its_checksums(tmp_path, monkeypatch):
 
 def test_a_unet_is_not_exported_without_its_decoder(tmp_path, monkeypatch):
     monkeypatch.setattr(export_module, "load_config", lambda _: UNET)
-    train(UNET, out=tmp_path, limits=Limits(minutes=5, steps=1))
+    train(Trainer(UNET, out=tmp_path), limits=Limits(minutes=5, steps=1))
     with pytest.raises(ValueError, match="a UNet needs its decoder: give --codec"):
         export("shapes-unet", state=tmp_path, out=tmp_path / "model")
+
+
+def test_the_rate_rises_stays_and_falls_only_when_asked():
+    config = replace(UNET, learning_rate=1.0, warm_up=10)
+    steady, ending = (Limits(minutes=1, steps=20, decay_steps=d) for d in (0, 10))
+    rates = [learning_rate(config, steady, step=step, first=0) for step in range(20)]
+    assert rates[:2] == [0.1, 0.2] and rates[9:] == [1.0] * 11
+    falling = [learning_rate(config, ending, step=step, first=100) for step in range(100, 120)]
+    assert falling[:11] == [1.0] * 11 and falling[-1] == pytest.approx(0.1)
+
+
+def test_a_run_that_is_told_to_end_keeps_its_state(tmp_path):
+    trainer = Trainer(UNET, out=tmp_path)
+    take, sent = trainer.step, []
+
+    def step(rate):
+        sent.append(signal.raise_signal(signal.SIGTERM))
+        return take(rate)
+
+    trainer.step = step
+    assert train(trainer, limits=Limits(minutes=5, steps=50)).step == len(sent) == 1
+    assert json.loads((tmp_path / "progress.json").read_text())["step"] == 1

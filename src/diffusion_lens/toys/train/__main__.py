@@ -1,12 +1,13 @@
 """The command line of training."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from diffusion_lens.toys.train.config import config_names, load_config
-from diffusion_lens.toys.train.loop import Limits, train
+from diffusion_lens.toys.train.loop import Limits, Trainer, train
 from diffusion_lens.toys.train.samples import GradedSamples
 
 
@@ -20,6 +21,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="training time")
     parser.add_argument("--steps", type=int, default=1_000_000, help="steps of this run")
     parser.add_argument("--decay-steps", type=int, default=0, help="last steps, rate to zero")
+    parser.add_argument("--batch", type=int, help="instead of the recipe's; a GPU wants more")
+    parser.add_argument("--learning-rate", type=float, help="instead of the recipe's")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--samples", type=int, default=48, help="graded at each pause; 0: none")
@@ -37,14 +40,21 @@ def main() -> None:
         minutes=arguments.minutes, steps=arguments.steps, decay_steps=arguments.decay_steps
     )
     config = load_config(arguments.model)
+    if arguments.batch:
+        config = replace(config, batch=arguments.batch)
+    if arguments.learning_rate:
+        config = replace(config, learning_rate=arguments.learning_rate)
     graded = GradedSamples(config, out=arguments.out, count=arguments.samples)
-    train(
+    trainer = Trainer(
         config,
         out=arguments.out,
-        limits=limits,
         device=arguments.device,
         resume=arguments.resume,
         compiled=arguments.compile,
+    )
+    train(
+        trainer,
+        limits=limits,
         on_pause=graded if arguments.samples else None,
         pause_minutes=arguments.pause_minutes,
     )

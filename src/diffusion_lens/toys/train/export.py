@@ -10,8 +10,8 @@ import torch
 from diffusion_lens.toys.loading import CARD, checksums
 from diffusion_lens.toys.pipelines import fill_unseen_words
 from diffusion_lens.toys.train.config import config_names, load_config
-from diffusion_lens.toys.train.loop import TRAINED, new_pipeline, trained_parameters
 from diffusion_lens.toys.train.optimizers import new_optimizers
+from diffusion_lens.toys.train.setup import TRAINED, new_pipeline, trained_parameters
 from diffusion_lens.toys.train.state import Average, load_state
 
 
