@@ -6,12 +6,14 @@ import contextlib
 import functools
 import io
 import json
+import re
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.overrides import _get_current_function_mode_stack
@@ -113,6 +115,49 @@ def traces(pipe: Any) -> dict[str, Any]:
             dict(vars(module.processor)) for module in modules if hasattr(module, "processor")
         ],
         "modes": len(_get_current_function_mode_stack()),
-        "stance": torch.compiler._stance.stance if hasattr(torch.compiler, "_stance") else None,
+        "stance": repr(torch._dynamo.eval_frame._stance),
         "gradients": torch.is_grad_enabled(),
     }
+
+
+def latents_of(out: Any) -> Tensor:
+    """The latents of an output that must have some."""
+    assert out.latents is not None
+    return out.latents
+
+
+@functools.cache
+def evaluation_of(name: str) -> dict[str, Any]:
+    """The arguments of the first denoiser call of a short guided run."""
+    pipe, found = shared_pipe(name), {}
+    denoiser = getattr(pipe, "unet", None) or pipe.transformer
+
+    def keep(_module: torch.nn.Module, _args: tuple, kwargs: dict) -> None:
+        found.setdefault("kwargs", dict(kwargs))
+        found.setdefault("args", _args)
+
+    handle = denoiser.register_forward_pre_hook(keep, with_kwargs=True)
+    pipe(**short(name, steps=1))
+    handle.remove()
+    names = ("sample", "timestep")
+    return dict(zip(names, found["args"], strict=False)) | found["kwargs"]
+
+
+def branches_of(name: str) -> tuple[str, ...]:
+    """What the batch of `evaluation_of` holds."""
+    return ("uncond", "cond") if name in GUIDED else ("cond",)
+
+
+def evaluate(model: Any, name: str, *hooks: Any, **more: Any) -> Tensor:
+    """One call of the bare denoiser with hooks on."""
+    with torch.no_grad(), model.hooks(hooks, branches=branches_of(name)):
+        return model.denoiser(**{**evaluation_of(name), **more})[0]
+
+
+def kinds_of(model: Any, *, scheduler: bool = False) -> list[str]:
+    """One living hook point for every distinct name after the block's prefix."""
+    found = {}
+    for name, point in model.points.items():
+        if point.dead is None and (scheduler or point.module != "scheduler"):
+            found[re.sub(r"\d+", "*", name), point.module.startswith("single_")] = name
+    return list(found.values())

@@ -194,7 +194,7 @@ def test_half_precision_patterns_are_computed_in_single_precision(dtype: torch.d
     product.fused_with_normaliser()
     part = product.pattern(EVERY, (0,), None, (1, 2))
     assert part.dtype == torch.float32
-    wide = Product(*(tensor.double() for tensor in (product.query, product.key, product.value)))
+    wide = Product(product.query.double(), product.key.double(), product.value.double())
     torch.testing.assert_close(
         part.double(), wide.pattern(EVERY, (0,), None, (1, 2)), atol=1e-5, rtol=1e-3
     )
@@ -232,7 +232,7 @@ def test_any_part_of_any_product_is_exact(
     heads: Any, queries: Any, keys: Any, causal: bool, masked: bool, scale: float | None, seed: int
 ) -> None:
     random = torch.Generator().manual_seed(seed)
-    inputs = [torch.randn(1, 2, 6, WIDTH, generator=random).double() for _ in range(3)]
+    inputs: Any = [torch.randn(1, 2, 6, WIDTH, generator=random).double() for _ in range(3)]
     mask = torch.rand(1, 1, 6, 6, generator=random) < 0.5 if masked else None
     causal = causal and not masked
     product = Product(*inputs, mask, causal=causal, scale=scale)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from diffusion_lens import HookedDiffusion
-from tests.pipelines import PLAIN, golden, shared_pipe
+from tests.pipelines import PLAIN, golden, latents_of, shared_pipe
 
 # The tolerances of the README beside each golden folder; every rtol is 1e-3.
 LATENTS = {
@@ -30,7 +30,7 @@ class TestPlain:
         model = HookedDiffusion(shared_pipe(family))
         out = model(output_type="latent", **given.settings(case))
         expected = given.expected[f"{case}.latents"]
-        torch.testing.assert_close(out.latents, expected, atol=LATENTS[family, case], rtol=1e-3)
+        torch.testing.assert_close(latents_of(out), expected, atol=LATENTS[family, case], rtol=1e-3)
 
     def test_images_agree(self, family: str, case: str) -> None:
         given = golden(family)
@@ -68,9 +68,9 @@ def test_latents_of_every_step_agree(family: str) -> None:
     # The denoiser gets the latents that the step before left, scaled where sigmas are.
     after = cache["hook_latents"][1:]
     if family == "sdxl":
-        sigmas = model.pipe.scheduler.sigmas[1:-1].reshape(-1, 1, 1, 1, 1)
+        sigmas = shared_pipe(family).scheduler.sigmas[1:-1].reshape(-1, 1, 1, 1, 1)
         after = after * (sigmas**2 + 1) ** 0.5
-    found = torch.cat([after, out.latents[None]])
+    found = torch.cat([after, latents_of(out)[None]])
     torch.testing.assert_close(found, expected, atol=LATENTS[family, "plain"], rtol=1e-3)
 
 

@@ -104,7 +104,7 @@ class ActivationCache:
             info=self.info,
         )
 
-    def __getitem__(self, asked: str | tuple[str, int] | tuple[str, int, str]) -> Tensor:
+    def __getitem__(self, asked: Any) -> Tensor:
         """The tensor of a hook point, with a step axis in front unless it is reduced.
 
         Raises:
@@ -119,7 +119,7 @@ class ActivationCache:
     def __contains__(self, asked: object) -> bool:
         """Whether a name (or (short name, block)) is in the cache."""
         try:
-            self._key(asked)  # type: ignore[arg-type]
+            self._key(asked)
         except CacheKeyError:
             return False
         return True
@@ -224,7 +224,7 @@ class ActivationCache:
     def _with(self, entries: Mapping[Key, Mapping[int, Tensor]]) -> ActivationCache:
         return type(self)(entries, axes=self.axes, times=self.times, info=self.info)
 
-    def _key(self, asked: str | tuple) -> Key:
+    def _key(self, asked: object) -> Key:
         name, branch = self._name(asked)
         branches = [at for one, at in self.entries if one == name]
         if not branches:
@@ -243,9 +243,14 @@ class ActivationCache:
             raise CacheKeyError(f"{name!r} was cached in the branches {branches}, not {branch!r}")
         return name, branch or branches[0]
 
-    def _name(self, asked: str | tuple) -> tuple[str, str | None]:
+    def _name(self, asked: object) -> tuple[str, str | None]:
         if isinstance(asked, str):
             return asked, None
+        if not isinstance(asked, tuple) or len(asked) not in (2, 3):
+            raise CacheKeyError(
+                f"a cache is indexed by a name, or by (short name, block), got {asked!r}; its "
+                "names are in `cache.keys()`"
+            )
         short, block, *rest = asked
         return f"blocks.{block}.{short}", rest[0] if rest else None
 
@@ -253,7 +258,7 @@ class ActivationCache:
 class _OneStep(ActivationCache):
     """A cache of one step, whose tensors have no step axis."""
 
-    def __getitem__(self, asked: str | tuple[str, int] | tuple[str, int, str]) -> Tensor:
+    def __getitem__(self, asked: Any) -> Tensor:
         """The tensor of a hook point at this step."""
         return next(iter(self.entries[self._key(asked)].values()))
 

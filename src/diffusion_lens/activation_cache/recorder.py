@@ -42,6 +42,7 @@ class CacheRecorder:
         self.cache = cache
         self.device = device
         self.dtype = dtype
+        self.keeps = reduce is None
         self.make_reducer = None if reduce is None else reducer_factory(reduce)
         self.reducers: dict[tuple[str, str], Reducer] = {}
         self.spool = None if spool is None else Spool(Path(spool))
@@ -57,14 +58,13 @@ class CacheRecorder:
             self.reducers[key].update(activation, hook)
             return
         steps = self.cache.entries.setdefault(key, {})
-        if hook.step in steps:
-            return
         kept = activation.to(device=self.device, dtype=self.dtype)
         if kept is activation and not hook.owned:
             kept = activation.clone()
-        self.recorded_bytes += kept.numel() * kept.element_size()
+        again = steps.get(hook.step)  # of an earlier run in the same context
+        self.recorded_bytes += kept.nbytes - (0 if again is None else again.nbytes)
         steps[hook.step] = kept if self.spool is None else self.spool.add(kept)
-        if hook.step not in self.cache.times and hook.evaluation is not None:
+        if hook.evaluation is not None and (again is not None or hook.step not in self.cache.times):
             self.cache.times[hook.step] = hook.evaluation.timestep_tensor()
 
     def finish(self) -> ActivationCache:
@@ -96,8 +96,8 @@ def refuse_over_budget(wanted: int, budget: int, *, points: int, steps: int) -> 
     """
     if wanted > budget:
         raise CacheBudgetError(
-            f"this cache would take {readable_bytes(wanted)} ({points} hook points, {steps} steps), "
-            f"the budget is {readable_bytes(budget)}. Narrow it with names_filter=, steps=, a Site "
+            f"this cache would take {readable_bytes(wanted)} ({points} hook points, {steps} "
+            f"steps), the budget is {readable_bytes(budget)}. Narrow it with names_filter=, steps=, a Site "
             "with heads/query/key, dtype=torch.float16 or reduce='mean'; write it to disk with "
             "spool=folder; or raise max_bytes="
         )

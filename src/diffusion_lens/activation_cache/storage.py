@@ -26,7 +26,10 @@ def save(cache: ActivationCache, folder: Path) -> Path:
     Raises:
         CacheFileError: If the folder holds other files.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise CacheFileError(f"{folder} is a file; save into a new folder") from error
     foreign = sorted(path.name for path in folder.iterdir() if path.name not in (TENSORS, INDEX))
     if foreign:
         raise CacheFileError(
@@ -96,6 +99,9 @@ def read_index(folder: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(index, dict) or index.get("format") != FORMAT:
         raise CacheFileError(f"{path} is no index of an activation cache")
+    missing = [key for key in ("entries", "axes", "times", "info") if key not in index]
+    if index.get("version") == VERSION and missing:
+        raise CacheFileError(f"{path} has no {missing[0]!r}; save the cache again")
     if index.get("version") != VERSION:
         raise CacheFileError(
             f"{folder} has version {index.get('version')}, this library reads version {VERSION}"

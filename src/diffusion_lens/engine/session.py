@@ -205,7 +205,11 @@ class Session:
             level = noise_level(self.tracker.scheduler(), float(timestep))
             clean = level.clean(prediction, sample)
             changed = fire(taps, clean, evaluation, lengths, rows=rows)
-            return prediction if changed is clean else level.prediction_for(changed, sample)
+            if changed is clean:
+                return prediction
+            # As a difference, so that patching in the same value again changes no bit.
+            before, after = (level.prediction_for(image, sample) for image in (clean, changed))
+            return prediction + (after - before)
 
         listeners = self.tracker.on_guided
         at = len(listeners) if source.which == "pred_x0" else 0

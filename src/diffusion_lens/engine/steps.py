@@ -73,10 +73,19 @@ class Evaluation:
             WordError: If it is missing, or stands elsewhere in another prompt of the batch.
         """
         tracker = self.tracker
-        places = {
-            prompt: word_tokens(tracker.pipe, tracker.spec.text_parts, prompt, word)
-            for prompt in dict.fromkeys(tracker.prompts_of(branch))
-        }
+        prompts = dict.fromkeys(tracker.prompts_of(branch))
+        try:
+            places = {
+                prompt: word_tokens(tracker.pipe, tracker.spec.text_parts, prompt, word)
+                for prompt in prompts
+            }
+        except WordError as error:
+            if branch == "cond":
+                raise
+            raise WordError(
+                f"{error} This is the prompt of branch {branch!r}: give the Site branch='cond' to "
+                "look at the prompt alone."
+            ) from error
         if len(set(places.values())) > 1:
             where = "; ".join(f"{prompt!r}: {indices}" for prompt, indices in places.items())
             raise WordError(
@@ -237,6 +246,14 @@ class StepTracker:
         for listener in self.on_timesteps:
             listener()
         return result
+
+    def forget(self) -> None:
+        """Forget the run that was followed, so that nothing of it is taken for the next one's."""
+        self.begin_run(None)
+        self.current = None
+        self.prompts = {}
+        self.in_pipeline = False
+        self.named_branch = None
 
     def begin_run(self, steps_ahead: int | None) -> None:
         """Count steps from 0 again."""

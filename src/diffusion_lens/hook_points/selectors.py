@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -33,10 +34,11 @@ def indices_of(value: object, what: str) -> Indices:
     """Normalise an index, a slice, a range or several indices."""
     if isinstance(value, bool):
         raise SiteError(f"{what}= takes indices, got {value!r}")
-    if isinstance(value, int):
-        return (value,)
+    single = _integer(value)
+    if single is not None:
+        return (single,)
     if isinstance(value, slice):
-        if (value.step or 1) < 1:
+        if value.step is not None and value.step < 1:
             raise SiteError(f"{what}={value!r}: slices run forwards, with a step of at least 1")
         return value
     if isinstance(value, range):
@@ -44,10 +46,19 @@ def indices_of(value: object, what: str) -> Indices:
             return slice(value.start, value.stop)
         return _not_empty(tuple(value), value, what)
     if isinstance(value, Iterable) and not isinstance(value, str):
-        found = tuple(int(item) if hasattr(item, "__index__") else item for item in value)
-        if all(isinstance(item, int) and not isinstance(item, bool) for item in found):
-            return _not_empty(found, value, what)
+        found = [None if isinstance(item, bool) else _integer(item) for item in value]
+        integers = tuple(item for item in found if item is not None)
+        if len(integers) == len(found):
+            return _not_empty(integers, value, what)
     raise SiteError(f"{what}= takes an index, a slice, a range or a list of indices; got {value!r}")
+
+
+def _integer(value: object) -> int | None:
+    """A whole number, those of numpy and torch included, or None."""
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
 
 
 def _not_empty(found: tuple[int, ...], given: object, what: str) -> tuple[int, ...]:
@@ -64,6 +75,8 @@ def steps_of(value: object) -> Indices | None:
     ends = (found.start or 0, found.stop or 0) if isinstance(found, slice) else found
     if min(ends) < 0:
         raise SiteError(f"steps={value!r}: steps count from 0, negative ones do not exist")
+    if isinstance(found, slice) and found.stop is not None and found.stop <= (found.start or 0):
+        raise SiteError(f"steps={value!r} selects nothing; leave steps= out to select all")
     return found
 
 
@@ -71,7 +84,11 @@ def heads_of(value: object) -> Heads | None:
     """Normalise `heads=`: indices, or (block, head) pairs as analyses return them."""
     if value is None:
         return None
-    if isinstance(value, Iterable) and not isinstance(value, str | range | slice):
+    if (
+        isinstance(value, Iterable)
+        and not isinstance(value, str | range)
+        and _integer(value) is None
+    ):
         items = list(value)
         if items and all(isinstance(item, tuple | list) and len(item) == 2 for item in items):
             return tuple(dict.fromkeys((int(block), int(head)) for block, head in items))
@@ -79,6 +96,7 @@ def heads_of(value: object) -> Heads | None:
     if isinstance(value, slice):
         if value.stop is None:
             raise SiteError(f"heads={value!r} has no end; give one, or leave heads= out for all")
+        indices_of(value, "heads")
         value = range(value.start or 0, value.stop, value.step or 1)
     found = indices_of(value, "heads")
     return tuple(range(found.start, found.stop)) if isinstance(found, slice) else found
@@ -97,7 +115,7 @@ def tokens_of(value: object, what: str) -> Tokens | None:
         inner = tokens_of(rest, what)
         assert inner is not None
         return Tokens(stream=stream, words=inner.words, indices=inner.indices)
-    if isinstance(value, Iterable) and not isinstance(value, range):
+    if isinstance(value, Iterable) and not isinstance(value, range) and _integer(value) is None:
         items = list(value)
         if items and all(isinstance(item, str) for item in items):
             return Tokens(words=_words(tuple(items), what))

@@ -58,7 +58,7 @@ class Site:
         name: NamePattern,
         *,
         steps: object = None,
-        branch: str | None = None,
+        branch: object = None,
         heads: object = None,
         query: object = None,
         key: object = None,
@@ -73,6 +73,8 @@ class Site:
             raise SiteError(f"a Site needs the name of a hook point, got {name!r}")
         if isinstance(name, str) and "[" in name:
             raise SiteError(f"{name!r} is a Site's text form: read it with `Site.parse(...)`")
+        if branch is not None and not isinstance(branch, str):
+            raise SiteError(f"branch= takes one branch's name, or None for each; got {branch!r}")
         values = {
             "name": name,
             "steps": steps_of(steps),
@@ -121,6 +123,10 @@ class Site:
     def has_branch(self, branch: str) -> bool:
         """Whether a guidance branch belongs to this Site."""
         return self.branch is None or self.branch == branch
+
+    def __hash__(self) -> int:
+        """That of the repr, since slices have none before Python 3.12."""
+        return hash(repr(self))
 
     def __str__(self) -> str:
         """The text form, which `Site.parse` reads back to an equal Site."""

@@ -127,10 +127,13 @@ class _Reader:
             self.take(",")
 
     def value(self) -> object:
+        quoted = bool(self.tokens) and self.tokens[0].startswith('"')
         items = [self.item()]
         while self.tokens and self.tokens[0] == "|":
             self.take("|")
             items.append(self.item())
+        if len(items) == 1 and items[0] in STREAMS and quoted:
+            return items
         if len(items) == 1 and not isinstance(items[0], tuple):
             return items[0]
         if len(items) == 1 and items[0][0] in STREAMS:
@@ -142,13 +145,13 @@ class _Reader:
     def item(self) -> Any:
         token = self.take()
         if token == "(":
-            block = int(self.take())
+            block = self.integer()
             self.take(",")
-            head = int(self.take())
+            head = self.integer()
             self.take(")")
             return (block, head)
         if token.startswith('"'):
-            return json.loads(token)
+            return self.word(token)
         if ":" in token:
             return slice(*(int(end) if end else None for end in token.split(":")))
         if token.lstrip("-").isdigit():
@@ -161,3 +164,15 @@ class _Reader:
                 return (token, inner)
             return token
         raise self.error(f"{token!r} is no stream ({', '.join(STREAMS)}); put words into quotes")
+
+    def integer(self) -> int:
+        token = self.take()
+        if not token.lstrip("-").isdigit():
+            raise self.error(f"expected a number, found {token!r}")
+        return int(token)
+
+    def word(self, token: str) -> str:
+        try:
+            return json.loads(token)
+        except ValueError as error:
+            raise self.error(f"cannot read {token} ({error})") from error

@@ -114,35 +114,44 @@ class _Budget:
         self.recorder = recorder
         self.reduced = options.reduce is not None
         device = options.device or model.device
-        self.budget = options.max_bytes or free_bytes(device) // 2
+        wanted = options.max_bytes
+        self.budget = free_bytes(device) // 2 if wanted is None else wanted
         self.element_size = None if options.dtype is None else options.dtype.itemsize
         self.taps: list[Tap] = model.taps_of(registrations)
-        self.checked: tuple[int, int] | None = None
+        self.first = 0
 
     def check(self, evaluation: Evaluation) -> None:
-        """Check the prediction at the first evaluation, and what came true at the second."""
+        """Check the prediction at the first step, and the sizes that came true at the second."""
         tracker = evaluation.tracker
-        ahead = tracker.steps_ahead or 1
         if tracker.evaluations == 1:
-            self._refuse(self._predicted(evaluation, ahead), ahead)
-        elif evaluation.step == 1 and not self.reduced:
-            self._refuse(self.recorder.recorded_bytes * ahead, ahead)
+            self.first = evaluation.step
+        if tracker.evaluations == 1 or (evaluation.step == self.first + 1 and not self.reduced):
+            ahead = max(tracker.steps_ahead or 0, evaluation.step + 1)
+            self._refuse(self._wanted(evaluation, ahead), ahead - self.first)
 
-    def _predicted(self, evaluation: Evaluation, ahead: int) -> int:
+    def _wanted(self, evaluation: Evaluation, ahead: int) -> int:
         total = 0
         for tap in self.taps:
-            steps = sum(tap.registration.site.has_step(step) for step in range(ahead))
-            steps = min(steps, 1) if self.reduced else steps
-            dtype = torch.promote_types(self.model.dtype, torch.float32)
-            weights = "query" in tap.point.axes or self.reduced
-            size = self.element_size or (dtype if weights else self.model.dtype).itemsize
+            site = tap.registration.site
+            steps = sum(map(site.has_step, range(self.first, ahead)))
+            kept = self.recorder.cache.entries
+            stored = {branch: kept[name, branch] for name, branch in kept if name == tap.point.name}
+            for steps_of_branch in stored.values():
+                total += next(iter(steps_of_branch.values())).nbytes * steps
             for branch, rows in evaluation.rows:
-                if not tap.registration.site.has_branch(branch):
-                    continue
-                shape = tap.shape(evaluation, branch, rows)
-                if shape is not None:
-                    total += torch.Size(shape).numel() * steps * size
+                if branch not in stored and site.has_branch(branch):
+                    size = self._predicted(tap, evaluation, branch, rows)
+                    total += size * (min(steps, 1) if self.reduced else steps)
         return total
+
+    def _predicted(self, tap: Tap, evaluation: Evaluation, branch: str, rows: slice) -> int:
+        """Bytes of one step, 0 where the weights do not tell."""
+        shape = tap.shape(evaluation, branch, rows)
+        if shape is None:
+            return 0
+        wide = torch.promote_types(self.model.dtype, torch.float32)
+        dtype = wide if "query" in tap.point.axes or self.reduced else self.model.dtype
+        return torch.Size(shape).numel() * (self.element_size or dtype.itemsize)
 
     def _refuse(self, wanted: int, steps: int) -> None:
         names = {tap.point.name for tap in self.taps}

@@ -202,8 +202,10 @@ def _starting_at(
             if getattr(scheduler, "sigmas", None) is not None and len(scheduler.sigmas) > total:
                 scheduler.sigmas = scheduler.sigmas[step:]
             tracker.step = step
+            tracker.steps_ahead = step + 1
             return
         assert at_noise_level is not None
+        tracker.steps_ahead = 1
         scheduler.timesteps, sigma = schedule_at(scheduler, at_noise_level)
         if sigma is not None:
             scheduler.sigmas = torch.tensor([sigma, 0.0], dtype=torch.float32)

@@ -43,7 +43,7 @@ class HookedDiffusion:
     of hooked runs nothing is attached to it. Without hooks, and with hooks that only read, images
     are bit for bit those of the pipeline.
 
-    Example:
+    Examples:
         >>> model = HookedDiffusion.toy("shapes-unet")
         >>> out, cache = model.run_with_cache("a red circle", names_filter="**.hook_resid_post")
     """
@@ -215,7 +215,7 @@ class HookedDiffusion:
         Args:
             prompt: A prompt, several, or a `Run`.
             seed: One integer gives every prompt the same noise; several are paired with the
-                prompts; None draws at random.
+                prompts; None draws at random. A `Run` has a seed of its own, which is used instead.
             **settings: Arguments of the pipeline's own call.
 
         Raises:
@@ -311,15 +311,19 @@ class HookedDiffusion:
         reduce: Any = None,
         max_bytes: int | None = None,
         spool: str | Path | None = None,
+        branches: Sequence[str] | None = None,
     ) -> Iterator[ActivationCache]:
         """Record whatever runs inside the context, the pipeline's own calls too.
 
-        The arguments are those of `run_with_cache`. Where autograd records, the cached tensors
-        are the very ones that the model goes on with: gradients with respect to
+        Use one context for one run: a step that is recorded again takes the place of the one
+        before.
+
+        The arguments are those of `run_with_cache` and of `hooks`. Where autograd records, the
+        cached tensors are the very ones that the model goes on with: gradients with respect to
         `cache.at(step=…)[name]` exist.
         """
         options = CacheOptions(names_filter, steps, branch, device, dtype, reduce, max_bytes, spool)
-        with recording(self, options) as cache:
+        with self.batch_holds(branches), recording(self, options) as cache:
             yield cache
 
     def denoise(
@@ -434,12 +438,8 @@ class HookedDiffusion:
         """
         registrations = [self._registration(where, fn) for where, fn in fwd_hooks]
         registrations += [self._registration(where, fn, backward=True) for where, fn in bwd_hooks]
-        before, self._branches = self._branches, tuple(branches) if branches else self._branches
-        try:
-            with self.registered(registrations):
-                yield self
-        finally:
-            self._branches = before
+        with self.batch_holds(branches), self.registered(registrations):
+            yield self
 
     def add_hook(
         self,
@@ -479,8 +479,19 @@ class HookedDiffusion:
     # -- inside -------------------------------------------------------------------------------
 
     @contextlib.contextmanager
+    def batch_holds(self, branches: Sequence[str] | None) -> Iterator[None]:
+        """Say what the batch of a denoiser called by hand holds while the context is open."""
+        before, self._branches = self._branches, tuple(branches) if branches else self._branches
+        try:
+            yield
+        finally:
+            self._branches = before
+            if self._tracker is not None:
+                self._tracker.branches = before
+
+    @contextlib.contextmanager
     def registered(self, registrations: Sequence[Registration]) -> Iterator[None]:
-        """Keep registrations active while the context is open, and refuse those that stay silent."""
+        """Keep registrations active while the context is open; refuse those that stay silent."""
         tracker = self.tracker
         total = tracker.total
         if not self._registrations:
@@ -503,7 +514,7 @@ class HookedDiffusion:
             try:
                 yield tracker
             finally:
-                tracker.current = None
+                tracker.forget()
 
     def taps_of(self, registrations: Sequence[Registration]) -> list[Tap]:
         """Where some registrations are attached."""
@@ -530,18 +541,20 @@ class HookedDiffusion:
         planned = None
         if registrations:
             planned = Session(self.tracker, self.points, registrations, model=self._called)
+        before, self._registrations = self._registrations, list(registrations)
         if self._session is not None:
             self._session.__exit__(None, None, None)
             self._session = None
-        self._registrations = list(registrations)
         if planned is None:
             if self._tracker is not None:
-                self._tracker.current = None
+                self._tracker.forget()
             return
         try:
             planned.__enter__()
         except BaseException:
             self._registrations = []
+            if before:
+                self._register(before)
             raise
         self._session = planned
 
@@ -618,7 +631,10 @@ class _LastLatents:
         self.latents: Tensor | None = None
         self.steps = 0
         self.theirs = settings.get("callback_on_step_end")
-        wanted = list(settings.get("callback_on_step_end_tensor_inputs", ["latents"]))
+        wanted = list(
+            getattr(self.theirs, "tensor_inputs", None)
+            or settings.get("callback_on_step_end_tensor_inputs", ["latents"])
+        )
         if "latents" not in wanted:
             wanted.append("latents")
         self.settings = {

@@ -128,6 +128,13 @@ def refuse_silence(
         pattern = registration.site.name
         if isinstance(pattern, str) and is_pattern(pattern):
             silent = [name for name in silent if name not in ("hook_guided_pred", "hook_pred_x0")]
+        if silent and registration.backward:
+            raise HookNeverFiredError(
+                f"no gradient reaches {describe(registration.fn)} at {listing(silent)} "
+                f"({registration.site!r}): generation runs without gradients. Use "
+                "`model.denoise(...)` inside `model.hooks(bwd_hooks=...)`, with latents, "
+                "embeddings or weights that require them, and call backward there."
+            )
         if silent:
             raise HookNeverFiredError(
                 f"{describe(registration.fn)} never fired at {listing(silent)} "

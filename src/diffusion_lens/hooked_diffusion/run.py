@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,9 +35,9 @@ class Run:
 
     def __init__(
         self,
-        prompt: str | Sequence[str] | None = None,
+        prompt: Any = None,
         *,
-        seed: int | Sequence[int] | None = 0,
+        seed: Any = 0,
         **settings: Any,
     ) -> None:
         """Make a run; nothing is checked against a model yet.
@@ -45,11 +46,11 @@ class Run:
             RunError: If the prompts are no strings, or seeds and prompts do not pair.
         """
         if prompt is not None and not isinstance(prompt, str):
-            prompt = tuple(prompt)
+            prompt = tuple(prompt) if isinstance(prompt, Iterable) else (prompt,)
             if not prompt or not all(isinstance(one, str) for one in prompt):
                 raise RunError(f"prompts are strings, got {prompt!r}")
-        if seed is not None and not isinstance(seed, int):
-            seed = tuple(int(one) for one in seed)
+        if seed is not None:
+            seed = _seed(seed)
         object.__setattr__(self, "prompt", prompt)
         object.__setattr__(self, "seed", seed)
         object.__setattr__(self, "settings", dict(settings))
@@ -64,6 +65,11 @@ class Run:
     ) -> Run:
         """A run from a run (with some settings replaced) or from prompts."""
         if isinstance(given, Run):
+            if seed not in (0, given.seed):
+                raise RunError(
+                    f"the run has its own seed ({given.seed!r}), seed={seed!r} was given beside "
+                    "it; use `run.with_(seed=...)`"
+                )
             return given.with_(**settings)
         return cls(given, seed=seed, **settings)
 
@@ -124,6 +130,18 @@ class Run:
         """The call that makes it; tensors are shown by their shape."""
         shown = ", ".join(f"{name}={_short(value)}" for name, value in self.settings.items())
         return f"Run({self.prompt!r}, seed={self.seed!r}{', ' + shown if shown else ''})"
+
+
+def _seed(seed: Any) -> int | tuple[int, ...]:
+    """A seed, or one for each prompt; whole numbers of numpy and torch are fine."""
+    try:
+        if isinstance(seed, Iterable) and getattr(seed, "ndim", 1):
+            return tuple(operator.index(one) for one in seed)
+        return operator.index(seed)
+    except TypeError:
+        raise RunError(
+            f"a seed is a whole number, several of them, or None for random noise; got {seed!r}"
+        ) from None
 
 
 def _short(value: Any) -> str:
