@@ -1,0 +1,9 @@
+"""Makers of hooks that change a run: frozen callables whose repr says what they do."""
+
+from diffusion_lens.interventions.blocks import bypass_block as bypass_block
+from diffusion_lens.interventions.heads import ablate_heads as ablate_heads
+from diffusion_lens.interventions.heads import scale_heads as scale_heads
+from diffusion_lens.interventions.replacing import freeze_pattern as freeze_pattern
+from diffusion_lens.interventions.replacing import replace_with as replace_with
+from diffusion_lens.interventions.tokens import scale_token_columns as scale_token_columns
+from diffusion_lens.interventions.vectors import add_vector as add_vector

@@ -1,0 +1,122 @@
+"""Ablating and scaling attention heads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffusion_lens.activation_cache import ActivationCache
+from diffusion_lens.errors import RunError
+from diffusion_lens.hook_points.context import HookContext
+from diffusion_lens.interventions.lookup import cached_part
+
+HeadFactors = float | Mapping[tuple[int, int], float]
+
+
+@dataclass(frozen=True)
+class AblateHeads:
+    """A hook that takes the information out of the heads that its Site selects."""
+
+    value: str
+    source: ActivationCache | None = field(default=None, repr=False)
+    seed: int = 0
+
+    def __call__(
+        self, activation: Float[Tensor, "batch ..."], hook: HookContext
+    ) -> Float[Tensor, "batch ..."]:
+        """Replace the activation."""
+        if self.value == "zero":
+            return torch.zeros_like(activation)
+        given = activation if self.source is None else cached_part(self.source, hook)
+        if self.value == "mean":
+            axes = [hook.axis("batch"), hook.axis("pos" if "pos" in hook.axes else "query")]
+            return given.to(activation).mean(axes, keepdim=True).expand_as(activation).clone()
+        order = _other_rows(len(given), self.seed)
+        if self.source is None and len(given) < 2:
+            raise RunError(
+                f"resample at {hook.name} needs other samples to take values from, the batch has "
+                "one; give several prompts, or source= with the cache of another run"
+            )
+        return given.to(activation)[order.to(given.device)]
+
+
+def _other_rows(count: int, seed: int) -> Tensor:
+    """A cyclic shift by a drawn number of rows: no row stays in place unless there is one."""
+    generator = torch.Generator().manual_seed(seed)
+    shift = 0 if count < 2 else int(torch.randint(1, count, (), generator=generator))
+    return (torch.arange(count) + shift) % count
+
+
+def ablate_heads(
+    value: str = "zero",
+    *,
+    source: ActivationCache | None = None,
+    seed: int = 0,
+) -> AblateHeads:
+    """Make a hook that ablates the heads that its Site selects.
+
+    Zero takes the activation far from what later layers have seen; effects can then come from that
+    alone. The mean keeps the average and is milder; with one prompt it still carries that prompt.
+    Resampling puts in what the same heads said elsewhere and stays on the model's distribution,
+    but answers "does it matter which", not "does it matter at all".
+
+    Args:
+        value: `"zero"`; `"mean"` over batch and tokens; `"resample"` from another sample.
+        source: Take mean or samples from this cache (same names, steps and branch) in place of
+            the running batch.
+        seed: Which other sample is taken; no sample keeps its own.
+
+    Returns:
+        A hook for `hook_z`, `hook_result`, `hook_q`, `hook_k`, `hook_v` or `hook_pattern`.
+
+    Raises:
+        RunError: When it runs, if there is no other sample to take from.
+
+    Example:
+        >>> site = Site("blocks.3.cross_attn.img.hook_z", heads=[5], branch="cond")
+        >>> out = model.run_with_hooks(prompt, fwd_hooks=[(site, ablate_heads("mean"))])
+    """
+    if value not in ("zero", "mean", "resample"):
+        raise RunError(f"ablate_heads({value!r}): the value is 'zero', 'mean' or 'resample'")
+    return AblateHeads(value, source, seed)
+
+
+@dataclass(frozen=True)
+class ScaleHeads:
+    """A hook that multiplies heads by factors."""
+
+    factor: HeadFactors
+
+    def __call__(
+        self, activation: Float[Tensor, "batch ..."], hook: HookContext
+    ) -> Float[Tensor, "batch ..."]:
+        """Scale the activation along its head axis."""
+        return activation * head_factors(self.factor, activation, hook)
+
+
+def head_factors(factor: HeadFactors, activation: Tensor, hook: HookContext) -> Tensor | float:
+    """Factors shaped to broadcast over the head axis; heads without one keep 1."""
+    if not isinstance(factor, Mapping):
+        return factor
+    axis = hook.axis("head")
+    assert hook.heads is not None
+    values = [factor.get((hook.layer(), head), 1.0) for head in hook.heads]
+    shape = [1] * activation.ndim
+    shape[axis] = len(values)
+    return torch.tensor(values, device=activation.device, dtype=activation.dtype).reshape(shape)
+
+
+def scale_heads(factor: HeadFactors) -> ScaleHeads:
+    """Make a hook that multiplies heads by a factor, or each (block, head) by its own.
+
+    On `hook_z` this scales what the head writes; on `hook_pattern` it scales the same output, since
+    rows are not renormalised. Factors far from 1 leave the range that later layers have seen.
+
+    Args:
+        factor: One factor, or factors by (block, head); heads that are not named keep 1.
+    """
+    return ScaleHeads(factor)
