@@ -150,7 +150,7 @@ def test_the_gradient_of_a_part_is_that_of_the_full_softmax(
     part: Any, mask: str, options: Any
 ) -> None:
     shared = 2 if "shared" in options else 1
-    inputs = tensors(shared=shared, grad=True)
+    inputs: Any = tensors(shared=shared, grad=True)
     product = Product(*inputs, mask_of(mask), **options)
     found = product.pattern(*part)
     weight = torch.randn(found.shape, generator=torch.Generator().manual_seed(3)).double()

@@ -29,7 +29,8 @@ class Site:
     Attributes:
         name: Hook-point name; `*` matches one dotted part, `**` any number; or a predicate.
         steps: Denoiser evaluations, counted from 0 (never timesteps).
-        branch: `"cond"`, `"uncond"` or another guidance branch; None for each branch in turn.
+        branch: `"cond"`, `"uncond"` or another guidance branch; None for each branch in turn, or
+            for `"cond"` where words are named.
             Points after guidance, where the branches are one, fire whatever is given here.
         heads: Head indices, or (block, head) pairs where blocks differ.
         query: Part of the query axis of scores and patterns.
@@ -113,16 +114,27 @@ class Site:
 
     def with_(self, **changes: object) -> Site:
         """The same Site with some selectors replaced."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values: dict[str, Any] = {one.name: getattr(self, one.name) for one in fields(self)}
         return Site(**(values | changes))
 
     def has_step(self, step: int) -> bool:
         """Whether a step belongs to this Site."""
         return step_is_in(self.steps, step)
 
-    def has_branch(self, branch: str) -> bool:
-        """Whether a guidance branch belongs to this Site."""
-        return self.branch is None or self.branch == branch
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words of the prompt that it names."""
+        selected = [tokens for tokens in (self.query, self.key, self.pos) if tokens is not None]
+        return tuple(word for tokens in selected for word in tokens.words)
+
+    def fires_in(self, branch: str) -> bool:
+        """Whether a guidance branch belongs to this Site.
+
+        With words and no branch it is the conditional one, whose prompt the words are from.
+        """
+        if self.branch is None:
+            return branch == "cond" if self.words else True
+        return self.branch == branch
 
     def __hash__(self) -> int:
         """That of the repr, since slices have none before Python 3.12."""

@@ -126,6 +126,10 @@ class Run:
             )
         return [seed + offset for seed in each for offset in range(self.images_per_prompt)]
 
+    def __hash__(self) -> int:
+        """By the call that makes it; tensors count with their shape alone."""
+        return hash(repr(self))
+
     def __repr__(self) -> str:
         """The call that makes it; tensors are shown by their shape."""
         shown = ", ".join(f"{name}={_short(value)}" for name, value in self.settings.items())
@@ -135,9 +139,8 @@ class Run:
 def _seed(seed: Any) -> int | tuple[int, ...]:
     """A seed, or one for each prompt; whole numbers of numpy and torch are fine."""
     try:
-        if isinstance(seed, Iterable) and getattr(seed, "ndim", 1):
-            return tuple(operator.index(one) for one in seed)
-        return operator.index(seed)
+        several = hasattr(seed, "__iter__") and getattr(seed, "ndim", 1)
+        return tuple(map(operator.index, seed)) if several else operator.index(seed)
     except TypeError:
         raise RunError(
             f"a seed is a whole number, several of them, or None for random noise; got {seed!r}"
