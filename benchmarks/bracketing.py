@@ -1,7 +1,7 @@
 """Timing by ratio: every measured run stands between two plain ones, all in one process.
 
-CPU time of the process is compared, with one thread, so that other load on the machine shows up in plain
-and measured runs alike. The control is a plain run measured like the others.
+CPU time of the process is compared, with one thread, so that other load on the machine shows up in
+plain and measured runs alike. The control is a plain run measured like the others.
 """
 
 from __future__ import annotations

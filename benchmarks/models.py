@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 def unet() -> tuple[nn.Module, dict[str, Any]]:
-    """A U-Net with 4096-, 1024-, 256- and 64-token attention, guided batch of two, 77 text tokens."""
+    """A U-Net with 4096- to 64-token attention, a guided batch of two and 77 text tokens."""
     from diffusers import UNet2DConditionModel
 
     model = UNet2DConditionModel(

@@ -94,7 +94,7 @@ def eager_and_kept(model: HookedDiffusion, call: Callable[[], Any]) -> Callable[
 
     def run() -> Any:
         kept = []
-        with model.hooks([(name, lambda pattern, hook: kept.append(pattern)) for name in names]):
+        with model.hooks([(name, lambda pattern, _: kept.append(pattern)) for name in names]):
             call()
         return kept
 
@@ -157,7 +157,7 @@ def measure(name: str, rounds: int) -> None:
 
     expected = call()
     runs = conditions(name, model, call)
-    with model.hooks([("**", lambda value, hook: None)]):
+    with model.hooks([("**", lambda *_: None)]):
         assert torch.equal(call(), expected), "hooks that only read changed the output"
     size = sum(weight.numel() for weight in denoiser.parameters()) / 1e6
     plain, ratios = bracket(call, runs, rounds=rounds)

@@ -144,17 +144,18 @@ class ActivationCache:
         """The tensors."""
         return (tensor for _, tensor in self.items())
 
-    def stack(self, name: str) -> Tensor:
+    def stack(self, name: str | Sequence[str]) -> Tensor:
         """One quantity of all blocks on a new `block` axis in front.
 
         Args:
-            name: A short name such as `img.hook_resid_post`, or a pattern over whole names.
+            name: A short name such as `img.hook_resid_post`, a pattern over whole names, or
+                several whole names.
 
         Raises:
             CacheKeyError: If shapes differ (a U-Net has several resolutions); the message lists
                 the groups that stack.
         """
-        pattern = name if "*" in name else f"**.{name}"
+        pattern = f"**.{name}" if isinstance(name, str) and "*" not in name else name
         found = match_names(pattern, self.keys(), model="this cache")
         groups: dict[tuple[int, ...], list[str]] = {}
         for one in found:
@@ -163,7 +164,7 @@ class ActivationCache:
             lines = "; ".join(f"{shape}: {listing(names)}" for shape, names in groups.items())
             raise CacheKeyError(
                 f"{name!r} has {len(groups)} shapes in this model, which do not stack: {lines}. "
-                "Stack one group by a pattern that matches only its names."
+                "Stack one group by giving its names."
             )
         return torch.stack([self[one] for one in found])
 

@@ -51,12 +51,14 @@ class CacheRecorder:
     def __call__(self, activation: Tensor, hook: HookContext) -> None:
         """Record one activation."""
         key = (hook.name, hook.branch)
-        self.cache.axes.setdefault(hook.name, hook.axes)
         if self.make_reducer is not None:
             if key not in self.reducers:
-                self.reducers[key] = self.make_reducer()
+                self.reducers[key] = reducer = self.make_reducer()
+                gone = getattr(reducer, "over", ())
+                self.cache.axes[hook.name] = tuple(axis for axis in hook.axes if axis not in gone)
             self.reducers[key].update(activation, hook)
             return
+        self.cache.axes[hook.name] = hook.axes
         steps = self.cache.entries.setdefault(key, {})
         kept = activation.to(device=self.device, dtype=self.dtype)
         if kept is activation and not hook.owned:
@@ -97,7 +99,7 @@ def refuse_over_budget(wanted: int, budget: int, *, points: int, steps: int) -> 
     if wanted > budget:
         raise CacheBudgetError(
             f"this cache would take {readable_bytes(wanted)} ({points} hook points, {steps} "
-            f"steps), the budget is {readable_bytes(budget)}. Narrow it with names_filter=, steps=, a Site "
-            "with heads/query/key, dtype=torch.float16 or reduce='mean'; write it to disk with "
+            f"steps), the budget is {readable_bytes(budget)}. Narrow it with names_filter=, steps=, "
+            "a Site with heads/query/key, dtype=torch.float16 or reduce='mean'; write it to disk with "
             "spool=folder; or raise max_bytes="
         )

@@ -23,9 +23,12 @@ from diffusion_lens.architectures.sources import (
     SublayerOutput,
     SublayerUpdate,
 )
-from diffusion_lens.architectures.spec import Attention, BlockSite, DenoiserSpec
+from diffusion_lens.architectures.spec import Attention, BlockSite, DenoiserSpec, ModulePoint
 from diffusion_lens.errors import UnsupportedModelError
 from diffusion_lens.hook_points.point import Absent, HookPoint
+
+NATIVE = "native:"
+"""What a name begins with that is a module's own path in diffusers."""
 
 RESIDUAL = ("batch", "pos", "d_model")
 PER_HEAD = ("batch", "pos", "head", "d_head")
@@ -62,7 +65,7 @@ def find_points(denoiser: nn.Module, spec: DenoiserSpec) -> dict[str, HookPoint]
     blocks = find_blocks(denoiser, spec)
     points = [_at_module(point) for point in spec.outside(denoiser)]
     image = next(point for point in points if point.name == "hook_noise_pred")
-    for which in ("guided_pred", "pred_x0"):
+    for which in ("sample", "guided_pred", "pred_x0"):
         points.append(
             HookPoint(f"hook_{which}", image.axes, AtScheduler(which), "scheduler", stream="img")
         )
@@ -79,6 +82,20 @@ def find_absent(denoiser: nn.Module, spec: DenoiserSpec) -> tuple[Absent, ...]:
         for block in find_blocks(denoiser, spec)
         for name, reason in block.spec.absent.items()
     )
+
+
+def native_points(denoiser: nn.Module, pattern: object) -> dict[str, HookPoint]:
+    """Every module's output under its path in diffusers, where a `native:` name is asked for.
+
+    The first tensor of an output is meant; only its first axis, the batch, is known.
+    """
+    if not isinstance(pattern, str) or not pattern.startswith(NATIVE):
+        return {}
+    return {
+        NATIVE + path: _at_module(ModulePoint(NATIVE + path, ("batch",), path, output=0))
+        for path, _ in denoiser.named_modules()
+        if path
+    }
 
 
 def _at_module(point: Any) -> HookPoint:
@@ -120,10 +137,9 @@ def _block_points(
 def _block_rows(denoiser: nn.Module, block: BlockSite, width: dict[str, int]) -> Iterator[tuple]:
     spec = block.spec
     residual = {"sizes": {"d_model": width.get("query_dim", 0)}} if width else {}
-    for name, stream in spec.streams.items():
-        yield (
-            f"{name}.hook_resid_pre", RESIDUAL, StreamEntering(block, name), "", name, residual
-        )  # fmt: skip
+    for name in spec.streams:
+        source = StreamEntering(block, name)
+        yield f"{name}.hook_resid_pre", RESIDUAL, source, "", name, residual
     for attention in spec.attentions:
         yield from _attention_rows(denoiser, block, attention, residual)
     for name, stream in spec.streams.items():

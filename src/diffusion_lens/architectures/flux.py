@@ -135,5 +135,4 @@ FLUX = DenoiserSpec(
     branches=("cond", "uncond"),
     timestep_scale=1000.0,
     text_ends_in_last_block=True,
-    encoded=("prompt_embeds", "pooled_prompt_embeds", "text_ids"),
 )

@@ -106,10 +106,4 @@ SD3 = DenoiserSpec(
     text_parts=(TextPart("tokenizer", 77), TextPart("tokenizer_3")),
     text_tokens=77 + 256,
     text_ends_in_last_block=True,
-    encoded=(
-        "prompt_embeds",
-        "negative_prompt_embeds",
-        "pooled_prompt_embeds",
-        "negative_pooled_prompt_embeds",
-    ),
 )

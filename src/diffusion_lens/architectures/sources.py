@@ -124,7 +124,7 @@ class AtModule:
 
 @dataclass(frozen=True)
 class AtScheduler:
-    """What the scheduler is given: the guided prediction, or the clean image that it implies."""
+    """What the scheduler is given: latents, guided prediction, the clean image it implies."""
 
     which: str
 

@@ -220,7 +220,6 @@ class DenoiserSpec:
         branches: The branches under guidance, in batch order or in call order.
         timestep_scale: Scheduler timesteps for one unit of the denoiser's `timestep`.
         text_ends_in_last_block: Whether the last block's text output is thrown away.
-        encoded: What the pipeline's `encode_prompt` returns, in order.
     """
 
     denoiser: str
@@ -239,4 +238,3 @@ class DenoiserSpec:
     branches: tuple[str, ...] = ("uncond", "cond")
     timestep_scale: float = 1.0
     text_ends_in_last_block: bool = False
-    encoded: tuple[str, ...] = ("prompt_embeds", "negative_prompt_embeds")

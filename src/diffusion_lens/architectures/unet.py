@@ -80,11 +80,11 @@ def execution_order(path: str) -> tuple[int, ...]:
 
 def level(unet: Any, path: str) -> int:
     """How often the latents were halved before the module at `path`."""
-    place, number = (path.split(".") + ["0"])[:2]
-    depth = len(unet.config.block_out_channels)
-    return {"down_blocks": int(number) if number.isdigit() else 0, "mid_block": depth - 1}.get(
-        place, depth - 1 - int(number) if number.isdigit() else 0
-    )
+    place, *rest = path.split(".")
+    deepest = len(unet.config.block_out_channels) - 1
+    if place == "mid_block":
+        return deepest
+    return int(rest[0]) if place == "down_blocks" else deepest - int(rest[0])
 
 
 def outside(unet: nn.Module) -> tuple[ModulePoint, ...]:

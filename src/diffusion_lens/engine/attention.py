@@ -1,13 +1,12 @@
 """The attention product of a hooked module: q, k, v, scores and pattern.
 
-While a hooked attention module runs, calls of `scaled_dot_product_attention` inside it come here. The
-fused kernel still makes the output; a pattern is computed beside it, only where somebody asked, and
-only the part that was asked for.
+While a hooked attention module runs, calls of `scaled_dot_product_attention` inside it come here.
+The fused kernel still makes the output; a pattern is computed beside it, only where somebody asked,
+and only the part that was asked for.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -25,10 +24,13 @@ from diffusion_lens.engine.steps import Evaluation
 from diffusion_lens.errors import DeadHookPointError, EngineError
 
 PATTERN_AXES = ("batch", "head", "query", "key")
-SDPA = inspect.signature(
-    lambda query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None,
-    enable_gqa=False: None
-)  # fmt: skip
+TORCH_NAMES = {
+    "attn_mask": "mask",
+    "dropout_p": "dropout",
+    "is_causal": "causal",
+    "enable_gqa": "shared",
+}
+"""Arguments of `scaled_dot_product_attention` that a `Product` calls otherwise."""
 
 
 class ProductMode(TorchFunctionMode):
@@ -47,13 +49,8 @@ class ProductMode(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is not F.scaled_dot_product_attention:
             return func(*args, **kwargs)
-        bound = SDPA.bind(*args, **kwargs)
-        bound.apply_defaults()
-        given = bound.arguments
-        product = Product(
-            given["query"], given["key"], given["value"], given["attn_mask"], given["dropout_p"],
-            given["is_causal"], given["scale"], given["enable_gqa"],
-        )  # fmt: skip
+        given = {TORCH_NAMES.get(name, name): value for name, value in kwargs.items()}
+        product = Product(*args, **given)
         self.calls += 1
         return self.attend(self.calls - 1, product)
 

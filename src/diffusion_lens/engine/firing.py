@@ -1,8 +1,8 @@
 """Calling hooks: what each sees, what counts as an edit, and how edits go back.
 
-A hook sees a copy of its part (a read-only hook sees the value itself). Returning a tensor is an edit,
-and so is changing the copy in place. Where autograd records, the model goes on with the very tensor
-that the hook saw, so that gradients with respect to it exist.
+A hook sees a copy of its part (a read-only hook sees the value itself). Returning a tensor is an
+edit, and so is changing the copy in place. Where autograd records, the model goes on with the very
+tensor that the hook saw, so that gradients with respect to it exist.
 """
 
 from __future__ import annotations
@@ -138,13 +138,15 @@ class Tap:
     def active(self, evaluation: Evaluation, branch: str) -> bool:
         """Whether the hook fires at this step in this branch."""
         site = self.registration.site
-        return site.has_step(evaluation.step) and (branch == GUIDED or site.has_branch(branch))
+        if not site.has_step(evaluation.step):
+            return False
+        return branch == GUIDED or site.fires_in(branch)
 
     def place(self, evaluation: Evaluation, branch: str, lengths: Mapping[str, int]) -> Place:
         """What the Site selects here; worked out once for each prompt and size."""
         site = self.registration.site
         by_axis = {"query": site.query, "key": site.key, "pos": site.pos}
-        worded = any(tokens is not None and tokens.words for tokens in by_axis.values())
+        worded = bool(site.words)
         prompts = tuple(evaluation.tracker.prompts.get(branch, ())) if worded else ()
         state = (branch if worded else "", tuple(lengths.items()), prompts)
         if state not in self.places:

@@ -1,8 +1,8 @@
 """Parts of an attention pattern, computed as parts.
 
-The fused kernel gives the logarithm of each row's normaliser; with it the block of wanted heads, queries
-and keys is exact in value and nothing else is computed. The kernel's normaliser carries no gradient, so
-where autograd records it is computed anew, differentiably and in chunks.
+The fused kernel gives the logarithm of each row's normaliser; with it the block of wanted heads,
+queries and keys is exact in value and nothing else is computed. The kernel's normaliser carries no
+gradient, so where autograd records it is computed anew, differentiably and in chunks.
 """
 
 from __future__ import annotations

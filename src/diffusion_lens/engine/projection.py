@@ -1,4 +1,4 @@
-"""The out projection: z on its way in, each head's result and the sublayers' raw outputs behind it."""
+"""The out projection: z on its way in, each head's result and the raw outputs behind it."""
 
 from __future__ import annotations
 

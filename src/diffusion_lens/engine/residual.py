@@ -1,9 +1,9 @@
 """The residual stream of one block: entering, between sublayers, leaving, and the updates to it.
 
-Between sublayers the residual is no module's output; it is an argument of the next norm, and the block
-adds to that very tensor later. An edit is therefore written into it in place, so that the norm and the
-skip path both see it. An edited update replaces the sum: what entered plus the updates, added in the
-block's own order.
+Between sublayers the residual is no module's output; it is an argument of the next norm, and the
+block adds to that very tensor later. An edit is therefore written into it in place, so that the
+norm and the skip path both see it. An edited update replaces the sum: what entered plus the
+updates, added in the block's own order.
 """
 
 from __future__ import annotations

@@ -10,12 +10,14 @@ import contextlib
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from diffusion_lens.architectures.catalogue import native_points
 from diffusion_lens.architectures.sources import (
     AtModule,
     AtScheduler,
@@ -32,7 +34,7 @@ from diffusion_lens.architectures.sources import (
     SublayerOutput,
     SublayerUpdate,
 )
-from diffusion_lens.architectures.spec import Attention, BlockSite, ModulePoint
+from diffusion_lens.architectures.spec import Attention, BlockSite
 from diffusion_lens.engine.attention import AttentionHooks
 from diffusion_lens.engine.borders import on_argument, on_output
 from diffusion_lens.engine.firing import GUIDED, Registration, Tap, fire
@@ -62,8 +64,6 @@ class Removal:
 
 
 Handle = RemovableHandle | Removal
-NATIVE = "native:"
-"""What a name begins with that is a module's own path in diffusers."""
 
 
 def expand(
@@ -118,7 +118,9 @@ class Session:
         self.tracker = tracker
         self.denoiser = tracker.denoiser
         self.registrations = list(registrations)
-        self.taps = expand(registrations, points, model=model, native=self._native_points)
+        self.taps = expand(
+            registrations, points, model=model, native=partial(native_points, self.denoiser)
+        )
         self._lengths: dict[str, dict[str, int]] = {}
         self._exit = contextlib.ExitStack()
 
@@ -138,21 +140,6 @@ class Session:
     def __exit__(self, *_error: object) -> None:
         """Take every hook off."""
         self._exit.close()
-
-    def _native_points(self, pattern: Any) -> Mapping[str, HookPoint]:
-        """Every module's output under its native path, where a `native:` name was asked for."""
-        if not isinstance(pattern, str) or not pattern.startswith(NATIVE):
-            return {}
-        return {
-            NATIVE + path: HookPoint(
-                NATIVE + path,
-                ("batch",),
-                AtModule(ModulePoint(NATIVE + path, ("batch",), path, output=0)),
-                path,
-            )
-            for path, _ in self.denoiser.named_modules()
-            if path
-        }
 
     def _refuse_what_hides_hooks(self) -> None:
         if getattr(self.denoiser, "is_cache_enabled", False):
@@ -211,10 +198,21 @@ class Session:
             before, after = (level.prediction_for(image, sample) for image in (clean, changed))
             return prediction + (after - before)
 
+        if source.which == "sample":
+            return self._at_sample(taps)
         listeners = self.tracker.on_guided
         at = len(listeners) if source.which == "pred_x0" else 0
         listeners.insert(at, guided)
         return Removal(lambda: listeners.remove(guided))
+
+    def _at_sample(self, taps: Sequence[Tap]) -> Removal:
+        def sampled(sample: Tensor) -> Tensor:
+            rows = ((GUIDED, slice(0, sample.shape[0])),)
+            lengths = {"img": sample.shape[1]} if sample.ndim == 3 else {}
+            return fire(taps, sample, self.tracker.evaluation(), lengths, rows=rows)
+
+        self.tracker.on_sample.append(sampled)
+        return Removal(lambda: self.tracker.on_sample.remove(sampled))
 
     def _attach_block(self, sources: Mapping[Any, list[Tap]]) -> Iterator[Handle]:
         block: BlockSite = next(iter(sources)).block

@@ -118,7 +118,7 @@ class StepTracker:
         self.branches = tuple(branches) if branches else None
         self.step = 0
         self.evaluations = 0
-        self.steps_ahead: int | None = None
+        self._steps_ahead: int | None = None
         self.current: Evaluation | None = None
         self.prompts: dict[str, list[str]] = {}
         self.in_pipeline = False
@@ -126,6 +126,7 @@ class StepTracker:
         self.on_start: list[Callable[[], None]] = []
         self.on_evaluation: list[Callable[[Evaluation], None]] = []
         self.on_guided: list[Callable[[Tensor, Any, Tensor], Tensor]] = []
+        self.on_sample: list[Callable[[Tensor], Tensor]] = []
         self.on_step: list[Callable[[], None]] = []
         self.on_timesteps: list[Callable[[], None]] = []
         self.total = 0
@@ -247,6 +248,18 @@ class StepTracker:
             listener()
         return result
 
+    @property
+    def steps_ahead(self) -> int | None:
+        """How many steps the run will have, as far as the scheduler tells.
+
+        Image-to-image begins within the schedule; schedulers that do not say where give an upper
+        bound.
+        """
+        if self._steps_ahead is None or self.pipe is None:
+            return self._steps_ahead
+        begun = getattr(self.pipe.scheduler, "begin_index", None) or 0
+        return self._steps_ahead - begun if begun < self._steps_ahead else self._steps_ahead
+
     def forget(self) -> None:
         """Forget the run that was followed, so that nothing of it is taken for the next one's."""
         self.begin_run(None)
@@ -259,13 +272,15 @@ class StepTracker:
         """Count steps from 0 again."""
         self.step = 0
         self.evaluations = 0
-        self.steps_ahead = steps_ahead
+        self._steps_ahead = steps_ahead
 
     def _step(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
-        if self.on_guided:
+        if self.on_guided or self.on_sample:
             names = ("model_output", "timestep", "sample")
             bound = dict(zip(names, args, strict=False)) | kwargs
             rest = args[len(names) :]
+            for listener in self.on_sample:
+                bound["sample"] = listener(bound["sample"])
             for listener in self.on_guided:
                 arguments = (bound["model_output"], bound["timestep"], bound["sample"])
                 bound["model_output"] = listener(*arguments)

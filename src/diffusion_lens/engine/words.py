@@ -8,7 +8,7 @@ from typing import Any
 from diffusion_lens.architectures.spec import TextPart
 from diffusion_lens.errors import WordError, closest, listing
 
-WORD = re.compile(r"\w+(?:['’\-]\w+)*")
+WORD = re.compile(r"\w+(?:['\u2019\-]\w+)*")
 
 
 def words_of(prompt: str) -> list[str]:

@@ -74,6 +74,8 @@ def _nothing_matches(pattern: NamePattern, names: Sequence[str], model: str) -> 
     asked = repr(pattern) if isinstance(pattern, str) else f"the predicate {pattern!r}"
     near = closest(pattern.replace("*", "0"), names) if isinstance(pattern, str) else []
     hint = f"Closest: {listing(near)}. " if near else ""
+    if isinstance(pattern, str) and pattern.endswith(".*") and pattern.count("*") == 1:
+        hint += f"`*` is one dotted part; {pattern + '*'!r} matches any number. "
     return (
         f"no hook point matches {asked} in {model} ({len(names)} hook points). "
         f"{hint}List them with `model.hook_names()`."

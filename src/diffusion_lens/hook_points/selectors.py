@@ -126,6 +126,12 @@ def tokens_of(value: object, what: str) -> Tokens | None:
 def _words(words: tuple[str, ...], what: str) -> tuple[str, ...]:
     if any(not word.strip() for word in words):
         raise SiteError(f"{what}={words!r}: an empty word selects nothing")
+    streams = [word for word in words if word in STREAMS]
+    if len(words) > 1 and streams:
+        raise SiteError(
+            f"{what}={list(words)!r} mixes the stream {streams[0]!r} with others; leave {what}= "
+            f'out for all streams, or give one; the word itself is ("txt", {streams[0]!r})'
+        )
     return words
 
 

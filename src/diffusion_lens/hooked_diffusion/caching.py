@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,13 +19,14 @@ from diffusion_lens.activation_cache.recorder import (
 )
 from diffusion_lens.engine.firing import Registration, Tap
 from diffusion_lens.engine.steps import Evaluation
+from diffusion_lens.errors import RunError
 from diffusion_lens.hook_points.site import Site
 from diffusion_lens.reducers import Reducer
 
 if TYPE_CHECKING:
     from diffusion_lens.hooked_diffusion.model import HookedDiffusion
 
-LIGHT = ("hook_latents", "hook_noise_pred", "hook_guided_pred")
+LIGHT = ("hook_latents", "hook_noise_pred", "hook_sample", "hook_guided_pred")
 """What is cached where nothing is named: latents and predictions of every step."""
 
 
@@ -64,7 +65,9 @@ class CacheOptions:
             wanted = LIGHT if scheduled else LIGHT[:2]
         if isinstance(wanted, str | Site) or callable(wanted):
             wanted = [wanted]
-        assert isinstance(wanted, Iterable)
+        wanted = list(wanted)
+        if not wanted:
+            raise RunError("names_filter is empty: name what to cache, or leave it out")
         branch = None if self.branch == "all" else self.branch
         sites = []
         for site in map(Site.of, wanted):
@@ -139,7 +142,7 @@ class _Budget:
             for steps_of_branch in stored.values():
                 total += next(iter(steps_of_branch.values())).nbytes * steps
             for branch, rows in evaluation.rows:
-                if branch not in stored and site.has_branch(branch):
+                if branch not in stored and site.fires_in(branch):
                     size = self._predicted(tap, evaluation, branch, rows)
                     total += size * (min(steps, 1) if self.reduced else steps)
         return total

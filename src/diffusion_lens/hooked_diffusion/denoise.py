@@ -8,6 +8,7 @@ pipeline's own.
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -158,9 +159,14 @@ def _size_of(pipe: Any, latents: Tensor, settings: Mapping[str, Any]) -> dict[st
 def _latents_are(pipe: Any, latents: Tensor) -> Iterator[None]:
     """Let the loop start from these very latents, unscaled and uncast."""
     original = pipe.prepare_latents
+    signature = inspect.signature(original)
 
     def prepare_latents(*args: Any, **kwargs: Any) -> Any:
-        prepared = original(*args, **kwargs)
+        bound = signature.bind(*args, **kwargs)
+        if "latents" in signature.parameters:
+            bound.arguments["latents"] = None  # so that the pipeline says what it needs
+        with _generators_kept(bound.arguments.get("generator")):
+            prepared = original(*bound.args, **bound.kwargs)
         if isinstance(prepared, Tensor):
             _same_shape(prepared, latents)
             return latents
@@ -172,6 +178,18 @@ def _latents_are(pipe: Any, latents: Tensor) -> Iterator[None]:
         yield
     finally:
         del pipe.__dict__["prepare_latents"]
+
+
+@contextlib.contextmanager
+def _generators_kept(given: Any) -> Iterator[None]:
+    """Put generators back into the state in which they were found."""
+    listed = given if isinstance(given, list) else [] if given is None else [given]
+    states = [generator.get_state() for generator in listed]
+    try:
+        yield
+    finally:
+        for generator, state in zip(listed, states, strict=True):
+            generator.set_state(state)
 
 
 def _same_shape(prepared: Tensor, latents: Tensor) -> None:
@@ -201,11 +219,11 @@ def _starting_at(
             scheduler.timesteps = scheduler.timesteps[step:]
             if getattr(scheduler, "sigmas", None) is not None and len(scheduler.sigmas) > total:
                 scheduler.sigmas = scheduler.sigmas[step:]
+            tracker.begin_run(step + 1)
             tracker.step = step
-            tracker.steps_ahead = step + 1
             return
         assert at_noise_level is not None
-        tracker.steps_ahead = 1
+        tracker.begin_run(1)
         scheduler.timesteps, sigma = schedule_at(scheduler, at_noise_level)
         if sigma is not None:
             scheduler.sigmas = torch.tensor([sigma, 0.0], dtype=torch.float32)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_lens.activation_cache import ActivationCache
-from diffusion_lens.architectures.catalogue import find_absent, find_points
+from diffusion_lens.architectures.catalogue import find_absent, find_points, native_points
 from diffusion_lens.architectures.registry import architecture_of
 from diffusion_lens.architectures.sources import ProductWeights
 from diffusion_lens.engine.firing import HookFunction, Registration, Tap
@@ -160,10 +160,14 @@ class HookedDiffusion:
     def hook_names(self, pattern: NamePattern = "**") -> list[str]:
         """The names of hook points, in order of execution block by block.
 
+        Args:
+            pattern: Which names; `native:**` lists every module's output by its path in diffusers.
+
         Raises:
             UnknownHookPointError: If nothing matches; the message shows the closest names.
         """
-        return match_names(pattern, list(self.points), model=self._called)
+        known = native_points(self.denoiser, pattern) or self.points
+        return match_names(pattern, list(known), model=self._called)
 
     def hook_table(self, pattern: NamePattern = "**") -> HookTable:
         """A table of hook points: axes, sizes at the native size, module, dead and absent ones.
@@ -176,11 +180,11 @@ class HookedDiffusion:
             for missing in find_absent(self.denoiser, self.spec)
             if matches(pattern, missing.name)
         ]
-        found = {row.name for row in absent}
-        names = [name for name in self.points if matches(pattern, name)]
-        if not names and not found:
+        known = native_points(self.denoiser, pattern) or self.points
+        names = [name for name in known if matches(pattern, name)]
+        if not names and not absent:
             names = self.hook_names(pattern)
-        rows = [self._row(self.points[name]) for name in names]
+        rows = [self._row(known[name]) for name in names]
         return HookTable(f"{self._called}: {len(names)} hook points", (*rows, *absent))
 
     def text_pattern_sites(self) -> list[Site]:
@@ -588,6 +592,7 @@ class HookedDiffusion:
             made_by=provenance(
                 pipe,
                 run,
+                model=self.name,
                 seeds=seeds,
                 steps=last.steps,
                 dtype=self.dtype,
@@ -598,7 +603,7 @@ class HookedDiffusion:
 
     def _row(self, point: HookPoint) -> HookRow:
         grid = self.spec.default_grid(self.denoiser, point.level)
-        tokens = {"img": int(torch.Size(grid).numel()), "txt": self.spec.text_tokens}
+        tokens = {"img": int(torch.Size(grid).numel()), "txt": self._text_tokens()}
         count = point.elements(tokens, batch=1)
         return HookRow(
             name=point.name,
@@ -606,10 +611,23 @@ class HookedDiffusion:
             shape=point.shape(tokens, batch=1),
             heads=point.heads,
             grid=grid,
-            nbytes=None if count is None else count * self.dtype.itemsize,
+            nbytes=None if count is None else count * self._itemsize(point),
             module=point.module,
             note=point.dead or "",
         )
+
+    def _text_tokens(self) -> int:
+        """Length of the text stream by default: the tokenizer's limit where one fills it."""
+        tokenizer = getattr(self.pipe, self.spec.text_parts[0].tokenizer, None)
+        if len(self.spec.text_parts) > 1 or tokenizer is None:
+            return self.spec.text_tokens
+        return min(self.spec.text_tokens, tokenizer.model_max_length)
+
+    def _itemsize(self, point: HookPoint) -> int:
+        """Bytes of one number: scores and patterns are float32 in half-precision models."""
+        weights = isinstance(point.source, ProductWeights)
+        wide = torch.promote_types(self.dtype, torch.float32)
+        return (wide if weights else self.dtype).itemsize
 
     @property
     def _called(self) -> str:

@@ -24,7 +24,7 @@ class Provenance:
         run: The run.
         seeds: The seed of each sample.
         pipeline: Class of the pipeline.
-        model: Its name or path, where it has one.
+        model: Name of the hooked model.
         scheduler: Class of the scheduler.
         scheduler_config: Its configuration.
         steps: How many times the scheduler stepped.
@@ -95,6 +95,7 @@ def provenance(
     pipe: Any,
     run: Run,
     *,
+    model: str,
     seeds: Sequence[int],
     steps: int,
     dtype: object,
@@ -105,7 +106,7 @@ def provenance(
         run=run,
         seeds=tuple(seeds),
         pipeline=type(pipe).__name__,
-        model=str(getattr(pipe, "name_or_path", "") or pipe.config.get("_name_or_path", "")),
+        model=model,
         scheduler=type(pipe.scheduler).__name__,
         scheduler_config=dict(pipe.scheduler.config),
         steps=steps,

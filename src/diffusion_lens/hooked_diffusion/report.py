@@ -127,7 +127,11 @@ def refuse_silence(
         ]
         pattern = registration.site.name
         if isinstance(pattern, str) and is_pattern(pattern):
-            silent = [name for name in silent if name not in ("hook_guided_pred", "hook_pred_x0")]
+            silent = [
+                name
+                for name in silent
+                if name not in ("hook_sample", "hook_guided_pred", "hook_pred_x0")
+            ]
         if silent and registration.backward:
             raise HookNeverFiredError(
                 f"no gradient reaches {describe(registration.fn)} at {listing(silent)} "
