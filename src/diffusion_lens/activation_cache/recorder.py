@@ -73,7 +73,7 @@ class CacheRecorder:
         """Put reduced values into the cache and give it back."""
         for key, reducer in self.reducers.items():
             self.cache.entries[key] = {-1: reducer.result()}
-        self.cache.times = {step: float(time) for step, time in self.cache.times.items()}
+        self.cache.times.update({step: float(time) for step, time in self.cache.times.items()})
         return self.cache
 
     def __repr__(self) -> str:
@@ -100,6 +100,6 @@ def refuse_over_budget(wanted: int, budget: int, *, points: int, steps: int) -> 
         raise CacheBudgetError(
             f"this cache would take {readable_bytes(wanted)} ({points} hook points, {steps} "
             f"steps), the budget is {readable_bytes(budget)}. Narrow it with names_filter=, steps=, "
-            "a Site with heads/query/key, dtype=torch.float16 or reduce='mean'; write it to disk with "
-            "spool=folder; or raise max_bytes="
+            "a Site with heads/query/key, dtype=torch.float16 or reduce='mean'; write it to disk "
+            "with spool=folder; or raise max_bytes="
         )

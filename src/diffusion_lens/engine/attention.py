@@ -43,7 +43,7 @@ class ProductMode(TorchFunctionMode):
         self.calls = 0
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         """Intercept `F.scaled_dot_product_attention`, pass everything else on."""
         kwargs = kwargs or {}
@@ -318,7 +318,7 @@ def _own_lengths(sequence: Sequence[str], total: int, lengths: Mapping[str, int]
 
 def _use_native_backend(module: nn.Module) -> Any:
     """Route a processor of the dispatcher through the native kernel; what to restore."""
-    processor = getattr(module, "processor", None)
+    processor: Any = getattr(module, "processor", None)
     if not hasattr(processor, "_attention_backend"):
         return None
     from diffusers.models.attention_dispatch import AttentionBackendName

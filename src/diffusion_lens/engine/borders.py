@@ -59,10 +59,11 @@ def on_output(module: nn.Module, index: int | None, transform: Transform) -> Rem
         if isinstance(output, Tensor):
             changed = transform(output)
             return None if changed is output else changed
-        if is_dataclass(output) and not isinstance(output, type):
-            given = output.sample  # type: ignore[attr-defined]
-            changed = transform(given)
-            return None if changed is given else replace(output, sample=changed)
+        if is_dataclass(output):
+            structured: Any = output
+            changed = transform(structured.sample)
+            same = changed is structured.sample
+            return None if same else replace(structured, sample=changed)
         place = index or 0
         given = output[place]
         if given is None:

@@ -117,7 +117,7 @@ class Product:
         device = self.query.device.type
         if recorded or device != "cpu" or self.shared or self.dropout:
             return False
-        if torch.is_autocast_enabled(device):
+        if torch.is_autocast_enabled(device) or self.factor <= 0:
             return False
         choice = torch._fused_sdp_choice(
             self.query, self.key, self.value, self.mask, 0.0, self.causal, scale=self.scale

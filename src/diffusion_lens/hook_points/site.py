@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, cast
 
 from diffusion_lens.errors import SiteError
 from diffusion_lens.hook_points import site_text
@@ -106,13 +106,13 @@ class Site:
         if isinstance(given, str) and "[" in given:
             return cls.parse(given)
         if isinstance(given, str) or callable(given):
-            return cls(given)
+            return cls(cast("NamePattern", given))
         raise SiteError(
             f"a Site is needed, got {type(given).__name__} {given!r}; give a hook-point name, "
             'a text form such as "blocks.0.attn.hook_pattern[head=5]", or Site(...)'
         )
 
-    def with_(self, **changes: object) -> Site:
+    def with_(self, **changes: Any) -> Site:
         """The same Site with some selectors replaced."""
         values: dict[str, Any] = {one.name: getattr(self, one.name) for one in fields(self)}
         return Site(**(values | changes))
