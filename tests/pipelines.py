@@ -150,8 +150,9 @@ def branches_of(name: str) -> tuple[str, ...]:
 
 def evaluate(model: Any, name: str, *hooks: Any, **more: Any) -> Tensor:
     """One call of the bare denoiser with hooks on."""
+    given = evaluation_of(name)  # before any hook is on: the first call runs the pipeline
     with torch.no_grad(), model.hooks(hooks, branches=branches_of(name)):
-        return model.denoiser(**{**evaluation_of(name), **more})[0]
+        return model.denoiser(**{**given, **more})[0]
 
 
 def kinds_of(model: Any, *, scheduler: bool = False) -> list[str]:
