@@ -31,8 +31,9 @@ APART = frozenset({"metrics", "datasets"})
 APART_MAY_IMPORT = APART | {"errors"}
 APART_IMPORTED_FROM = 3  # index of the floor of `toys`
 
-# (importing, imported), allowed inside functions only: `HookedDiffusion.toy` loads a shipped model.
-LAZY_EXCEPTIONS = frozenset({("hooked_diffusion", "toys")})
+# (importing, imported), allowed inside functions only: `HookedDiffusion.toy` loads a shipped model,
+# `HookedDiffusion.concept_streams` opens streams.
+LAZY_EXCEPTIONS = frozenset({("hooked_diffusion", "toys"), ("hooked_diffusion", "concept_streams")})
 
 
 @dataclass(frozen=True)

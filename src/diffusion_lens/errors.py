@@ -49,6 +49,10 @@ class RunError(DiffusionLensError, ValueError):
     """The arguments of a run contradict each other or the pipeline."""
 
 
+class ConceptError(DiffusionLensError, ValueError):
+    """Concepts that cannot be sent through the model."""
+
+
 class CacheBudgetError(DiffusionLensError, MemoryError):
     """What was asked for does not fit into the cache's byte budget."""
 

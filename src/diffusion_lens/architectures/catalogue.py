@@ -71,7 +71,7 @@ def find_points(denoiser: nn.Module, spec: DenoiserSpec) -> dict[str, HookPoint]
         )
     for block in blocks:
         last = block is blocks[-1] and spec.text_ends_in_last_block
-        points.extend(_block_points(denoiser, block, text_is_dead=last))
+        points.extend(block_points(denoiser, block, text_is_dead=last))
     return {point.name: point for point in points}
 
 
@@ -111,9 +111,16 @@ def _at_module(point: Any) -> HookPoint:
     )
 
 
-def _block_points(
+def block_points(
     denoiser: nn.Module, block: BlockSite, *, text_is_dead: bool
 ) -> Iterator[HookPoint]:
+    """Every hook point of one block.
+
+    Args:
+        denoiser: The denoiser.
+        block: The block.
+        text_is_dead: Whether the text that leaves it is thrown away.
+    """
     width = _size(denoiser, block.inside(block.spec.attentions[0].module), "query_dim")
     for name, axes, source, module, stream, more in _block_rows(denoiser, block, width):
         feeds_image = isinstance(source, StreamEntering) or (

@@ -10,6 +10,8 @@ from torch import nn
 from diffusion_lens.architectures.spec import (
     Attention,
     BlockSpec,
+    ConceptEntry,
+    Concepts,
     DenoiserSpec,
     Gate,
     Mid,
@@ -54,6 +56,7 @@ def double_block(block: Any) -> BlockSpec:
             "img": Mlp("ff", "ff.net.2", Gate("norm1", 4)),
             "txt": Mlp("ff_context", "ff_context.net.2", Gate("norm1_context", 4)),
         },
+        concepts=Concepts(positions={"image_rotary_emb": JOINT}),
     )
 
 
@@ -135,4 +138,5 @@ FLUX = DenoiserSpec(
     branches=("cond", "uncond"),
     timestep_scale=1000.0,
     text_ends_in_last_block=True,
+    concepts=ConceptEntry(pooled="zeros"),
 )

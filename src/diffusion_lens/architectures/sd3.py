@@ -10,6 +10,8 @@ from torch import nn
 from diffusion_lens.architectures.spec import (
     Attention,
     BlockSpec,
+    ConceptEntry,
+    Concepts,
     DenoiserSpec,
     Gate,
     Mid,
@@ -60,10 +62,12 @@ def joint_block(block: nn.Module) -> BlockSpec:
         absent = {f"txt.hook_{name}": TEXT_ENDS for name in names}
         absent |= {"txt.mlp.hook_post": TEXT_ENDS, "attn.txt.hook_z": TEXT_ENDS}
         absent["attn.txt.hook_result"] = TEXT_ENDS
-        return BlockSpec({"img": image, "txt": txt}, tuple(attentions), mlps, absent)
+        streams = {"img": image, "txt": txt}
+        return BlockSpec(streams, tuple(attentions), mlps, absent, Concepts())
     txt = Stream("encoder_hidden_states", 0, (Mid("resid_mid", "norm2_context", ("attn",)),))
     mlps["txt"] = Mlp("ff_context", "ff_context.net.2", Gate("norm1_context", 4))
-    return BlockSpec({"img": image, "txt": txt}, tuple(attentions), mlps)
+    streams = {"img": image, "txt": txt}
+    return BlockSpec(streams, tuple(attentions), mlps, concepts=Concepts())
 
 
 def outside(_transformer: nn.Module) -> tuple[ModulePoint, ...]:
@@ -106,4 +110,5 @@ SD3 = DenoiserSpec(
     text_parts=(TextPart("tokenizer", 77), TextPart("tokenizer_3")),
     text_tokens=77 + 256,
     text_ends_in_last_block=True,
+    concepts=ConceptEntry(pooled="prompt"),
 )

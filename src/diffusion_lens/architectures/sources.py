@@ -98,6 +98,16 @@ class ProductInput:
 
 
 @dataclass(frozen=True)
+class ProductOutput:
+    """z as it leaves the attention product, where no projection takes it."""
+
+    block: BlockSite
+    attention: Attention
+    stream: str
+    product: int = 0
+
+
+@dataclass(frozen=True)
 class ProductWeights:
     """Scores before the softmax, or the pattern after it."""
 
@@ -140,6 +150,7 @@ Source = (
     | HeadResult
     | BeforeRope
     | ProductInput
+    | ProductOutput
     | ProductWeights
     | AttentionContext
     | AtModule

@@ -118,6 +118,24 @@ class Stream:
     returned: bool = True
 
 
+@dataclass(frozen=True)
+class Concepts:
+    """How a block takes concept tokens in place of its text.
+
+    Attributes:
+        attention: Name of the joint attention.
+        modulation: The block's argument that takes the modulation vector.
+        positions: Arguments with rotary embeddings (a tensor or a tuple of them, token by token),
+            and the streams along them: concepts take the position of the first text token.
+        masks: Arguments to leave out.
+    """
+
+    attention: str = "attn"
+    modulation: str = "temb"
+    positions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    masks: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, eq=False)
 class BlockSpec:
     """One block class.
@@ -127,12 +145,14 @@ class BlockSpec:
         attentions: Its attention modules, in order of execution.
         mlps: The MLP of each stream.
         absent: Names (after the block's prefix) that do not exist here, with the reason.
+        concepts: How it takes concept tokens; None where it cannot.
     """
 
     streams: Mapping[str, Stream]
     attentions: tuple[Attention, ...]
     mlps: Mapping[str, Mlp]
     absent: Mapping[str, str] = field(default_factory=dict)
+    concepts: Concepts | None = None
 
     def attention(self, name: str) -> Attention:
         """The attention module of that name."""
@@ -199,6 +219,23 @@ class TextPart:
 
 
 @dataclass(frozen=True)
+class ConceptEntry:
+    """How concept tokens enter a denoiser.
+
+    Attributes:
+        projection: Path of the module that brings text embeddings to the residual width.
+        modulation: Path of the module that makes the modulation vector.
+        pooled_argument: Its argument that takes the pooled text embedding.
+        pooled: What the published method gives it for concepts: `"zeros"` or `"prompt"`.
+    """
+
+    projection: str = "context_embedder"
+    modulation: str = "time_text_embed"
+    pooled_argument: str = "pooled_projection"
+    pooled: str = "zeros"
+
+
+@dataclass(frozen=True)
 class DenoiserSpec:
     """One family of denoisers.
 
@@ -220,6 +257,7 @@ class DenoiserSpec:
         branches: The branches under guidance, in batch order or in call order.
         timestep_scale: Scheduler timesteps for one unit of the denoiser's `timestep`.
         text_ends_in_last_block: Whether the last block's text output is thrown away.
+        concepts: How concept tokens enter; None where there are no concept streams.
     """
 
     denoiser: str
@@ -238,3 +276,4 @@ class DenoiserSpec:
     branches: tuple[str, ...] = ("uncond", "cond")
     timestep_scale: float = 1.0
     text_ends_in_last_block: bool = False
+    concepts: ConceptEntry | None = None

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from diffusion_lens.architectures.sources import ProductInput, ProductWeights
+from diffusion_lens.architectures.sources import ProductInput, ProductOutput, ProductWeights
 from diffusion_lens.architectures.spec import Attention
 from diffusion_lens.engine.firing import Tap, axis_part, edited, fire, run
 from diffusion_lens.engine.product import Product, Workspace, safe_softmax
@@ -61,7 +61,7 @@ class AttentionHooks:
     Attributes:
         attention: The module's description.
         taps: Its taps, by (product, what): `("q", stream)`, …, `("scores", "")`,
-            `("pattern", "")`.
+            `("pattern", "")`, `("z", stream)`.
         lengths: Gives the token count of each stream of the block that is running.
         evaluation: Gives the evaluation that is running.
     """
@@ -81,9 +81,10 @@ class AttentionHooks:
         self.name = name
         self.taps: dict[tuple[int, str, str], list[Tap]] = {}
         for source, found in taps.items():
-            stream = source.stream if isinstance(source, ProductInput) else ""
-            assert isinstance(source, ProductInput | ProductWeights)
-            self.taps.setdefault((source.product, source.which, stream), []).extend(found)
+            assert isinstance(source, ProductInput | ProductWeights | ProductOutput)
+            which = "z" if isinstance(source, ProductOutput) else source.which
+            stream = "" if isinstance(source, ProductWeights) else source.stream
+            self.taps.setdefault((source.product, which, stream), []).extend(found)
         self._modes: list[tuple[ProductMode, Any]] = []
 
     def enter(self, module: nn.Module, _args: Any) -> None:
@@ -115,16 +116,26 @@ class AttentionHooks:
         keys = (name,) if name else self.attention.keys
         lengths |= _own_lengths(self.attention.queries, product.query.shape[2], lengths)
         lengths |= _own_lengths(keys, product.key.shape[2], lengths)
-        product.query = self._inputs(call, "q", product.query, self.attention.queries, lengths)
-        product.key = self._inputs(call, "k", product.key, keys, lengths)
-        product.value = self._inputs(call, "v", product.value, keys, lengths)
+        product.query = self._streams(call, "q", product.query, self.attention.queries, lengths)
+        product.key = self._streams(call, "k", product.key, keys, lengths)
+        product.value = self._streams(call, "v", product.value, keys, lengths)
+        self.entering(call, product, lengths)
+        output = self._output(call, product, evaluation, lengths)
+        return self._streams(call, "z", output, self.attention.queries, lengths)
+
+    def entering(self, call: int, product: Product, lengths: Mapping[str, int]) -> None:
+        """Told of each product as it stands after the hooks on q, k and v."""
+
+    def _output(
+        self, call: int, product: Product, evaluation: Evaluation, lengths: Mapping[str, int]
+    ) -> Tensor:
         scores = self.taps.get((call, "scores", ""), [])
         patterns = self.taps.get((call, "pattern", ""), [])
         if not scores and not patterns:
             return product.fused()
         return weights(product, scores, patterns, evaluation, lengths)
 
-    def _inputs(
+    def _streams(
         self,
         call: int,
         which: str,
@@ -132,7 +143,7 @@ class AttentionHooks:
         sequence: Sequence[str],
         lengths: Mapping[str, int],
     ) -> Tensor:
-        """Run the q, k or v hooks of each stream along one input of the product."""
+        """Run the q, k, v or z hooks of each stream along one tensor of the product."""
         start = 0
         out = value
         for stream in sequence:

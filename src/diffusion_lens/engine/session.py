@@ -27,6 +27,7 @@ from diffusion_lens.architectures.sources import (
     HeadValues,
     Neurons,
     ProductInput,
+    ProductOutput,
     ProductWeights,
     StreamBetween,
     StreamEntering,
@@ -37,7 +38,9 @@ from diffusion_lens.architectures.sources import (
 from diffusion_lens.architectures.spec import Attention, BlockSite
 from diffusion_lens.engine.attention import AttentionHooks
 from diffusion_lens.engine.borders import on_argument, on_output
+from diffusion_lens.engine.concept_pass import ConceptPass
 from diffusion_lens.engine.firing import GUIDED, Registration, Tap, fire
+from diffusion_lens.engine.handles import Handle, Removal, gated
 from diffusion_lens.engine.noise import noise_level
 from diffusion_lens.engine.projection import (
     on_columns,
@@ -53,17 +56,6 @@ from diffusion_lens.hook_points.names import match_names
 from diffusion_lens.hook_points.point import HookPoint
 
 Fire = Callable[[Tensor], Tensor]
-
-
-class Removal:
-    """Something with `remove()`, as torch's handles have it."""
-
-    def __init__(self, undo: Callable[[], None]) -> None:
-        """Call `undo` on removal."""
-        self.remove = undo
-
-
-Handle = RemovableHandle | Removal
 
 
 def expand(
@@ -113,6 +105,7 @@ class Session:
         registrations: Sequence[Registration],
         *,
         model: str,
+        concepts: ConceptPass | None = None,
     ) -> None:
         """Plan what to attach; raises before anything is touched."""
         self.tracker = tracker
@@ -121,7 +114,10 @@ class Session:
         self.taps = expand(
             registrations, points, model=model, native=partial(native_points, self.denoiser)
         )
-        self._lengths: dict[str, dict[str, int]] = {}
+        self.concepts = None
+        if concepts is not None and concepts.plan(self.taps):
+            self.concepts = concepts
+        self._lengths: dict[BlockSite, dict[str, int]] = {}
         self._exit = contextlib.ExitStack()
 
     def __enter__(self) -> Session:
@@ -132,7 +128,7 @@ class Session:
                 if "torch._dynamo" in sys.modules:
                     stack.enter_context(torch.compiler.set_stance("force_eager"))
             stack.enter_context(self.tracker.attached())
-            for handle in self._attach():
+            for handle in self._attach_gated():
                 stack.callback(handle.remove)
             self._exit = stack.pop_all()
         return self
@@ -155,18 +151,33 @@ class Session:
 
     # -- from points to torch hooks -----------------------------------------------------------
 
-    def _attach(self) -> Iterator[Handle]:
-        by_block: dict[str, dict[Any, list[Tap]]] = {}
+    def _attach_gated(self) -> Iterator[Handle]:
+        """Every hook; with concept streams, each is deaf while the other pass runs."""
+        concepts = self.concepts
+        if concepts is None:
+            for _, handle in self._attach():
+                yield handle
+            return
+        for block, handle in self._attach():
+            listens = concepts.is_running if concepts.is_view(block) else concepts.is_waiting
+            yield gated(handle, listens)
+        yield from concepts.attach()
+
+    def _attach(self) -> Iterator[tuple[BlockSite | None, Handle]]:
+        by_block: dict[BlockSite, dict[Any, list[Tap]]] = {}
         for taps in self.taps.values():
             source: Any = taps[0].point.source
             if isinstance(source, AtModule):
-                yield self._at_module(source, taps)
+                yield None, self._at_module(source, taps)
             elif isinstance(source, AtScheduler):
-                yield self._at_scheduler(source, taps)
+                yield None, self._at_scheduler(source, taps)
             else:
-                by_block.setdefault(source.block.path, {})[source] = taps
-        for sources in by_block.values():
-            yield from self._attach_block(sources)
+                by_block.setdefault(source.block, {})[source] = taps
+        for block in () if self.concepts is None else self.concepts.blocks():
+            by_block.setdefault(block, {})
+        for block, sources in by_block.items():
+            for handle in self._attach_block(block, sources):
+                yield block, handle
 
     def _at_module(self, source: AtModule, taps: Sequence[Tap]) -> RemovableHandle:
         point = source.point
@@ -214,14 +225,15 @@ class Session:
         self.tracker.on_sample.append(sampled)
         return Removal(lambda: self.tracker.on_sample.remove(sampled))
 
-    def _attach_block(self, sources: Mapping[Any, list[Tap]]) -> Iterator[Handle]:
-        block: BlockSite = next(iter(sources)).block
+    def _attach_block(self, block: BlockSite, sources: Mapping[Any, list[Tap]]) -> Iterator[Handle]:
         module = self.denoiser.get_submodule(block.path)
         if getattr(module, "_chunk_size", None) is not None:
             raise EngineError(
                 f"{block.path} runs its feed-forward in chunks, whose parts cannot be told apart; "
                 "call `disable_forward_chunking()` first"
             )
+        if self.concepts is not None:
+            module = self.concepts.module_of(block, module)
         yield module.register_forward_pre_hook(self._measure(block, module), with_kwargs=True)
         streams = {name: self._stream_hooks(block, name, sources) for name in block.spec.streams}
         for hooks in streams.values():
@@ -241,7 +253,7 @@ class Session:
 
         def measure(_module: nn.Module, args: tuple, kwargs: dict) -> None:
             given = dict(zip(parameters, args, strict=False)) | kwargs
-            self._lengths[block.path] = {
+            self._lengths[block] = {
                 name: given[argument].shape[1]
                 for name, argument in arguments.items()
                 if isinstance(given.get(argument), Tensor)
@@ -251,7 +263,7 @@ class Session:
 
     def _fire(self, block: BlockSite, taps: Sequence[Tap]) -> Fire:
         def run(value: Tensor) -> Tensor:
-            lengths = dict(self._lengths[block.path])
+            lengths = dict(self._lengths[block])
             sequence = taps[0].point.sequences["pos"]
             if len(sequence) == 1:
                 lengths[sequence[0]] = value.shape[1]
@@ -286,7 +298,7 @@ class Session:
             if getattr(source, "attention", None) is not attention:
                 continue
             run = None if isinstance(source, ProductWeights) else self._fire(block, taps)
-            if isinstance(source, ProductInput | ProductWeights):
+            if isinstance(source, ProductInput | ProductOutput | ProductWeights):
                 products[source] = taps
             elif isinstance(source, AttentionContext):
                 yield on_argument(module, (attention.context or "",), run)  # type: ignore[arg-type]
@@ -303,11 +315,12 @@ class Session:
                     else on_result(target, rows, width, heads, run)  # type: ignore[arg-type]
                 )
                 yield attach
-        if products:
-            hooks = AttentionHooks(
+        special = None if self.concepts is None else self.concepts.hooks(block, attention)
+        if products or special is not None:
+            hooks = (special or AttentionHooks)(
                 attention,
                 products,
-                lambda: self._lengths[block.path],
+                lambda: self._lengths[block],
                 self.tracker.evaluation,
                 f"{block.prefix}.{attention.name}",
             )
@@ -401,7 +414,7 @@ class Session:
                 streams[stream].collect(sublayer, share)
 
         def lengths() -> Mapping[str, int]:
-            return self._lengths[block.path]
+            return self._lengths[block]
 
         yield on_fused_outputs(module, projection, lengths, self._width(block), fires, collect)
 
@@ -415,6 +428,6 @@ class Session:
 
     def _rows(self, block: BlockSite, sequence: Sequence[str], stream: str) -> Callable:
         def rows(total: int) -> slice:
-            return stream_slice(sequence, stream, self._lengths[block.path], total)
+            return stream_slice(sequence, stream, self._lengths[block], total)
 
         return rows

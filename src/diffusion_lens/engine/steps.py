@@ -55,7 +55,8 @@ class Evaluation:
         latents = self.arguments[self.tracker.spec.latents]
         text = self.arguments.get(self.tracker.spec.text)
         image = latents.shape[1] if latents.ndim == 3 else math.prod(self.grid(level))
-        return {"img": int(image)} | ({} if text is None else {"txt": int(text.shape[1])})
+        found = {"img": int(image)} | ({} if text is None else {"txt": int(text.shape[1])})
+        return found | self.tracker.tokens_beside
 
     def words(self, branch: str) -> Mapping[str, tuple[int, ...]]:
         """Text-stream indices of the words that lie at the same place in every prompt."""
@@ -129,6 +130,7 @@ class StepTracker:
         self.on_sample: list[Callable[[Tensor], Tensor]] = []
         self.on_step: list[Callable[[], None]] = []
         self.on_timesteps: list[Callable[[], None]] = []
+        self.tokens_beside: dict[str, int] = {}
         self.total = 0
         self.seen_branches: set[str] = set()
         self.seen_steps = 0

@@ -18,7 +18,13 @@ from diffusion_lens.engine.firing import HookFunction, Registration, Tap
 from diffusion_lens.engine.session import Session, expand
 from diffusion_lens.engine.steps import StepTracker
 from diffusion_lens.engine.words import word_tokens
-from diffusion_lens.errors import RunError, UnsupportedModelError
+from diffusion_lens.errors import (
+    ConceptError,
+    RunError,
+    SiteError,
+    UnknownHookPointError,
+    UnsupportedModelError,
+)
 from diffusion_lens.hook_points.names import NamePattern, match_names, matches
 from diffusion_lens.hook_points.point import HookPoint
 from diffusion_lens.hook_points.site import Site
@@ -29,6 +35,7 @@ from diffusion_lens.hooked_diffusion.hook_table import HookRow, HookTable
 from diffusion_lens.hooked_diffusion.output import Output, provenance
 from diffusion_lens.hooked_diffusion.report import Report, refuse_silence
 from diffusion_lens.hooked_diffusion.run import Run, generators
+from diffusion_lens.hooked_diffusion.streams import ConceptStreams
 
 Where = str | Site | Callable[[str], bool]
 Hook = tuple[Where, HookFunction]
@@ -65,6 +72,7 @@ class HookedDiffusion:
         self._tracker: StepTracker | None = None
         self._branches: tuple[str, ...] | None = None
         self._points: tuple[object, dict[str, HookPoint]] | None = None
+        self._beside: ConceptStreams | None = None
         self.spec = architecture_of(type(self.denoiser).__name__)
         config = getattr(self.denoiser, "config", {})
         self.name = name or getattr(config, "_name_or_path", "") or type(self.denoiser).__name__
@@ -125,7 +133,8 @@ class HookedDiffusion:
                     name: point for name, point in found.items() if point.module != "scheduler"
                 }
             self._points = (state, found)
-        return self._points[1]
+        main = self._points[1]
+        return main if self._beside is None else self._beside.points(denoiser, main)
 
     @property
     def tracker(self) -> StepTracker:
@@ -133,6 +142,7 @@ class HookedDiffusion:
         if self._tracker is None or self._tracker.denoiser is not self.denoiser:
             self._tracker = StepTracker(self.pipe, self.denoiser, self.spec)
         self._tracker.branches = self._branches
+        self._tracker.tokens_beside = {} if self._beside is None else self._beside.tokens()
         return self._tracker
 
     @property
@@ -480,6 +490,77 @@ class HookedDiffusion:
         """Whether a hook waits for gradients."""
         return any(registration.backward for registration in self._registrations)
 
+    # -- concept streams ----------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def concept_streams(
+        self,
+        concepts: Sequence[str] | Tensor,
+        *,
+        tokens: str = "all",
+        pooled: str | Tensor | None = None,
+        attend: Sequence[str] = ("concepts", "image"),
+        blocks: Sequence[int] | None = None,
+        max_sequence_length: int | None = None,
+    ) -> Iterator[ConceptStreams]:
+        """Send concept tokens through the double blocks beside the image while the context is open.
+
+        Their queries, keys, values, patterns, z, sublayer outputs and residuals become hook points
+        (`blocks.0.attn.concept.hook_z`, `blocks.0.concept.hook_resid_post`, …) that are read and
+        edited like any other. No image or prompt token attends to a concept: images are bit for
+        bit those without concepts. Nothing is computed that no hook asks for.
+
+        Args:
+            concepts: Words or phrases, each encoded alone by the pipeline's own text encoder; or
+                text embeddings with axes batch, concept, d_text (a batch of 1 serves every image).
+            tokens: `"all"` tokens of each phrase, or the `"first"` one, as published.
+            pooled: The pooled text embedding of their modulation: `"zeros"`, `"prompt"` (that of
+                each image), or a tensor with axes batch, d_pooled. None is the published choice
+                for the family: zeros for Flux, the prompt for SD3.
+            attend: What concepts attend to: `"concepts"`, `"image"`, both, or none, in which case
+                a concept's z is its own value.
+            blocks: Blocks that get hook points; None for all double blocks. The streams always
+                start before the first block, since that is where the later ones' come from.
+            max_sequence_length: Length to which T5 pads each concept, which changes its embedding;
+                None is the pipeline's default.
+
+        Yields:
+            What says which rows belong to which concept.
+
+        Raises:
+            UnsupportedModelError: If the family has no text stream that concepts could take.
+            ConceptError: On an empty or too long concept, an unknown block or choice, or
+                embeddings of another shape.
+
+        Source: ConceptAttention, arXiv 2502.04320, section 4. Differs: concepts of several tokens
+        keep all of them; the published code keeps the first.
+        """
+        from diffusion_lens.concept_streams import open_streams
+
+        if self._beside is not None:
+            raise ConceptError(
+                "concept streams are open already; leave that context first, or give all concepts "
+                "to one"
+            )
+        streams = open_streams(self, concepts, tokens, pooled, attend, blocks, max_sequence_length)
+        self._beside = streams
+        try:
+            yield streams
+        finally:
+            self._beside = None
+            self._register([one for one in self._registrations if self._matches(one)])
+
+    def _matches(self, registration: Registration) -> bool:
+        """Whether a hook still has a place."""
+        try:
+            expand([registration], self.points, model=self._called, native=self._native)
+        except (UnknownHookPointError, SiteError):
+            return False
+        return True
+
+    def _native(self, pattern: Any) -> dict[str, HookPoint]:
+        return native_points(self.denoiser, pattern)
+
     # -- inside -------------------------------------------------------------------------------
 
     @contextlib.contextmanager
@@ -544,7 +625,9 @@ class HookedDiffusion:
         """Make these the active hooks; on an error the hooks before stay as they were."""
         planned = None
         if registrations:
-            planned = Session(self.tracker, self.points, registrations, model=self._called)
+            points, tracker = self.points, self.tracker
+            concepts = None if self._beside is None else self._beside.start(tracker)
+            planned = Session(tracker, points, registrations, model=self._called, concepts=concepts)
         before, self._registrations = self._registrations, list(registrations)
         if self._session is not None:
             self._session.__exit__(None, None, None)
@@ -604,6 +687,7 @@ class HookedDiffusion:
     def _row(self, point: HookPoint) -> HookRow:
         grid = self.spec.default_grid(self.denoiser, point.level)
         tokens = {"img": int(torch.Size(grid).numel()), "txt": self._text_tokens()}
+        tokens |= {} if self._beside is None else self._beside.tokens()
         count = point.elements(tokens, batch=1)
         return HookRow(
             name=point.name,

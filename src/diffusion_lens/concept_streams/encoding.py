@@ -1,0 +1,107 @@
+"""Concepts as rows of text embeddings, by the pipeline's own text encoder."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusion_lens.architectures.spec import TextPart
+from diffusion_lens.engine.words import word_tokens
+from diffusion_lens.errors import ConceptError
+
+
+def encode_concepts(
+    pipe: Any,
+    parts: Sequence[TextPart],
+    concepts: Sequence[str],
+    *,
+    first: bool,
+    device: torch.device,
+    max_sequence_length: int | None = None,
+) -> tuple[Tensor, Mapping[str, slice]]:
+    """Encode each concept alone and keep the rows of its tokens.
+
+    Args:
+        pipe: The pipeline.
+        parts: How its tokenizers fill the text stream.
+        concepts: Words or phrases.
+        first: Keep the first token of each only.
+        device: Where to encode.
+        max_sequence_length: Padded length, where the pipeline has it; padding is part of what an
+            encoder without a mask sees. None is the pipeline's default.
+
+    Returns:
+        Embeddings with axes batch (of 1), concept, d_text; and each concept's rows.
+
+    Raises:
+        ConceptError: If a concept is empty, is given twice or has more tokens than the encoder
+            takes.
+    """
+    _refuse_bad(concepts)
+    settings = _settings(pipe, device, max_sequence_length)
+    rows: dict[str, slice] = {}
+    found: list[Tensor] = []
+    for concept in concepts:
+        _refuse_long(pipe, parts, concept, settings.get("max_sequence_length"))
+        tokens = word_tokens(pipe, tuple(parts), concept, concept)
+        embeddings = _encode(pipe, concept, settings)
+        kept = tokens[:1] if first else tokens
+        start = sum(len(part) for part in found)
+        found.append(embeddings[list(kept)])
+        rows[concept] = slice(start, start + len(kept))
+    return torch.cat(found)[None], rows
+
+
+def _encode(pipe: Any, concept: str, settings: Mapping[str, Any]) -> Tensor:
+    """Embeddings of one concept, axes pos, d_text."""
+    # The class's own method: the instance's may be followed, and this is no prompt of a run.
+    with torch.no_grad():
+        encoded = type(pipe).encode_prompt(pipe, concept, **settings)
+    return encoded[0][0]
+
+
+def _settings(pipe: Any, device: torch.device, length: int | None) -> dict[str, Any]:
+    parameters = inspect.signature(type(pipe).encode_prompt).parameters
+    others = {name: None for name in ("prompt_2", "prompt_3") if name in parameters}
+    settings: dict[str, Any] = {"device": device, **others}
+    if "do_classifier_free_guidance" in parameters:
+        settings["do_classifier_free_guidance"] = False
+    if "max_sequence_length" in parameters:
+        default = parameters["max_sequence_length"].default
+        settings["max_sequence_length"] = default if length is None else length
+    elif length is not None:
+        raise ConceptError(
+            f"max_sequence_length={length} was given, but {type(pipe).__name__} pads to a fixed "
+            "length; leave it out"
+        )
+    return settings
+
+
+def _refuse_bad(concepts: Sequence[str]) -> None:
+    if not concepts:
+        raise ConceptError('no concepts were given; give words or phrases, such as ["cat", "sky"]')
+    for concept in concepts:
+        if not concept.strip():
+            raise ConceptError(f"concept {concept!r} is empty; an empty concept has no token")
+    repeated = [concept for concept in concepts if list(concepts).count(concept) > 1]
+    if repeated:
+        raise ConceptError(f"concept {repeated[0]!r} is given twice; name each once")
+
+
+def _refuse_long(pipe: Any, parts: Sequence[TextPart], concept: str, padded: int | None) -> None:
+    for part in parts:
+        tokenizer = getattr(pipe, part.tokenizer, None)
+        if tokenizer is None:
+            continue
+        limit = part.length or padded or tokenizer.model_max_length
+        count = len(tokenizer(concept, verbose=False)["input_ids"])
+        if count > limit:
+            raise ConceptError(
+                f"concept {concept[:40]!r}… has {count} tokens (start and end included), "
+                f"{part.tokenizer} takes {limit}; shorten it"
+                + ("" if part.length else ", or raise max_sequence_length=")
+            )

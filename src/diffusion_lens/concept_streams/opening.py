@@ -1,0 +1,112 @@
+"""Checking what was asked for and making the streams."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from diffusion_lens.architectures.concept_view import ATTENDED
+from diffusion_lens.architectures.spec import ConceptEntry
+from diffusion_lens.concept_streams.encoding import encode_concepts
+from diffusion_lens.engine.concept_pass import ConceptInput
+from diffusion_lens.errors import ConceptError, UnsupportedModelError, closest, listing
+from diffusion_lens.hooked_diffusion.model import HookedDiffusion
+from diffusion_lens.hooked_diffusion.streams import ConceptStreams, carriers
+
+TOKENS = ("all", "first")
+POOLED = ("zeros", "prompt")
+
+
+def open_streams(
+    model: HookedDiffusion,
+    concepts: Sequence[str] | Tensor,
+    tokens: str,
+    pooled: str | Tensor | None,
+    attend: Sequence[str],
+    blocks: Sequence[int] | None,
+    max_sequence_length: int | None,
+) -> ConceptStreams:
+    """Make the streams of `HookedDiffusion.concept_streams`, whose arguments these are."""
+    entry = model.spec.concepts
+    if entry is None:
+        raise UnsupportedModelError(
+            f"{type(model.denoiser).__name__} has no concept streams: they run through a text "
+            "stream's own weights, and here text enters by cross-attention only. Use attention "
+            "maps of words of the prompt: `analyses.attention_maps`, or the hook points of "
+            "`model.text_pattern_sites()`."
+        )
+    _refuse_unknown("tokens", tokens, TOKENS)
+    attended = (attend,) if isinstance(attend, str) else tuple(attend)
+    for one in attended:
+        _refuse_unknown("attend", one, tuple(ATTENDED))
+    own = _pooled(entry, pooled)
+    chosen = _blocks(model, blocks)
+    rows: Mapping[str, slice]
+    if isinstance(concepts, Tensor):
+        embeddings = _checked(model, entry, concepts)
+        rows = {str(row): slice(row, row + 1) for row in range(embeddings.shape[1])}
+    else:
+        if model.pipe is None:
+            raise ConceptError(
+                "a bare denoiser has no text encoder; give embeddings with axes batch, concept, "
+                "d_text, or wrap the pipeline"
+            )
+        embeddings, rows = encode_concepts(
+            model.pipe,
+            model.spec.text_parts,
+            [concepts] if isinstance(concepts, str) else list(concepts),
+            first=tokens == "first",
+            device=model.device,
+            max_sequence_length=max_sequence_length,
+        )
+    return ConceptStreams(rows, ConceptInput(embeddings, own), attended, chosen)
+
+
+def _refuse_unknown(argument: str, given: object, valid: Sequence[str]) -> None:
+    if given in valid:
+        return
+    near = closest(str(given), valid)
+    hint = f" Closest: {near[0]!r}." if near else ""
+    raise ConceptError(f"{argument}={given!r} is none of {list(valid)}.{hint}")
+
+
+def _pooled(entry: ConceptEntry, pooled: str | Tensor | None) -> str | Tensor:
+    if pooled is None:
+        return entry.pooled
+    if isinstance(pooled, Tensor):
+        if pooled.ndim != 2:
+            raise ConceptError(
+                f"pooled= has shape {tuple(pooled.shape)}; axes batch, d_pooled are needed"
+            )
+        return pooled
+    _refuse_unknown("pooled", pooled, POOLED)
+    return pooled
+
+
+def _blocks(model: HookedDiffusion, blocks: Sequence[int] | None) -> tuple[int, ...]:
+    found = tuple(block.index for block in carriers(model.points))
+    if blocks is None:
+        return found
+    asked = tuple(block + model.n_blocks if block < 0 else block for block in blocks)
+    wrong = [given for given, block in zip(blocks, asked, strict=True) if block not in found]
+    if wrong or not asked:
+        what = f"block {wrong[0]} has none" if wrong else "blocks= is empty"
+        raise ConceptError(
+            f"{what}: of the {model.n_blocks} blocks of {type(model.denoiser).__name__}, those "
+            f"with a text stream of their own carry concepts: {listing(found, most=60)}"
+        )
+    return asked
+
+
+def _checked(model: HookedDiffusion, entry: ConceptEntry, embeddings: Tensor) -> Tensor:
+    module: Any = model.denoiser.get_submodule(entry.projection)
+    width = getattr(module, "in_features", None)
+    wrong_width = width is not None and embeddings.shape[-1:] != (width,)
+    if embeddings.ndim != 3 or 0 in embeddings.shape or wrong_width:
+        raise ConceptError(
+            f"concept embeddings have shape {tuple(embeddings.shape)}; axes batch, concept, d_text "
+            f"are needed, with d_text = {width or 'the width of the text encoder'}"
+        )
+    return embeddings

@@ -1,0 +1,338 @@
+"""Concept tokens beside the main pass: each block runs again, for their rows only.
+
+After a block has run, its own `forward` is called once more with the concepts as text and a single
+image token, which is thrown away. Inside its attention the concepts' queries meet their own keys
+and the image's keys as the main pass made them. Norms, modulation, projections, gates and MLP are
+thus the block's own code, and no image or prompt token ever sees a concept.
+
+Source: ConceptAttention, arXiv 2502.04320, section 4. Differs: the image's queries are not computed
+a second time, so that the cost is that of the concept rows.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from diffusion_lens.architectures.concept_view import CONCEPT, called
+from diffusion_lens.architectures.spec import Attention, BlockSite
+from diffusion_lens.engine.attention import AttentionHooks
+from diffusion_lens.engine.firing import Tap
+from diffusion_lens.engine.handles import Handle, Removal
+from diffusion_lens.engine.product import Product
+from diffusion_lens.engine.projection import stream_slice
+from diffusion_lens.engine.steps import Evaluation, StepTracker
+from diffusion_lens.errors import EngineError
+
+DUMMY = 1
+"""Image tokens of the second run; several families cannot run with none."""
+
+
+@dataclass(frozen=True, eq=False)
+class ConceptInput:
+    """What the concept tokens start from.
+
+    Attributes:
+        embeddings: Text embeddings, axes batch, concept, d_text; a batch of 1 serves every image.
+        pooled: The pooled text embedding of their modulation: `"zeros"`, `"prompt"` (that of each
+            image), or a tensor with axes batch, d_pooled.
+    """
+
+    embeddings: Tensor
+    pooled: str | Tensor
+
+
+class BlockAgain(nn.Module):
+    """Stands for a block in its second run, so that hooks on the block itself have a place."""
+
+    def __init__(self, block: nn.Module) -> None:
+        """Keep the block without registering it."""
+        super().__init__()
+        self.__dict__["block"] = block
+
+    def forward(self, **arguments: Any) -> Any:
+        """Run the block without its own torch hooks."""
+        return self.__dict__["block"].forward(**arguments)
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """A module of the block."""
+        return self.__dict__["block"].get_submodule(target)
+
+
+class ConceptPass:
+    """Runs the concepts through the blocks, one block behind the main pass.
+
+    Args:
+        tracker: Follows the evaluations.
+        given: What the concept tokens start from.
+        views: For each block, in order of execution, the block as concepts see it.
+    """
+
+    def __init__(
+        self, tracker: StepTracker, given: ConceptInput, views: Mapping[BlockSite, BlockSite]
+    ) -> None:
+        """Plan for one session; nothing is attached yet."""
+        self.tracker = tracker
+        self.denoiser = tracker.denoiser
+        assert tracker.spec.concepts is not None
+        self.entry = tracker.spec.concepts
+        self.given = given
+        self.views = dict(views)
+        self.taps: list[Tap] = []
+        self.captured: tuple[Tensor, Tensor] | None = None
+        self._running = False
+        self._wanted = False
+        self._rows: Tensor | None = None
+        self._pooled_arguments: dict[str, Any] = {}
+        self._modulation: Tensor | None = None
+        self._arguments: dict[str, Any] = {}
+        self._again = {
+            view: BlockAgain(self.denoiser.get_submodule(view.path)) for view in views.values()
+        }
+
+        self._joined = {
+            view: tuple(map(called, block.spec.attention(view.spec.concepts.attention).keys))
+            for block, view in views.items()
+            if view.spec.concepts is not None
+        }
+
+    def plan(self, taps: Mapping[str, Sequence[Tap]]) -> bool:
+        """Keep the blocks up to the last one that somebody asks for; whether there are any."""
+        flat: list[tuple[Any, Tap]] = [
+            (getattr(tap.point.source, "block", None), tap)
+            for some in taps.values()
+            for tap in some
+        ]
+        self.taps = [tap for block, tap in flat if block in self._again]
+        last = max((tap.point.block or 0 for tap in self.taps), default=-1)
+        self.views = {block: view for block, view in self.views.items() if block.index <= last}
+        return bool(self.taps)
+
+    # -- what a session asks ------------------------------------------------------------------
+
+    def is_running(self) -> bool:
+        """Whether a block runs for the concepts now."""
+        return self._running
+
+    def is_waiting(self) -> bool:
+        """Whether the main pass runs."""
+        return not self._running
+
+    def is_view(self, block: BlockSite | None) -> bool:
+        """Whether a block is one as concepts see it."""
+        return block in self._again
+
+    def blocks(self) -> list[BlockSite]:
+        """Every block that needs hooks even where nobody reads it, both ways of seeing it."""
+        return [*self.views.keys(), *self.views.values()]
+
+    def module_of(self, block: BlockSite, module: nn.Module) -> nn.Module:
+        """Where hooks on the block itself go."""
+        return self._again.get(block, module)
+
+    def hooks(self, block: BlockSite, attention: Attention) -> Callable[..., AttentionHooks] | None:
+        """The kind of hooks for an attention module that has a part in the streams."""
+        spec = block.spec.concepts
+        if block in self._again:
+            return partial(AskingHooks, self, self._joined[block])
+        if block in self.views and spec is not None and attention.name == spec.attention:
+            return partial(CapturingHooks, self)
+        return None
+
+    def attach(self) -> Iterator[Handle]:
+        """Follow the main pass; to be attached after every other hook."""
+        if torch.is_grad_enabled() and getattr(self.denoiser, "is_gradient_checkpointing", False):
+            raise EngineError(
+                "concept streams cannot run under gradient checkpointing, which would run them "
+                "again in the backward pass; call `disable_gradient_checkpointing()` first"
+            )
+        self.tracker.on_evaluation.append(self._begin)
+        yield Removal(lambda: self.tracker.on_evaluation.remove(self._begin))
+        if isinstance(self.given.pooled, Tensor) or self.given.pooled != "prompt":
+            module = self.denoiser.get_submodule(self.entry.modulation)
+            yield module.register_forward_pre_hook(self._keep_pooled, with_kwargs=True)
+        for block, view in self.views.items():
+            module = self.denoiser.get_submodule(block.path)
+            yield module.register_forward_pre_hook(self._keep_arguments, with_kwargs=True)
+            yield module.register_forward_hook(partial(self._follow, view))
+
+    # -- one evaluation -----------------------------------------------------------------------
+
+    def _begin(self, evaluation: Evaluation) -> None:
+        self._rows = self._modulation = self.captured = None
+        self._arguments, self._pooled_arguments = {}, {}
+        self._wanted = any(
+            tap.active(evaluation, branch) for tap in self.taps for branch, _ in evaluation.rows
+        )
+
+    def _keep_pooled(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        self._pooled_arguments = _bound(module, args, kwargs)
+
+    def _keep_arguments(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        self._arguments = _bound(module, args, kwargs)
+
+    def _follow(self, view: BlockSite, _module: nn.Module, _args: Any, _output: Any) -> None:
+        """Run a block for the concepts after it has run for the image."""
+        if not self._wanted:
+            return
+        arguments = self._arguments_of(view)
+        self._running = True
+        try:
+            output = self._again[view](**arguments)
+        finally:
+            self._running = False
+            self.captured, self._arguments = None, {}
+        stream = view.spec.streams[CONCEPT]
+        self._rows = output[stream.output] if stream.returned else None
+
+    def _arguments_of(self, view: BlockSite) -> dict[str, Any]:
+        given = self._arguments
+        concepts = view.spec.concepts
+        assert concepts is not None
+        image = given[view.spec.streams["img"].argument]
+        text = given[view.spec.streams[CONCEPT].argument]
+        if self._rows is None:
+            self._rows = self._embedded(text)
+        changed = {
+            view.spec.streams["img"].argument: image[:, :DUMMY],
+            view.spec.streams[CONCEPT].argument: self._rows,
+            **dict.fromkeys(concepts.masks),
+        }
+        if self._pooled_arguments:
+            changed[concepts.modulation] = self._own_modulation()
+        counts = {"txt": (text.shape[1], self._rows.shape[1]), "img": (image.shape[1], DUMMY)}
+        for name, streams in concepts.positions.items():
+            if given.get(name) is not None:
+                changed[name] = _positions(given[name], streams, counts)
+        return given | changed
+
+    def _embedded(self, like: Tensor) -> Tensor:
+        """The concepts at the residual width, one copy for each row of the batch."""
+        module = self.denoiser.get_submodule(self.entry.projection)
+        embeddings = self._spread(self.given.embeddings, "concept embeddings")
+        return module.forward(embeddings.to(like.device, like.dtype))
+
+    def _own_modulation(self) -> Tensor:
+        """The modulation vector with the concepts' own pooled embedding, once an evaluation."""
+        if self._modulation is not None:
+            return self._modulation
+        name = self.entry.pooled_argument
+        theirs = self._pooled_arguments[name]
+        pooled = torch.zeros_like(theirs)
+        if isinstance(self.given.pooled, Tensor):
+            pooled = self._spread(self.given.pooled, "pooled embeddings").to(theirs)
+        module = self.denoiser.get_submodule(self.entry.modulation)
+        found: Tensor = module.forward(**{**self._pooled_arguments, name: pooled})
+        self._modulation = found
+        return found
+
+    def _spread(self, value: Tensor, what: str) -> Tensor:
+        """Rows for one image or for each, repeated over images and guidance branches."""
+        evaluation = self.tracker.evaluation()
+        images = evaluation.batch // len(evaluation.rows)
+        if images % value.shape[0]:
+            raise EngineError(
+                f"{what} for a batch of {value.shape[0]} were given to a run of {images} images; "
+                "give one for all of them, or one for each"
+            )
+        each = value.repeat_interleave(images // value.shape[0], 0)
+        return torch.cat([each] * len(evaluation.rows))
+
+
+class CapturingHooks(AttentionHooks):
+    """Hooks of the main pass that keep the image's keys and values for the concepts."""
+
+    def __init__(self, concepts: ConceptPass, *arguments: Any) -> None:
+        """Like those of any attention module."""
+        super().__init__(*arguments)
+        self.concepts = concepts
+
+    def entering(self, call: int, product: Product, lengths: Mapping[str, int]) -> None:
+        """Keep the image's part."""
+        if call == 0:
+            image = stream_slice(self.attention.keys, "img", lengths, product.key.shape[2])
+            self.concepts.captured = product.key[:, :, image], product.value[:, :, image]
+
+
+class AskingHooks(AttentionHooks):
+    """Hooks of the concepts' pass, which bring their queries to the image's keys."""
+
+    def __init__(
+        self, concepts: ConceptPass, joined: Sequence[str], attention: Attention, *arguments: Any
+    ) -> None:
+        """Like those of any attention module.
+
+        Args:
+            concepts: The pass.
+            joined: Concepts and image in the order in which the family joins them.
+            attention: The attention module as concepts see it.
+            *arguments: Those of `AttentionHooks`.
+        """
+        super().__init__(attention, *arguments)
+        self.concepts = concepts
+        self.joined = tuple(joined)
+        self._measured = self.lengths
+        self.lengths = self._with_image
+
+    def _with_image(self) -> dict[str, int]:
+        """Token counts with the whole image, where the block was called with a single token."""
+        assert self.concepts.captured is not None
+        return {**self._measured(), "img": self.concepts.captured[0].shape[2]}
+
+    def attend(self, call: int, product: Product) -> Tensor:
+        """Attention of the concepts' rows; the image token of this run gets zeros."""
+        if call > 0:
+            return product.fused()
+        assert self.concepts.captured is not None
+        lengths = self._with_image()
+        rows = stream_slice(self.joined, CONCEPT, lengths | {"img": DUMMY}, product.key.shape[2])
+        own = (product.key[:, :, rows], product.value[:, :, rows])
+        parts = {CONCEPT: own, "img": self.concepts.captured}
+        if self.attention.keys:
+            keys, values = zip(*(parts[name] for name in self.attention.keys), strict=True)
+            z = super().attend(
+                call,
+                Product(
+                    product.query[:, :, rows],
+                    torch.cat(keys, 2),
+                    torch.cat(values, 2),
+                    scale=product.scale,
+                    shared=product.shared,
+                ),
+            )
+        else:
+            value = self._streams(call, "v", own[1], (CONCEPT,), lengths)
+            z = self._streams(call, "z", value, (CONCEPT,), lengths)
+        image = z.new_zeros(*z.shape[:2], DUMMY, z.shape[3])
+        return torch.cat([{CONCEPT: z, "img": image}[name] for name in self.joined], 2)
+
+
+def _bound(module: nn.Module, args: tuple, kwargs: dict) -> dict[str, Any]:
+    """The arguments of a call by name."""
+    parameters = list(inspect.signature(type(module).forward).parameters)[1:]
+    return dict(zip(parameters, args, strict=False)) | kwargs
+
+
+def _positions(given: Any, streams: Sequence[str], counts: Mapping[str, tuple[int, int]]) -> Any:
+    """Rotary embeddings cut for the second run.
+
+    Args:
+        given: A tensor whose first axis is tokens, or a tuple of them.
+        streams: The streams along it.
+        counts: For each stream, its tokens in the main pass and in the second run.
+    """
+    if isinstance(given, tuple | list):
+        return type(given)(_positions(part, streams, counts) for part in given)
+    parts, start = [], 0
+    for name in streams:
+        before, after = counts[name]
+        part = given[start : start + before]
+        parts.append(part[:1].expand(after, *part.shape[1:]) if name == "txt" else part[:after])
+        start += before
+    return torch.cat(parts)

@@ -1,0 +1,38 @@
+"""What takes a hook off again, and hooks that are deaf at times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch.utils.hooks import RemovableHandle
+
+
+class Removal:
+    """Something with `remove()`, as torch's handles have it."""
+
+    def __init__(self, undo: Callable[[], None]) -> None:
+        """Call `undo` on removal."""
+        self.remove = undo
+
+
+Handle = RemovableHandle | Removal
+
+
+def gated(handle: Handle, listens: Callable[[], bool]) -> Handle:
+    """Make an attached torch hook deaf while `listens()` is false; returns its handle.
+
+    Modules that run twice in one evaluation, for the image and again for concept tokens, carry the
+    hooks of both passes.
+    """
+    hooks = handle.hooks_dict_ref() if isinstance(handle, RemovableHandle) else None
+    if hooks is None:
+        return handle
+    assert isinstance(handle, RemovableHandle)
+    hook = hooks[handle.id]
+
+    def listening(*args: Any) -> Any:
+        return hook(*args) if listens() else None
+
+    hooks[handle.id] = listening
+    return handle
