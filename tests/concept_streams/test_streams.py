@@ -196,6 +196,19 @@ class TestValues:
             alone = values(prompt, embeddings[row : row + 1], 1)
             torch.testing.assert_close(together[:, row : row + 1], alone, atol=1e-5, rtol=1e-5)
 
+    def test_gradients_flow_from_concepts_to_the_image(
+        self, family: str, model: HookedDiffusion
+    ) -> None:
+        settings = short(family)
+        latents = settings.pop("latents").clone().requires_grad_()
+        del settings["output_type"]
+        name = "blocks.1.attn.concept.hook_pattern"
+        with model.concept_streams(CONCEPTS):
+            with model.caching(Site(name, key="img")) as cache:
+                model.denoise(latents, step=0, **settings)
+            cache.at(step=0)[name].square().sum().backward()
+        assert latents.grad is not None and latents.grad.abs().sum() > 0
+
 
 class TestAttend:
     def z(self, model: HookedDiffusion, family: str, attend: Any, *names: str) -> Any:
@@ -374,6 +387,8 @@ class TestBadInput:
         self.refused(model, "tokens='frist' is none of .* Closest: 'first'", ["a"], tokens="frist")
         self.refused(model, "attend='images' is none of", ["a"], attend=["images"])
         self.refused(model, "pooled='zero' is none of .* Closest: 'zeros'", ["a"], pooled="zero")
+        embeddings = torch.zeros(1, 3, model.denoiser.context_embedder.in_features)
+        self.refused(model, 'pooled="concepts" needs', embeddings, pooled="concepts")
         self.refused(model, r"pooled= has shape \(3,\)", ["a"], pooled=torch.zeros(3))
         self.refused(model, "block 99 has none: of the", ["a"], blocks=[99])
         self.refused(model, "blocks= is empty", ["a"], blocks=[])

@@ -56,6 +56,14 @@ def encode_concepts(
     return torch.cat(found)[None], rows
 
 
+def pooled_of(pipe: Any, concepts: Sequence[str], *, device: torch.device) -> Tensor:
+    """The pooled embedding of all concepts joined by spaces, axes batch (of 1), d_pooled."""
+    settings = _settings(pipe, device, None)
+    with torch.no_grad():
+        encoded = type(pipe).encode_prompt(pipe, " ".join(concepts), **settings)
+    return next(part for part in encoded[1:] if isinstance(part, Tensor) and part.ndim == 2)
+
+
 def _encode(pipe: Any, concept: str, settings: Mapping[str, Any]) -> Tensor:
     """Embeddings of one concept, axes pos, d_text."""
     # The class's own method: the instance's may be followed, and this is no prompt of a run.

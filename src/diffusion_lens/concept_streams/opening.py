@@ -9,14 +9,14 @@ from torch import Tensor
 
 from diffusion_lens.architectures.concept_view import ATTENDED
 from diffusion_lens.architectures.spec import ConceptEntry
-from diffusion_lens.concept_streams.encoding import encode_concepts
+from diffusion_lens.concept_streams.encoding import encode_concepts, pooled_of
 from diffusion_lens.engine.concept_pass import ConceptInput
 from diffusion_lens.errors import ConceptError, UnsupportedModelError, closest, listing
 from diffusion_lens.hooked_diffusion.model import HookedDiffusion
 from diffusion_lens.hooked_diffusion.streams import ConceptStreams, carriers
 
 TOKENS = ("all", "first")
-POOLED = ("zeros", "prompt")
+POOLED = ("zeros", "prompt", "concepts")
 
 
 def open_streams(
@@ -47,6 +47,11 @@ def open_streams(
     if isinstance(concepts, Tensor):
         embeddings = _checked(model, entry, concepts)
         rows = {str(row): slice(row, row + 1) for row in range(embeddings.shape[1])}
+        if isinstance(own, str) and own == "concepts":
+            raise ConceptError(
+                'pooled="concepts" needs concepts as words, these are embeddings; give the pooled '
+                "embedding as a tensor"
+            )
     else:
         if model.pipe is None:
             raise ConceptError(
@@ -61,6 +66,8 @@ def open_streams(
             device=model.device,
             max_sequence_length=max_sequence_length,
         )
+        if isinstance(own, str) and own == "concepts":
+            own = pooled_of(model.pipe, tuple(rows), device=model.device)
     return ConceptStreams(rows, ConceptInput(embeddings, own), attended, chosen)
 
 

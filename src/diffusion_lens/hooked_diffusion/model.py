@@ -515,8 +515,9 @@ class HookedDiffusion:
                 text embeddings with axes batch, concept, d_text (a batch of 1 serves every image).
             tokens: `"all"` tokens of each phrase, or the `"first"` one, as published.
             pooled: The pooled text embedding of their modulation: `"zeros"`, `"prompt"` (that of
-                each image), or a tensor with axes batch, d_pooled. None is the published choice
-                for the family: zeros for Flux, the prompt for SD3.
+                each image), `"concepts"` (that of all concepts joined by spaces), or a tensor with
+                axes batch, d_pooled. None is the published choice for the family: zeros for Flux,
+                the prompt for SD3.
             attend: What concepts attend to: `"concepts"`, `"image"`, both, or none, in which case
                 a concept's z is its own value.
             blocks: Blocks that get hook points; None for all double blocks. The streams always
