@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from diffusion_lens import HookedDiffusion
@@ -102,3 +103,30 @@ class TestStableDiffusion3:
         found = torch.cat([stacked(cache.branch(name), "hook_z") for name in ("uncond", "cond")], 2)
         expected = golden(family).expected["ca_cfg.concept_output_vectors"]
         agree(found, expected, atol=5e-4)
+
+    def test_the_published_image_vectors_follow_from_the_hook_points(self, family: str) -> None:
+        points = ["img.hook_q", "img.hook_k", "img.hook_v"]
+        points += ["concept.hook_k", "concept.hook_v", "concept.hook_z"]
+        _, cache = streamed(family, "ca", *[f"attn.{point}" for point in points])
+
+        def each(point: str) -> Tensor:
+            names = [name for name in cache.keys() if name.endswith(f".attn.{point}")]  # noqa: SIM118
+            return torch.stack([cache[name] for name in names], 1).transpose(3, 4)
+
+        key, value = (
+            torch.cat([each(f"img.hook_{which}"), each(f"concept.hook_{which}")], 4)
+            for which in "kv"
+        )
+        attended = F.scaled_dot_product_attention(each("img.hook_q"), key, value)
+        image = attended.transpose(3, 4).flatten(4)
+        concepts = each("concept.hook_z").transpose(3, 4).flatten(4)[..., 1:, :]
+        expected = golden(family).expected
+        agree(image, expected["ca.image_output_vectors"])
+        maps = concepts @ image.mT
+        agree(maps, expected["ca.concept_attention_maps"], atol=1e-3)
+        heatmap = maps.softmax(3).mean((0, 1)).unflatten(-1, (8, 8))
+        agree(heatmap, expected["ca.heatmap_per_step_softmax"])
+        means = concepts.mean(0)
+        means = means / (means.norm(dim=-1, keepdim=True) + 1e-8)
+        heatmap = (means @ image.mean(0).mT).softmax(2).mean((0, 1)).unflatten(-1, (8, 8))
+        agree(heatmap, expected["ca.heatmap"])
