@@ -1,7 +1,7 @@
 """The contract of an architecture: seven clauses that every family must keep.
 
-A mislabelled head axis or swapped streams pass every check of shapes and of reading; they are caught
-by editing the same thing in two ways, by a hook and in the weights.
+A mislabelled head axis or swapped streams pass every check of shapes and of reading; they are
+caught by editing the same thing in two ways, by a hook and in the weights.
 """
 
 from __future__ import annotations

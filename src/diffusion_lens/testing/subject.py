@@ -125,7 +125,8 @@ class Subject:
     def _one_of_every_kind(self) -> set[str]:
         """The first point of each kind in each kind of block.
 
-        A kind of block is its class together with the names and dead points that it has.
+        A kind of block is its class together with the names and dead points that it has. The last
+        block is a kind of its own: what is thrown away there need not be known to be.
         """
         in_block: dict[int, list[HookPoint]] = {}
         for point in self.points.values():
@@ -138,7 +139,8 @@ class Subject:
                 beside = in_block[point.block]
                 states = tuple((suffix(one), one.dead, one.dead_queries) for one in beside)
                 path = self.blocks[point.block].path
-                kind = (type(self.denoiser.get_submodule(path)), states, suffix(point))
+                last = point.block == len(self.blocks) - 1
+                kind = (type(self.denoiser.get_submodule(path)), states, last, suffix(point))
             kinds.setdefault(kind, point.name)
         return set(kinds.values())
 
