@@ -58,8 +58,12 @@ def is_flow(scheduler: Any) -> bool:
 
 
 def scales_input(scheduler: Any) -> bool:
-    """Whether its latents are unscaled (`clean + sigma * noise`), as with Euler and LMS."""
-    return hasattr(scheduler, "is_scale_input_called") and hasattr(scheduler, "sigmas")
+    """Whether its latents are unscaled (`clean + sigma * noise`), as with Euler, LMS and Heun."""
+    if not hasattr(scheduler, "sigmas"):
+        return False
+    # Heun and KDPM2 lack the flag that Euler has; their first latents tell, which are not N(0, 1).
+    unscaled = float(getattr(scheduler, "init_noise_sigma", 1.0)) != 1.0
+    return unscaled or hasattr(scheduler, "is_scale_input_called")
 
 
 def noise_level(scheduler: Any, timestep: float) -> NoiseLevel:
