@@ -49,6 +49,7 @@ class Subject:
         denoiser: The bare denoiser.
         inputs: The keyword arguments of the call.
         model: The denoiser, wrapped.
+        points: Every hook point by name, the model's own dict.
         blocks: Its transformer blocks.
         tolerance: What rounding may do in its precision.
         sample: The points that get forwards of their own.
@@ -72,15 +73,11 @@ class Subject:
                 "cast the denoiser first"
             )
         self.tolerance: Tolerance = TOLERANCES[self.model.dtype]
+        self.points: dict[str, HookPoint] = self.model.points
         names = list(self.points)
         self.sample = (
             self._one_of_every_kind() if points is None else set(match_names(points, names))
         )
-
-    @property
-    def points(self) -> dict[str, HookPoint]:
-        """Every hook point by name."""
-        return self.model.points
 
     def run(
         self,
