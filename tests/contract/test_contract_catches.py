@@ -245,9 +245,18 @@ def test_unseen_edits_in_place_fail_clause_4(monkeypatch: pytest.MonkeyPatch) ->
     assert "whether the edit is returned or made in place" in str(report)
 
 
-def test_an_error_inside_the_engine_is_a_failure_and_no_crash(
-    describe: Callable[..., None],
-) -> None:
+def test_an_error_on_the_way_is_a_failure_of_its_clause(describe: Callable[..., None]) -> None:
+    def missing(spec: BlockSpec) -> BlockSpec:
+        mlp = replace(spec.mlps["img"], gate=Gate("norm1", 99))
+        return replace(spec, mlps={**spec.mlps, "img": mlp})
+
+    describe("SD3Transformer2DModel", block="JointTransformerBlock", change=missing)
+    report = inspect("sd3", points="blocks.0.img.*")
+    assert 6 in report.failed
+    assert "updates_add_up: expected a run; found IndexError" in str(report)
+
+
+def test_a_module_that_does_not_exist_is_refused_at_once(describe: Callable[..., None]) -> None:
     def missing(spec: BlockSpec) -> BlockSpec:
         return replace(spec, mlps={"img": replace(spec.mlps["img"], down="ff.nowhere")})
 
