@@ -12,6 +12,51 @@ from diffusion_lens.errors import EngineError
 
 
 @dataclass(frozen=True)
+class Schedule:
+    """A scheduler's timesteps as numbers, read once when a run begins.
+
+    Attributes:
+        timesteps: The timesteps.
+        sigmas: The sigma of each, where the scheduler has them.
+        place: Address of the memory that the scheduler's timesteps lie in.
+        offset: Where in that memory they begin.
+    """
+
+    timesteps: tuple[float, ...]
+    sigmas: tuple[float, ...] | None
+    place: int
+    offset: int
+
+    @classmethod
+    def of(cls, scheduler: Any) -> Schedule:
+        """Read a scheduler whose timesteps are set."""
+        sigmas = getattr(scheduler, "sigmas", None)
+        count = len(scheduler.timesteps)
+        known = isinstance(sigmas, Tensor) and len(sigmas) >= count
+        return cls(
+            tuple(scheduler.timesteps.tolist()),
+            tuple(sigmas[:count].tolist()) if known else None,
+            scheduler.timesteps.untyped_storage().data_ptr(),
+            int(scheduler.timesteps.storage_offset()),
+        )
+
+    def index(self, timestep: Any, counted: int | None) -> int | None:
+        """Where on the schedule a timestep lies, without waiting for the device.
+
+        Loops hand on views of the scheduler's own tensor, whose offset is the index; what was
+        computed from them goes by the count of steps.
+
+        Args:
+            timestep: What the loop handed on.
+            counted: The index by the count of steps, where the scheduler says where a run began.
+        """
+        if isinstance(timestep, Tensor) and timestep.untyped_storage().data_ptr() == self.place:
+            return int(timestep.storage_offset()) - self.offset
+        known = counted is not None and counted < len(self.timesteps)
+        return counted if known else None
+
+
+@dataclass(frozen=True)
 class NoiseLevel:
     """Where on a scheduler's schedule a latent lies.
 
@@ -66,16 +111,24 @@ def scales_input(scheduler: Any) -> bool:
     return unscaled or hasattr(scheduler, "is_scale_input_called")
 
 
-def noise_level(scheduler: Any, timestep: float) -> NoiseLevel:
+def noise_level(scheduler: Any, timestep: float, sigma: float | None = None) -> NoiseLevel:
     """The noise level of a timestep, in the units of the pipeline's latents.
+
+    Args:
+        scheduler: The scheduler.
+        timestep: The timestep, between training timesteps, too.
+        sigma: The scheduler's own sigma there, where it has one.
 
     Raises:
         EngineError: If the scheduler has neither sigmas nor cumulative alphas.
     """
     kind = scheduler.config.get("prediction_type", "epsilon")
     if is_flow(scheduler):
-        sigma = timestep / scheduler.config.num_train_timesteps
-        return NoiseLevel(1.0 - sigma, sigma, "flow")
+        known = timestep / scheduler.config.num_train_timesteps if sigma is None else sigma
+        return NoiseLevel(1.0 - known, known, "flow")
+    if sigma is not None:
+        signal = 1.0 if scales_input(scheduler) else (1 + sigma**2) ** -0.5
+        return NoiseLevel(signal, sigma * signal, kind)
     alphas = getattr(scheduler, "alphas_cumprod", None)
     if alphas is None:
         raise EngineError(
