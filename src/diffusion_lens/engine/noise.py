@@ -30,12 +30,12 @@ class Schedule:
     @classmethod
     def of(cls, scheduler: Any) -> Schedule:
         """Read a scheduler whose timesteps are set."""
-        sigmas = getattr(scheduler, "sigmas", None)
         count = len(scheduler.timesteps)
-        known = isinstance(sigmas, Tensor) and len(sigmas) >= count
+        found = getattr(scheduler, "sigmas", None)
+        sigmas = found[:count].tolist() if isinstance(found, Tensor) else []
         return cls(
             tuple(scheduler.timesteps.tolist()),
-            tuple(sigmas[:count].tolist()) if known else None,
+            tuple(sigmas) if len(sigmas) == count else None,
             scheduler.timesteps.untyped_storage().data_ptr(),
             int(scheduler.timesteps.storage_offset()),
         )
