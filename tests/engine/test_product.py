@@ -32,6 +32,11 @@ def tensors(*, shared: int = 1, dtype: torch.dtype = torch.float64, grad: bool =
     ]
 
 
+def product_of(inputs: Any, mask: Tensor | None = None, **options: Any) -> Product:
+    query, key, value = inputs
+    return Product(query, key, value, mask, **options)
+
+
 def mask_of(kind: str) -> Tensor | None:
     random = torch.Generator().manual_seed(2)
     if kind == "none":
@@ -85,7 +90,7 @@ PARTS: list[tuple[slice, Index | None, Index | None, Index | None]] = [
 @pytest.mark.parametrize("part", PARTS, ids=str)
 @pytest.mark.parametrize("mask", MASKS)
 def test_a_part_is_the_part_of_the_explicit_softmax(part: Any, mask: str, kept: bool) -> None:
-    product = Product(*tensors(), mask_of(mask))
+    product = product_of(tensors(), mask_of(mask))
     if kept:
         product.fused_with_normaliser()
     torch.testing.assert_close(
@@ -106,7 +111,7 @@ def test_a_part_is_the_part_of_the_explicit_softmax(part: Any, mask: str, kept: 
     ids=str,
 )
 def test_causal_scaled_and_shared_heads_are_taken_into_account(part: Any, options: Any) -> None:
-    product = Product(*tensors(shared=2 if "shared" in options else 1), **options)
+    product = product_of(tensors(shared=2 if "shared" in options else 1), **options)
     whole = explicit(product)
     torch.testing.assert_close(product.pattern(*part), block(whole, *part), atol=1e-12, rtol=1e-12)
     values = product.value.repeat_interleave(HEADS // product.value.shape[1], 1)
@@ -128,7 +133,7 @@ def test_the_output_is_the_bits_of_the_fused_call(mask: str) -> None:
 
 @pytest.mark.parametrize("mask", MASKS)
 def test_rows_sum_to_one_or_to_nothing_where_all_is_hidden(mask: str) -> None:
-    sums = Product(*tensors(), mask_of(mask)).pattern(EVERY, None, None, None).sum(-1)
+    sums = product_of(tensors(), mask_of(mask)).pattern(EVERY, None, None, None).sum(-1)
     expected = torch.ones_like(sums)
     if mask == "hidden rows":
         expected[:, :, 2] = 0
@@ -137,7 +142,7 @@ def test_rows_sum_to_one_or_to_nothing_where_all_is_hidden(mask: str) -> None:
 
 @pytest.mark.parametrize("mask", MASKS)
 def test_a_part_of_hidden_rows_is_zero(mask: str) -> None:
-    product = Product(*tensors(), mask_of("hidden rows"))
+    product = product_of(tensors(), mask_of("hidden rows"))
     product.fused_with_normaliser()
     part = product.pattern(EVERY, (1,), (2,), (3, 4))
     assert torch.equal(part, torch.zeros_like(part))
@@ -151,7 +156,7 @@ def test_the_gradient_of_a_part_is_that_of_the_full_softmax(
 ) -> None:
     shared = 2 if "shared" in options else 1
     inputs: Any = tensors(shared=shared, grad=True)
-    product = Product(*inputs, mask_of(mask), **options)
+    product = product_of(inputs, mask_of(mask), **options)
     found = product.pattern(*part)
     weight = torch.randn(found.shape, generator=torch.Generator().manual_seed(3)).double()
     expected = torch.autograd.grad((block(explicit(product), *part) * weight).sum(), inputs[:2])
@@ -174,7 +179,7 @@ def test_finite_differences_agree(mask: str) -> None:
 
 @pytest.mark.parametrize("mask", MASKS)
 def test_chunks_do_not_change_a_part(mask: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    product = Product(*tensors(), mask_of(mask))
+    product = product_of(tensors(), mask_of(mask))
     whole = product.rows(EVERY, None, None)
     for heads, queries in ((None, None), ((3, 1), (5, 0, 2))):
         for size in (1, KEYS * BATCH * 2, KEYS * BATCH * QUERIES * 3):
@@ -190,7 +195,7 @@ def test_chunks_do_not_change_a_part(mask: str, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_patterns_are_computed_in_single_precision(dtype: torch.dtype) -> None:
-    product = Product(*tensors(dtype=dtype))
+    product = product_of(tensors(dtype=dtype))
     product.fused_with_normaliser()
     part = product.pattern(EVERY, (0,), None, (1, 2))
     assert part.dtype == torch.float32
@@ -235,7 +240,7 @@ def test_any_part_of_any_product_is_exact(
     inputs: Any = [torch.randn(1, 2, 6, WIDTH, generator=random).double() for _ in range(3)]
     mask = torch.rand(1, 1, 6, 6, generator=random) < 0.5 if masked else None
     causal = causal and not masked
-    product = Product(*inputs, mask, causal=causal, scale=scale)
+    product = product_of(inputs, mask, causal=causal, scale=scale)
     expected = block(explicit(product), slice(0, 1), heads, queries, keys)
     for _ in range(2):  # with its own normaliser, then with the kernel's
         found = product.pattern(slice(0, 1), heads, queries, keys)

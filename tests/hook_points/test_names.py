@@ -37,7 +37,7 @@ NAMES = [
         ("blocks.*.*.hook_*", [NAMES[1], NAMES[2], NAMES[4]]),
         (["hook_latents", "**.hook_z"], [NAMES[0], NAMES[3]]),
         (["**.hook_z", "hook_latents"], [NAMES[0], NAMES[3]]),
-        (lambda name: name.endswith("z"), [NAMES[3]]),
+        pytest.param(lambda name: name.endswith("z"), [NAMES[3]], id="a predicate"),
     ],
     ids=str,
 )

@@ -402,7 +402,7 @@ def test_bare_denoisers_have_no_pipeline() -> None:
         model.denoise(torch.zeros(1, 4, 16, 16), prompt="a cat", step=0)
     with (
         pytest.raises(EngineError, match="a bare denoiser has no scheduler"),
-        model.hooks([("hook_latents", lambda _value, hook: hook.sigma and None)]),
+        model.hooks([("hook_latents", lambda _value, hook: nothing(_value * hook.sigma, hook))]),
     ):
         model.denoiser(**evaluation_of("sd"))
 

@@ -223,7 +223,7 @@ def test_the_gradient_through_part_of_a_pattern_is_that_through_all_of_it(
     denoiser = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
     denoiser.double().requires_grad_(False)
     model = HookedDiffusion(denoiser)
-    given = {
+    given: dict[str, Any] = {
         key: value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
         for key, value in evaluation_of(family).items()
     }

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import pytest
 import torch
-from tests.pipelines import FAMILIES, latents_of, shared_pipe, short
 
 from diffusion_lens import ActivationCache, HookedDiffusion, Site
 from diffusion_lens.errors import CacheKeyError, RunError
@@ -17,6 +17,7 @@ from diffusion_lens.interventions import (
     scale_heads,
     scale_token_columns,
 )
+from tests.pipelines import FAMILIES, latents_of, shared_pipe, short
 
 OTHER = "two dogs in a snowy park"
 Z = {"sd": "blocks.1.cross_attn.img.hook_z", "flux": "blocks.1.attn.img.hook_z"}
@@ -33,13 +34,13 @@ def plain(name: str) -> torch.Tensor:
     return latents_of(hooked(name)(**short(name)))
 
 
-def run(name: str, *hooks: tuple, **more: object) -> torch.Tensor:
+def run(name: str, *hooks: tuple, **more: Any) -> torch.Tensor:
     return latents_of(hooked(name).run_with_hooks(**short(name, **more), fwd_hooks=hooks))
 
 
 @functools.cache
 def whole_cache(name: str, prompt: str | None = None) -> ActivationCache:
-    more = {} if prompt is None else {"prompt": prompt}
+    more: dict[str, Any] = {} if prompt is None else {"prompt": prompt}
     names = ["**.hook_z", "**.hook_pattern", "**.hook_resid_post"]
     return hooked(name).run_with_cache(**short(name, **more), names_filter=names, branch="all")[1]
 

@@ -67,7 +67,7 @@ class CacheRecorder:
         self.recorded_bytes += kept.nbytes - (0 if again is None else again.nbytes)
         steps[hook.step] = kept if self.spool is None else self.spool.add(kept)
         if hook.evaluation is not None and (again is not None or hook.step not in self.cache.times):
-            self.cache.times[hook.step] = hook.evaluation.timestep_tensor()
+            self.cache.times[hook.step] = hook.evaluation.timestep_known()
 
     def finish(self) -> ActivationCache:
         """Put reduced values into the cache and give it back."""

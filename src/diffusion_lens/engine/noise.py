@@ -12,6 +12,51 @@ from diffusion_lens.errors import EngineError
 
 
 @dataclass(frozen=True)
+class Schedule:
+    """A scheduler's timesteps as numbers, read once when a run begins.
+
+    Attributes:
+        timesteps: The timesteps.
+        sigmas: The sigma of each, where the scheduler has them.
+        place: Address of the memory that the scheduler's timesteps lie in.
+        offset: Where in that memory they begin.
+    """
+
+    timesteps: tuple[float, ...]
+    sigmas: tuple[float, ...] | None
+    place: int
+    offset: int
+
+    @classmethod
+    def of(cls, scheduler: Any) -> Schedule:
+        """Read a scheduler whose timesteps are set."""
+        count = len(scheduler.timesteps)
+        found = getattr(scheduler, "sigmas", None)
+        sigmas = found[:count].tolist() if isinstance(found, Tensor) else []
+        return cls(
+            tuple(scheduler.timesteps.tolist()),
+            tuple(sigmas) if len(sigmas) == count else None,
+            scheduler.timesteps.untyped_storage().data_ptr(),
+            int(scheduler.timesteps.storage_offset()),
+        )
+
+    def index(self, timestep: Any, counted: int | None) -> int | None:
+        """Where on the schedule a timestep lies, without waiting for the device.
+
+        Loops hand on views of the scheduler's own tensor, whose offset is the index; what was
+        computed from them goes by the count of steps.
+
+        Args:
+            timestep: What the loop handed on.
+            counted: The index by the count of steps, where the scheduler says where a run began.
+        """
+        if isinstance(timestep, Tensor) and timestep.untyped_storage().data_ptr() == self.place:
+            return int(timestep.storage_offset()) - self.offset
+        known = counted is not None and counted < len(self.timesteps)
+        return counted if known else None
+
+
+@dataclass(frozen=True)
 class NoiseLevel:
     """Where on a scheduler's schedule a latent lies.
 
@@ -58,20 +103,32 @@ def is_flow(scheduler: Any) -> bool:
 
 
 def scales_input(scheduler: Any) -> bool:
-    """Whether its latents are unscaled (`clean + sigma * noise`), as with Euler and LMS."""
-    return hasattr(scheduler, "is_scale_input_called") and hasattr(scheduler, "sigmas")
+    """Whether its latents are unscaled (`clean + sigma * noise`), as with Euler, LMS and Heun."""
+    if not hasattr(scheduler, "sigmas"):
+        return False
+    # Heun and KDPM2 lack the flag that Euler has; their first latents tell, which are not N(0, 1).
+    unscaled = float(getattr(scheduler, "init_noise_sigma", 1.0)) != 1.0
+    return unscaled or hasattr(scheduler, "is_scale_input_called")
 
 
-def noise_level(scheduler: Any, timestep: float) -> NoiseLevel:
+def noise_level(scheduler: Any, timestep: float, sigma: float | None = None) -> NoiseLevel:
     """The noise level of a timestep, in the units of the pipeline's latents.
+
+    Args:
+        scheduler: The scheduler.
+        timestep: The timestep, between training timesteps, too.
+        sigma: The scheduler's own sigma there, where it has one.
 
     Raises:
         EngineError: If the scheduler has neither sigmas nor cumulative alphas.
     """
     kind = scheduler.config.get("prediction_type", "epsilon")
     if is_flow(scheduler):
-        sigma = timestep / scheduler.config.num_train_timesteps
-        return NoiseLevel(1.0 - sigma, sigma, "flow")
+        known = timestep / scheduler.config.num_train_timesteps if sigma is None else sigma
+        return NoiseLevel(1.0 - known, known, "flow")
+    if sigma is not None:
+        signal = 1.0 if scales_input(scheduler) else (1 + sigma**2) ** -0.5
+        return NoiseLevel(signal, sigma * signal, kind)
     alphas = getattr(scheduler, "alphas_cumprod", None)
     if alphas is None:
         raise EngineError(

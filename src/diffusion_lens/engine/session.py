@@ -41,7 +41,6 @@ from diffusion_lens.engine.borders import on_argument, on_output
 from diffusion_lens.engine.concept_pass import ConceptPass
 from diffusion_lens.engine.firing import GUIDED, Registration, Tap, fire
 from diffusion_lens.engine.handles import Handle, Removal, gated
-from diffusion_lens.engine.noise import noise_level
 from diffusion_lens.engine.projection import (
     on_columns,
     on_fused_outputs,
@@ -200,7 +199,7 @@ class Session:
             lengths = {"img": prediction.shape[1]} if prediction.ndim == 3 else {}
             if source.which == "guided_pred":
                 return fire(taps, prediction, evaluation, lengths, rows=rows)
-            level = noise_level(self.tracker.scheduler(), float(timestep))
+            level = self.tracker.level(timestep, lambda: float(timestep))
             clean = level.clean(prediction, sample)
             changed = fire(taps, clean, evaluation, lengths, rows=rows)
             if changed is clean:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_lens.architectures.spec import DenoiserSpec
-from diffusion_lens.engine.noise import noise_level
+from diffusion_lens.engine.noise import NoiseLevel, Schedule, noise_level
 from diffusion_lens.engine.words import word_tokens, words_of
 from diffusion_lens.errors import EngineError, WordError
 
@@ -32,19 +32,26 @@ class Evaluation:
         self.rows = tracker.branch_rows(arguments, self.batch)
         self.in_backward = False
 
-    def timestep_tensor(self) -> Tensor:
-        """The scheduler's timestep, on the device that it was made on."""
+    def level(self) -> NoiseLevel:
+        """Where on the noise schedule the latents lie."""
+        return self.tracker.level(self.arguments.get("timestep"), self.timestep)
+
+    def timestep_known(self) -> float | Tensor:
+        """The scheduler's timestep: a number where it is known without waiting for the device."""
+        index = self.tracker.schedule_index(self.arguments.get("timestep"), self.step)
+        if index is not None and self.tracker.schedule is not None:
+            return self.tracker.schedule.timesteps[index]
         found = self.arguments.get("timestep")
         value = torch.as_tensor(math.nan if found is None else found).reshape(-1)[0]
         return value.detach().to(torch.float64, copy=True) * self.tracker.spec.timestep_scale
 
     def timestep(self) -> float:
         """The scheduler's timestep."""
-        return float(self.timestep_tensor())
+        return float(self.timestep_known())
 
     def sigma(self) -> float:
         """The noise level in the scheduler's own units."""
-        return noise_level(self.tracker.scheduler(), self.timestep()).noise
+        return self.level().noise
 
     def grid(self, level: int) -> tuple[int, ...]:
         """Token grid of the image at a resolution level."""
@@ -118,8 +125,10 @@ class StepTracker:
         self.spec = spec
         self.branches = tuple(branches) if branches else None
         self.step = 0
+        self.first_step = 0
         self.evaluations = 0
         self._steps_ahead: int | None = None
+        self.schedule: Schedule | None = None
         self.current: Evaluation | None = None
         self.prompts: dict[str, list[str]] = {}
         self.in_pipeline = False
@@ -248,7 +257,32 @@ class StepTracker:
         self.in_pipeline = True
         for listener in self.on_timesteps:
             listener()
+        self.schedule = Schedule.of(self.pipe.scheduler)
         return result
+
+    def schedule_index(self, timestep: Any, step: int) -> int | None:
+        """Where on the schedule a timestep lies, or None where only the device knows."""
+        if self.schedule is None or not self.in_pipeline:
+            return None
+        scheduler = self.pipe.scheduler
+        begun = getattr(scheduler, "begin_index", None) or 0
+        counted = begun + step - self.first_step if hasattr(scheduler, "begin_index") else None
+        return self.schedule.index(timestep, counted)
+
+    def level(self, timestep: Any, otherwise: Callable[[], float]) -> NoiseLevel:
+        """The noise level of a timestep of the loop.
+
+        Args:
+            timestep: What the loop handed on.
+            otherwise: Gives its value where the schedule does not tell.
+        """
+        scheduler = self.scheduler()
+        index = self.schedule_index(timestep, self.step)
+        if index is None or self.schedule is None:
+            return noise_level(scheduler, otherwise())
+        sigmas = self.schedule.sigmas
+        sigma = None if sigmas is None else sigmas[index]
+        return noise_level(scheduler, self.schedule.timesteps[index], sigma)
 
     @property
     def steps_ahead(self) -> int | None:
@@ -273,6 +307,7 @@ class StepTracker:
     def begin_run(self, steps_ahead: int | None) -> None:
         """Count steps from 0 again."""
         self.step = 0
+        self.first_step = 0
         self.evaluations = 0
         self._steps_ahead = steps_ahead
 

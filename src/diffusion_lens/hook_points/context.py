@@ -22,8 +22,8 @@ class Evaluation(Protocol):
         """The scheduler's timestep."""
         ...
 
-    def timestep_tensor(self) -> Tensor:
-        """The same on the device, without waiting for it."""
+    def timestep_known(self) -> float | Tensor:
+        """The same without waiting for the device: a tensor where it does not tell at once."""
         ...
 
     def sigma(self) -> float:

@@ -79,9 +79,10 @@ class Prediction:
 class _StoppedError(Exception):
     """Carries the guided prediction out of the pipeline's loop."""
 
-    def __init__(self, prediction: Tensor, timestep: Any) -> None:
+    def __init__(self, prediction: Tensor, timestep: Any, level: NoiseLevel) -> None:
         super().__init__("the denoiser was evaluated once")
         self.prediction = prediction
+        self.level = level
         self.timestep = timestep
 
 
@@ -119,14 +120,13 @@ def denoise(
         ):
             stopped = _run_until_stopped(pipe, run, latents)
         first = tracker.step
-    timestep = float(stopped.timestep)
     return Prediction(
         branches=found,
         guided=stopped.prediction,
         latents=latents,
-        level=noise_level(pipe.scheduler, timestep),
+        level=stopped.level,
         step=first,
-        timestep=timestep,
+        timestep=float(stopped.timestep),
     )
 
 
@@ -220,7 +220,7 @@ def _starting_at(
             if getattr(scheduler, "sigmas", None) is not None and len(scheduler.sigmas) > total:
                 scheduler.sigmas = scheduler.sigmas[step:]
             tracker.begin_run(step + 1)
-            tracker.step = step
+            tracker.step = tracker.first_step = step
             return
         assert at_noise_level is not None
         tracker.begin_run(1)
@@ -257,7 +257,8 @@ def _stopping(tracker: StepTracker) -> Iterator[None]:
     """Stop the loop when the scheduler gets the guided prediction."""
 
     def stop(prediction: Tensor, timestep: Any, _sample: Tensor) -> Tensor:
-        raise _StoppedError(prediction, timestep)
+        level = tracker.level(timestep, lambda: float(timestep))
+        raise _StoppedError(prediction, timestep, level)
 
     tracker.on_guided.append(stop)
     try:

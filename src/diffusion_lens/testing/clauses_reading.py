@@ -41,6 +41,19 @@ def output_is_untouched(subject: Subject, findings: Findings) -> None:
         where = ", ".join(_culprits(subject, hook)) if not equal else "every point"
         expected = f"the output bit for bit with {kind}"
         findings.check(equal, 1, where, expected=expected, found=_gap(subject, found))
+    model_is_as_it_was(subject, findings)
+
+
+def model_is_as_it_was(subject: Subject, findings: Findings) -> None:
+    """Clause 1, after hooks were on: the plain output bit for bit, and no torch hook left."""
+    again = subject.run()
+    findings.check(
+        torch.equal(again, subject.plain),
+        1,
+        "(denoiser)",
+        expected="the plain output once hooks are off",
+        found=_gap(subject, again),
+    )
     left = count_torch_hooks(subject.denoiser) - subject.torch_hooks_before
     findings.check(
         left == 0, 1, "(denoiser)", expected="no torch hooks outside contexts", found=str(left)

@@ -1,7 +1,7 @@
 """The contract of an architecture: seven clauses that every family must keep.
 
-A mislabelled head axis or swapped streams pass every check of shapes and of reading; they are caught
-by editing the same thing in two ways, by a hook and in the weights.
+A mislabelled head axis or swapped streams pass every check of shapes and of reading; they are
+caught by editing the same thing in two ways, by a hook and in the weights.
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ from diffusion_lens.errors import ContractError
 from diffusion_lens.testing.clauses_editing import edits_reach_the_output
 from diffusion_lens.testing.clauses_heads import heads_are_columns
 from diffusion_lens.testing.clauses_products import edits_keep_to_their_head, patterns_make_z
-from diffusion_lens.testing.clauses_reading import output_is_untouched, points_fire_once
+from diffusion_lens.testing.clauses_reading import (
+    model_is_as_it_was,
+    output_is_untouched,
+    points_fire_once,
+)
 from diffusion_lens.testing.clauses_residual import edits_add_up, results_add_up, updates_add_up
 from diffusion_lens.testing.clauses_streams import streams_are_what_they_are_called
 from diffusion_lens.testing.report import ContractReport, Findings
@@ -32,9 +36,9 @@ CHECKS: tuple[tuple[int, Callable[[Subject, Findings], None]], ...] = (
     (6, edits_add_up),
     (6, results_add_up),
     (7, streams_are_what_they_are_called),
-    (1, output_is_untouched),
+    (1, model_is_as_it_was),
 )
-"""The checks with their clauses. The first comes again at the end: the model must be as it was."""
+"""The checks with their clauses."""
 
 
 def inspect_architecture(

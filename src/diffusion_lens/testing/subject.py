@@ -49,6 +49,7 @@ class Subject:
         denoiser: The bare denoiser.
         inputs: The keyword arguments of the call.
         model: The denoiser, wrapped.
+        points: Every hook point by name, the model's own dict.
         blocks: Its transformer blocks.
         tolerance: What rounding may do in its precision.
         sample: The points that get forwards of their own.
@@ -72,15 +73,11 @@ class Subject:
                 "cast the denoiser first"
             )
         self.tolerance: Tolerance = TOLERANCES[self.model.dtype]
+        self.points: dict[str, HookPoint] = self.model.points
         names = list(self.points)
         self.sample = (
             self._one_of_every_kind() if points is None else set(match_names(points, names))
         )
-
-    @property
-    def points(self) -> dict[str, HookPoint]:
-        """Every hook point by name."""
-        return self.model.points
 
     def run(
         self,
@@ -125,7 +122,8 @@ class Subject:
     def _one_of_every_kind(self) -> set[str]:
         """The first point of each kind in each kind of block.
 
-        A kind of block is its class together with the names and dead points that it has.
+        A kind of block is its class together with the names and dead points that it has. The last
+        block is a kind of its own: what is thrown away there need not be known to be.
         """
         in_block: dict[int, list[HookPoint]] = {}
         for point in self.points.values():
@@ -138,7 +136,8 @@ class Subject:
                 beside = in_block[point.block]
                 states = tuple((suffix(one), one.dead, one.dead_queries) for one in beside)
                 path = self.blocks[point.block].path
-                kind = (type(self.denoiser.get_submodule(path)), states, suffix(point))
+                last = point.block == len(self.blocks) - 1
+                kind = (type(self.denoiser.get_submodule(path)), states, last, suffix(point))
             kinds.setdefault(kind, point.name)
         return set(kinds.values())
 

@@ -1,8 +1,8 @@
 """Tiny denoisers of every family: real diffusers classes, random weights, a call that fits each.
 
 Fresh diffusers weights make poor tests: gates start at zero, so that half of a block does nothing,
-and attention is all but uniform, so that a mixed-up head or stream hardly shows. Here every weight is
-drawn so that gates are of order 1 and the scores of one query differ by several units.
+and attention is all but uniform, so that a mixed-up head or stream hardly shows. Here every weight
+is drawn so that gates are of order 1 and the scores of one query differ by several units.
 """
 
 from __future__ import annotations

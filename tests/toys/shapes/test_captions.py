@@ -56,6 +56,13 @@ def test_relation_words_alone_say_an_axis():
     assert read_caption("left").axis == read_caption("left of").axis == "horizontal"
 
 
+def test_a_place_word_after_a_single_object_is_its_place():
+    said = read_caption("a small red circle left")
+    assert said.place == "left" and said.relation is None and said.axis is None
+    assert said.things == (ThingWords(size="small", colour="red", shape="circle"),)
+    assert write_caption(said) == "a small red circle left"
+
+
 def test_backgrounds_alone_are_understood():
     for text in ("black", "black background", "on a black background"):
         assert read_caption(text) == Caption(background="black")

@@ -9,6 +9,7 @@ from diffusion_lens.toys.shapes.world import RESOLUTION
 FRAGMENTS = (
     "red", "a circle", "striped", "large", "orange", "an orange", "above", "left of", "black",
     "white background", "", "a red circle above a square", "a small green square",
+    "a red circle above", "an orange right",
 )  # fmt: skip
 
 

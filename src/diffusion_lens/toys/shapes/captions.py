@@ -50,12 +50,15 @@ class Caption:
         relation: A word of `RELATIONS`; None without a second object.
         background: A word of `BACKGROUNDS`, or None.
         axis: "vertical" or "horizontal" for a bare relation word such as "above"; else None.
+        place: Side of the image's middle on which a single object lies, as in "a red circle above":
+            "above", "below", "left" or "right"; else None.
     """
 
     things: tuple[ThingWords, ...] = ()
     relation: str | None = None
     background: str | None = None
     axis: str | None = None
+    place: str | None = None
 
     @property
     def ambiguous(self) -> bool:
@@ -80,6 +83,8 @@ def write_caption(caption: Caption) -> str:
     parts = [_phrase(caption.things[0])] if caption.things else []
     if caption.relation:
         parts += [caption.relation, _phrase(caption.things[1])]
+    if caption.place:
+        parts.append(caption.place)
     if caption.background:
         parts.append(f"on a {caption.background} background")
     return " ".join(parts)
@@ -146,5 +151,6 @@ def read_caption(text: str) -> Caption:
                 pair = (words[:at], words[at + len(key) :])
                 things = tuple(_read_thing(part, text) for part in pair)
                 return Caption(things=things, relation=relation, background=background)
+    place = words.pop() if len(words) > 1 and words[-1] in _AXES else None
     things = (_read_thing(words, text),) if words else ()
-    return Caption(things=things, background=background)
+    return Caption(things=things, background=background, place=place)

@@ -9,6 +9,7 @@ from jaxtyping import UInt8
 
 from diffusion_lens.toys.shapes.captions import Caption, ThingWords, read_caption
 from diffusion_lens.toys.shapes.finding import Found, find_things
+from diffusion_lens.toys.shapes.sampling import CLEAR_OFFSET
 from diffusion_lens.toys.shapes.world import RESOLUTION, SIZES
 
 _SMALL = (SIZES["small"] + SIZES["medium"]) / 2
@@ -46,7 +47,7 @@ class Grade:
     Args:
         things: One grade for each object that the caption names.
         count: Whether the image has exactly as many objects as the caption implies.
-        relation: Whether the objects stand as the caption says.
+        relation: Whether the objects stand, or a single one lies, as the caption says.
         background: Whether the background has the colour that the caption says.
     """
 
@@ -104,6 +105,17 @@ def _stands(relation: str, first: Found, second: Found) -> bool:
     return ahead > 5 and ahead > abs(aside)
 
 
+def _lies(place: str, thing: Found) -> bool:
+    middle = RESOLUTION / 2
+    offset = {
+        "above": middle - thing.y,
+        "below": thing.y - middle,
+        "left": middle - thing.x,
+        "right": thing.x - middle,
+    }[place]
+    return offset > CLEAR_OFFSET / 2
+
+
 def _expected(caption: Caption) -> int | None:
     return 2 if caption.relation or caption.axis else len(caption.things) or None
 
@@ -147,6 +159,8 @@ def grade(image: UInt8[np.ndarray, "height width rgb"], caption: str | Caption) 
             best, best_score = (things, relation), score
     assert best is not None
     things, relation = best
+    if said.place is not None:
+        relation = bool(found) and _lies(said.place, found[0])
     if said.axis is not None:
         words = ("above", "below") if said.axis == "vertical" else ("left of", "right of")
         relation = len(found) == 2 and any(_stands(word, *found) for word in words)

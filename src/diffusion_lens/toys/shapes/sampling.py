@@ -8,10 +8,13 @@ import numpy as np
 
 from diffusion_lens.toys.shapes.captions import Caption, ThingWords, write_caption
 from diffusion_lens.toys.shapes.scenes import pick, sample_pair, sample_single
-from diffusion_lens.toys.shapes.world import FRUIT, HELD_OUT_PAIRS, Scene, Thing
+from diffusion_lens.toys.shapes.world import FRUIT, HELD_OUT_PAIRS, RESOLUTION, Scene, Thing
 
 HELD_OUT_CAPTIONS = 0.15
 """Share of the captions with a background word that training never sees."""
+
+CLEAR_OFFSET = 2.0
+"""Pixels that a single object must lie off the middle for its caption to name the side."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,14 @@ def full_caption(scene: Scene, *, rng: np.random.Generator, background: bool = T
     )
 
 
+def _place(thing: Thing) -> str | None:
+    """The side of the middle on which an object clearly lies."""
+    right, down = thing.x - RESOLUTION / 2, thing.y - RESOLUTION / 2
+    ahead = {"above": -down, "below": down, "left": -right, "right": right}
+    best = max(ahead, key=lambda word: ahead[word])
+    return best if ahead[best] > CLEAR_OFFSET else None
+
+
 def _fragment(scene: Scene, rng: np.random.Generator) -> str:
     """A single word or a short phrase that is true of the scene."""
     if scene.relation is not None:
@@ -85,36 +96,46 @@ def _fragment(scene: Scene, rng: np.random.Generator) -> str:
     return pick(rng, words)
 
 
-def sample_example(rng: np.random.Generator, *, single: float = 0.5) -> Example:
-    """A scene and a caption: full, without the background, or a fragment.
+def sample_example(
+    rng: np.random.Generator, *, single: float = 0.5, forward: float | None = None
+) -> Example:
+    """A scene and a caption: full, with a place instead of the background, or a fragment.
 
     Args:
         rng: Source of randomness; the same state gives the same example.
         single: Share of scenes with one object, in [0, 1].
+        forward: Share of pairs whose first object is above or left of the second; None for half.
 
     Returns:
         The example; it may be held out.
     """
     alone = rng.random() < single
-    scene = sample_single(rng) if alone else sample_pair(rng)
+    scene = sample_single(rng) if alone else sample_pair(rng, forward=forward)
     form = rng.random()
     if form < (0.18 if alone else 0.04):
         return Example(scene, _fragment(scene, rng))
-    return Example(scene, full_caption(scene, rng=rng, background=form > 0.4))
+    caption = full_caption(scene, rng=rng, background=form > 0.4)
+    if alone and form <= 0.4:
+        place = _place(scene.things[0])
+        caption = f"{caption} {place}" if place else caption
+    return Example(scene, caption)
 
 
-def training_examples(seed: int, *, single: float = 0.5) -> Iterator[Example]:
+def training_examples(
+    seed: int, *, single: float = 0.5, forward: float | None = None
+) -> Iterator[Example]:
     """Endless examples for training, without anything held out.
 
     Args:
         seed: The stream is a function of it.
         single: Share of scenes with one object, in [0, 1].
+        forward: Share of pairs whose first object is above or left of the second; None for half.
 
     Yields:
         Examples for which `held_out` is False.
     """
     rng = np.random.default_rng(seed)
     while True:
-        example = sample_example(rng, single=single)
+        example = sample_example(rng, single=single, forward=forward)
         if not held_out(example):
             yield example

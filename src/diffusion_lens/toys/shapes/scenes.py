@@ -24,6 +24,7 @@ FRUIT_SHARE = 0.12
 """Share of objects that are the fruit."""
 
 _MIDDLE = RESOLUTION / 2
+_FORWARD, _BACKWARD = RELATIONS[::2], RELATIONS[1::2]
 
 
 def pick(rng: np.random.Generator, words: Sequence[str]) -> str:
@@ -104,11 +105,13 @@ def sample_single(rng: np.random.Generator) -> Scene:
     return Scene(things=(thing,), background=pick(rng, tuple(BACKGROUNDS)))
 
 
-def sample_pair(rng: np.random.Generator) -> Scene:
+def sample_pair(rng: np.random.Generator, *, forward: float | None = None) -> Scene:
     """A scene of two objects of different colours that stand in a relation.
 
     Args:
         rng: Source of randomness.
+        forward: Share of scenes in which the first object is above or left of the second; None
+            makes the four relations equally likely.
 
     Returns:
         The scene; it may contain held-out pairs.
@@ -117,7 +120,10 @@ def sample_pair(rng: np.random.Generator) -> Scene:
     second = first
     while second.colour == first.colour:
         second = _thing(rng, plain=0.8, medium=1.0)
-    relation = pick(rng, RELATIONS)
+    words = RELATIONS
+    if forward is not None:
+        words = _FORWARD if rng.random() < forward else _BACKWARD
+    relation = pick(rng, words)
     placed = place_pair(first, second, relation=relation, rng=rng)
     return Scene(things=placed, background=pick(rng, tuple(BACKGROUNDS)), relation=relation)
 
@@ -142,6 +148,8 @@ def pose(caption: str, *, rng: np.random.Generator) -> Scene:
         scene = sample_single(rng)
         dressed = [_dressed(scene.things[0], words) for words in said.things]
         things = tuple(place_single(thing, rng=rng) for thing in dressed) or scene.things
+        if said.place is not None:
+            things = tuple(_moved(thing, said.place) for thing in things)
         return Scene(things=things, background=said.background or scene.background)
     scene = sample_pair(rng)
     if said.axis is not None:
@@ -154,6 +162,12 @@ def pose(caption: str, *, rng: np.random.Generator) -> Scene:
     first, second = (_dressed(*pair) for pair in zip(scene.things, words, strict=True))
     things = place_pair(first, second, relation=relation, rng=rng)
     return Scene(things=things, background=said.background or scene.background, relation=relation)
+
+
+def _moved(thing: Thing, place: str) -> Thing:
+    """The object 4 pixels to one side of the middle."""
+    right, down = {"above": (0, -4), "below": (0, 4), "left": (-4, 0), "right": (4, 0)}[place]
+    return replace(thing, x=_MIDDLE + right, y=_MIDDLE + down)
 
 
 def _dressed(thing: Thing, words: ThingWords) -> Thing:

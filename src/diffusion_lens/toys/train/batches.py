@@ -58,7 +58,8 @@ def batches(config: TrainConfig, *, start: int) -> Iterator[Batch]:
     Yields:
         Batches on the CPU.
     """
-    stream = training_examples(config.seed + 1_000_003 * (start + 1), single=config.single)
+    seed = config.seed + 1_000_003 * (start + 1)
+    stream = training_examples(seed, single=config.single, forward=config.forward)
     rng = np.random.default_rng((config.seed, start))
     while True:
         images, captions = [], []

@@ -24,6 +24,8 @@ class TrainConfig:
         unknown_words: Share of samples of which one word is made unknown.
         pooled_drop: Share of samples whose pooled text embedding is that of no caption (MM-DiT).
         single: Share of scenes with one object.
+        forward: Share of pairs whose first object is above or left of the second; None for half. At
+            half, order, word and place form an exclusive or, which has no slope at its start.
         noise_power: Noise levels are uniform draws to this power; below 1 they lean to much noise,
             where the layout is decided (UNet).
         coarse_steps: Steps trained on 8 x 8 tokens before the full 16 x 16 (MM-DiT).
@@ -45,6 +47,7 @@ class TrainConfig:
     unknown_words: float
     pooled_drop: float = 0.0
     single: float
+    forward: float | None = None
     noise_power: float = 1.0
     coarse_steps: int = 0
     seed: int
