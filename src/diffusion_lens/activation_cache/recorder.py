@@ -140,7 +140,7 @@ def refuse_over_budget(wanted: int, budget: int, *, points: int, steps: int) -> 
     if wanted > budget:
         raise CacheBudgetError(
             f"this cache would take {readable_bytes(wanted)} ({points} hook points, {steps} "
-            f"steps), the budget is {readable_bytes(budget)}. Narrow it with names_filter=, steps=, "
-            "a Site with heads/query/key, dtype=torch.float16 or reduce='mean'; write it to disk "
-            "with spool=folder; or raise max_bytes="
+            f"steps), the budget is {readable_bytes(budget)}. Narrow it with names_filter=, "
+            "steps=, a Site with heads/query/key, dtype=torch.float16 or reduce='mean'; write it "
+            "to disk with spool=folder; or raise max_bytes="
         )
