@@ -239,3 +239,7 @@ CITATIONS = r"""
   url = {https://github.com/huggingface/diffusers}
 }
 """
+
+
+if __name__ == "__main__":
+    main()

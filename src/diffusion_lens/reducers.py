@@ -16,7 +16,9 @@ from diffusion_lens.hook_points.context import HookContext
 class Reducer(Protocol):
     """Takes one activation after the other and gives one result.
 
-    One reducer serves one hook point in one branch; it sees the evaluations in order.
+    One reducer serves one hook point in one branch; it sees the evaluations in order. A reducer
+    that never keeps the tensor that it is given may say so with a class attribute `keeps = False`;
+    patterns are then computed in the same memory at every step.
     """
 
     def update(self, value: Tensor, hook: HookContext) -> None:
@@ -34,6 +36,8 @@ class RunningSum:
     Args:
         over: Axes to average over in every activation before it is added, such as `"head"`.
     """
+
+    keeps = False
 
     def __init__(self, *, over: str | Sequence[str] = ()) -> None:
         """Start from nothing."""
@@ -75,6 +79,8 @@ class RunningMean(RunningSum):
 
 class Last:
     """The value of the last step."""
+
+    keeps = False
 
     def __init__(self) -> None:
         """Start from nothing."""

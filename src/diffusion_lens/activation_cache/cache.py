@@ -14,6 +14,7 @@ from diffusion_lens.errors import CacheKeyError, closest, listing
 from diffusion_lens.hook_points.names import match_names
 
 GUIDED = "guided"
+Part = tuple[tuple[int, slice | tuple[int, ...]], ...]
 Key = tuple[str, str]
 """(name, branch)"""
 
@@ -30,6 +31,8 @@ class ActivationCache:
         entries: Tensors by (name, branch), then by step; step -1 holds a reduced value.
         axes: Axis names of the entries by name, without `step`.
         times: Timestep of each cached step.
+        parts: What was kept of a point, by name, as (dimension, index) pairs without the step axis;
+            a missing name was kept whole.
         info: What made the run, for saved files.
     """
 
@@ -39,6 +42,7 @@ class ActivationCache:
         *,
         axes: Mapping[str, tuple[str, ...]] | None = None,
         times: Mapping[int, float | Tensor] | None = None,
+        parts: Mapping[str, Part] | None = None,
         info: Mapping[str, Any] | None = None,
     ) -> None:
         """Hold what is given, or start empty."""
@@ -47,6 +51,7 @@ class ActivationCache:
         }
         self.axes = dict(axes or {})
         self.times = dict(times or {})
+        self.parts = dict(parts or {})
         self.info = dict(info or {})
 
     # -- reading ------------------------------------------------------------------------------
@@ -101,6 +106,7 @@ class ActivationCache:
             {key: {step: at[step]} for key, at in self.entries.items() if step in at},
             axes=self.axes,
             times=self.times,
+            parts=self.parts,
             info=self.info,
         )
 
@@ -223,18 +229,15 @@ class ActivationCache:
     # -- inside -------------------------------------------------------------------------------
 
     def _with(self, entries: Mapping[Key, Mapping[int, Tensor]]) -> ActivationCache:
-        return type(self)(entries, axes=self.axes, times=self.times, info=self.info)
+        return type(self)(
+            entries, axes=self.axes, times=self.times, parts=self.parts, info=self.info
+        )
 
     def _key(self, asked: object) -> Key:
         name, branch = self._name(asked)
         branches = [at for one, at in self.entries if one == name]
         if not branches:
-            near = closest(name, self.keys())
-            hint = f"Closest: {listing(near)}. " if near else ""
-            raise CacheKeyError(
-                f"{name!r} is not in this cache ({len(self)} hook points). {hint}"
-                "Choose what is cached with `names_filter=`."
-            )
+            raise self.missing(name)
         if branch is None and len(branches) > 1:
             raise CacheKeyError(
                 f"{name!r} was cached in the branches {branches}: take `cache.{branches[0]}[name]` "
@@ -243,6 +246,15 @@ class ActivationCache:
         if branch is not None and branch not in branches:
             raise CacheKeyError(f"{name!r} was cached in the branches {branches}, not {branch!r}")
         return name, branch or branches[0]
+
+    def missing(self, name: str) -> CacheKeyError:
+        """The error that says a name is not in the cache, and which come close."""
+        near = closest(name, self.keys())
+        hint = f"Closest: {listing(near)}. " if near else ""
+        return CacheKeyError(
+            f"{name!r} is not in this cache ({len(self)} hook points). {hint}"
+            "Choose what is cached with `names_filter=`."
+        )
 
     def _name(self, asked: object) -> tuple[str, str | None]:
         if isinstance(asked, str):

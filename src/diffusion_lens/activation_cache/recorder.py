@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ class CacheRecorder:
         dtype: Keep them in this precision.
         reduce: Keep one reduced value for each point and branch in place of every step.
         spool: Write every tensor to this folder as it comes and keep none in memory.
+        max_bytes: Refuse to keep more, where a prediction was not possible.
     """
 
     read_only = True
@@ -37,16 +39,19 @@ class CacheRecorder:
         dtype: torch.dtype | None = None,
         reduce: str | Callable[[], Reducer] | None = None,
         spool: str | Path | None = None,
+        max_bytes: int | None = None,
     ) -> None:
         """Start recording into an empty cache."""
         self.cache = cache
         self.device = device
         self.dtype = dtype
-        self.keeps = reduce is None
         self.make_reducer = None if reduce is None else reducer_factory(reduce)
+        self.keeps = self.make_reducer is None or getattr(self.make_reducer(), "keeps", True)
         self.reducers: dict[tuple[str, str], Reducer] = {}
         self.spool = None if spool is None else Spool(Path(spool))
         self.recorded_bytes = 0
+        self.max_bytes = max_bytes if self.spool is None else None
+        self.sources: dict[tuple[str, str], tuple[int | None, int | None]] = {}
 
     def __call__(self, activation: Tensor, hook: HookContext) -> None:
         """Record one activation."""
@@ -54,17 +59,24 @@ class CacheRecorder:
         if self.make_reducer is not None:
             if key not in self.reducers:
                 self.reducers[key] = reducer = self.make_reducer()
+                self.recorded_bytes += activation.nbytes
+                if self.max_bytes is not None:
+                    refuse_over_budget(self.recorded_bytes, self.max_bytes, points=1, steps=1)
                 gone = getattr(reducer, "over", ())
                 self.cache.axes[hook.name] = tuple(axis for axis in hook.axes if axis not in gone)
             self.reducers[key].update(activation, hook)
             return
         self.cache.axes[hook.name] = hook.axes
+        if hook.part:
+            self.cache.parts[hook.name] = hook.part
         steps = self.cache.entries.setdefault(key, {})
         kept = activation.to(device=self.device, dtype=self.dtype)
         if kept is activation and not hook.owned:
             kept = activation.clone()
         again = steps.get(hook.step)  # of an earlier run in the same context
         self.recorded_bytes += kept.nbytes - (0 if again is None else again.nbytes)
+        if self.max_bytes is not None:
+            refuse_over_budget(self.recorded_bytes, self.max_bytes, points=1, steps=hook.step + 1)
         steps[hook.step] = kept if self.spool is None else self.spool.add(kept)
         if hook.evaluation is not None and (again is not None or hook.step not in self.cache.times):
             self.cache.times[hook.step] = hook.evaluation.timestep_known()
@@ -75,6 +87,35 @@ class CacheRecorder:
             self.cache.entries[key] = {-1: reducer.result()}
         self.cache.times.update({step: float(time) for step, time in self.cache.times.items()})
         return self.cache
+
+    def __repr__(self) -> str:
+        """As a report shows it."""
+        return "cache"
+
+
+@dataclass(frozen=True)
+class Recording:
+    """What one of several Sites gives to a recorder.
+
+    Names that several Sites select are recorded once.
+    """
+
+    recorder: CacheRecorder
+    number: int
+    read_only = True
+
+    @property
+    def keeps(self) -> bool:
+        """Whether tensors are kept as they come."""
+        return self.recorder.keeps
+
+    def __call__(self, activation: Tensor, hook: HookContext) -> None:
+        """Record one activation, unless another Site has recorded it at this step."""
+        key = (hook.name, hook.branch)
+        step, number = self.recorder.sources.get(key, (None, None))
+        if step != hook.step or number == self.number:
+            self.recorder.sources[key] = (hook.step, self.number)
+            self.recorder(activation, hook)
 
     def __repr__(self) -> str:
         """As a report shows it."""
@@ -99,7 +140,7 @@ def refuse_over_budget(wanted: int, budget: int, *, points: int, steps: int) -> 
     if wanted > budget:
         raise CacheBudgetError(
             f"this cache would take {readable_bytes(wanted)} ({points} hook points, {steps} "
-            f"steps), the budget is {readable_bytes(budget)}. Narrow it with names_filter=, steps=, "
-            "a Site with heads/query/key, dtype=torch.float16 or reduce='mean'; write it to disk "
-            "with spool=folder; or raise max_bytes="
+            f"steps), the budget is {readable_bytes(budget)}. Narrow it with names_filter=, "
+            "steps=, a Site with heads/query/key, dtype=torch.float16 or reduce='mean'; write it "
+            "to disk with spool=folder; or raise max_bytes="
         )

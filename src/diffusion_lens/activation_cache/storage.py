@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from diffusion_lens.errors import CacheFileError
 
 if TYPE_CHECKING:
-    from diffusion_lens.activation_cache.cache import ActivationCache
+    from diffusion_lens.activation_cache.cache import ActivationCache, Part
 
 FORMAT = "diffusion_lens.ActivationCache"
 VERSION = 1
@@ -47,6 +47,7 @@ def save(cache: ActivationCache, folder: Path) -> Path:
         "entries": places,
         "axes": {name: list(axes) for name, axes in cache.axes.items()},
         "times": {str(step): float(time) for step, time in cache.times.items()},
+        "parts": {name: _listed(part) for name, part in cache.parts.items()},
         "info": cache.info,
     }
     save_file(tensors, folder / TENSORS)
@@ -73,15 +74,36 @@ def load(folder: Path, *, device: str) -> dict[str, Any]:
             f"{folder} holds {len(tensors)} tensors where its index names {len(index['entries'])}; "
             "the two files do not belong together"
         )
-    entries: dict[tuple[str, str], dict[int, Any]] = {}
-    for number, (name, branch, step) in enumerate(index["entries"]):
-        entries.setdefault((name, branch), {})[step] = tensors[str(number)]
-    return {
-        "entries": entries,
-        "axes": {name: tuple(axes) for name, axes in index["axes"].items()},
-        "times": {int(step): time for step, time in index["times"].items()},
-        "info": index["info"],
-    }
+    try:
+        entries: dict[tuple[str, str], dict[int, Any]] = {}
+        for number, (name, branch, step) in enumerate(index["entries"]):
+            entries.setdefault((name, branch), {})[int(step)] = tensors[str(number)]
+        return {
+            "entries": entries,
+            "axes": {name: tuple(axes) for name, axes in index["axes"].items()},
+            "times": {int(step): float(time) for step, time in index["times"].items()},
+            "parts": {name: _part(listed) for name, listed in index["parts"].items()},
+            "info": dict(index["info"]),
+        }
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CacheFileError(
+            f"{folder} holds an index of another form ({error!r}); save the cache again"
+        ) from error
+
+
+def _listed(part: Part) -> list[list[Any]]:
+    """A part for json: an index is a list, a slice a mapping."""
+    return [
+        [dim, {"slice": [at.start, at.stop, at.step]} if isinstance(at, slice) else list(at)]
+        for dim, at in part
+    ]
+
+
+def _part(listed: list[list[Any]]) -> Part:
+    return tuple(
+        (int(dim), slice(*at["slice"]) if isinstance(at, dict) else tuple(map(int, at)))
+        for dim, at in listed
+    )
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -99,7 +121,7 @@ def read_index(folder: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(index, dict) or index.get("format") != FORMAT:
         raise CacheFileError(f"{path} is no index of an activation cache")
-    missing = [key for key in ("entries", "axes", "times", "info") if key not in index]
+    missing = [key for key in ("entries", "axes", "times", "parts", "info") if key not in index]
     if index.get("version") == VERSION and missing:
         raise CacheFileError(f"{path} has no {missing[0]!r}; save the cache again")
     if index.get("version") != VERSION:

@@ -93,8 +93,8 @@ def native_points(denoiser: nn.Module, pattern: object) -> dict[str, HookPoint]:
         return {}
     return {
         NATIVE + path: _at_module(ModulePoint(NATIVE + path, ("batch",), path, output=0))
-        for path, _ in denoiser.named_modules()
-        if path
+        for path, module in denoiser.named_modules()
+        if path and not isinstance(module, nn.ModuleList | nn.ModuleDict)
     }
 
 
@@ -184,7 +184,7 @@ def _attention_rows(
             yield point, PER_HEAD, source, module, stream, per_head
     for index, product in enumerate(attention.products):
         base = f"{name}.{product}" if product else name
-        keys = (product,) if product else attention.keys
+        queries, keys = attention.sequences(product)
         inputs = [] if product else [("q", stream) for stream in attention.queries]
         inputs += [(which, stream) for which in "kv" for stream in keys]
         for which, stream in inputs:
@@ -193,7 +193,7 @@ def _attention_rows(
             yield point, PER_HEAD, source, attention.module, stream, per_head
         for which, point in (("scores", "attn_scores"), ("pattern", "pattern")):
             axes = ("batch", "head", "query", "key")
-            sequences = {"query": attention.queries, "key": keys}
+            sequences = {"query": queries, "key": keys}
             more = {"heads": heads, "sizes": {"head": heads}, "sequences": sequences}
             source = ProductWeights(block, attention, which, index)
             yield f"{base}.hook_{point}", axes, source, attention.module, None, more

@@ -132,7 +132,7 @@ FLUX = DenoiserSpec(
     text="encoder_hidden_states",
     grid=grid,
     default_grid=default_grid,
-    text_parts=(TextPart("tokenizer_2"),),
+    text_parts=(TextPart("tokenizer_2", prompt="prompt_2"),),
     text_tokens=512,
     guidance="calls",
     branches=("cond", "uncond"),

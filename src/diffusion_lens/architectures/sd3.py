@@ -107,7 +107,7 @@ SD3 = DenoiserSpec(
     text="encoder_hidden_states",
     grid=grid,
     default_grid=default_grid,
-    text_parts=(TextPart("tokenizer", 77), TextPart("tokenizer_3")),
+    text_parts=(TextPart("tokenizer", 77), TextPart("tokenizer_3", prompt="prompt_3")),
     text_tokens=77 + 256,
     text_ends_in_last_block=True,
     concepts=ConceptEntry(pooled="prompt"),

@@ -65,6 +65,10 @@ class Attention:
     products: tuple[str, ...] = ("",)
     context: str | None = None
 
+    def sequences(self, product: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """The streams along queries and keys of a product; image prompts are read by the image."""
+        return (("img",), (product,)) if product else (self.queries, self.keys)
+
 
 @dataclass(frozen=True)
 class Mlp:
@@ -212,10 +216,12 @@ class TextPart:
     Attributes:
         tokenizer: Attribute of the pipeline.
         length: Number of tokens, or None: what is left of the stream.
+        prompt: The argument of `encode_prompt` that fills it, where it is given.
     """
 
     tokenizer: str
     length: int | None = None
+    prompt: str = "prompt"
 
 
 @dataclass(frozen=True)

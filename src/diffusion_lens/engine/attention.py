@@ -19,7 +19,7 @@ from diffusion_lens.architectures.sources import ProductInput, ProductOutput, Pr
 from diffusion_lens.architectures.spec import Attention
 from diffusion_lens.engine.firing import Tap, axis_part, edited, fire, run
 from diffusion_lens.engine.product import Product, Workspace, safe_softmax
-from diffusion_lens.engine.selection import Index, numbers, put, take
+from diffusion_lens.engine.selection import Index, contiguous, numbers, put, take
 from diffusion_lens.engine.steps import Evaluation
 from diffusion_lens.errors import DeadHookPointError, EngineError
 
@@ -86,9 +86,13 @@ class AttentionHooks:
             stream = "" if isinstance(source, ProductWeights) else source.stream
             self.taps.setdefault((source.product, which, stream), []).extend(found)
         self._modes: list[tuple[ProductMode, Any]] = []
+        self._products: list[tuple[int, str]] = []
+        self._query: tuple[Tensor, Tensor] | None = None
 
     def enter(self, module: nn.Module, _args: Any) -> None:
         """Forward pre-hook: start to intercept."""
+        self._products = _running_products(self.attention, module)
+        self._query = None
         mode = ProductMode(self.attend)
         self._modes.append((mode, _use_native_backend(module)))
         mode.__enter__()
@@ -96,6 +100,7 @@ class AttentionHooks:
     def leave(self, module: nn.Module, _args: Any, output: Any) -> None:
         """Forward hook, called after an error too: stop intercepting."""
         mode, backend = self._modes.pop()
+        self._query = None
         mode.__exit__(None, None, None)
         _restore_backend(module, backend)
         if mode.calls == 0 and output is not None:
@@ -110,27 +115,32 @@ class AttentionHooks:
         """The attention output, with the hooks of this product run on the way."""
         evaluation = self.evaluation()
         lengths = dict(self.lengths())
-        name = self.attention.products[call] if call < len(self.attention.products) else None
-        if name is None:
+        if call >= len(self._products):
             return product.fused()
-        keys = (name,) if name else self.attention.keys
-        lengths |= _own_lengths(self.attention.queries, product.query.shape[2], lengths)
+        number, name = self._products[call]
+        queries, keys = self.attention.sequences(name)
+        lengths |= _own_lengths(queries, product.query.shape[2], lengths)
         lengths |= _own_lengths(keys, product.key.shape[2], lengths)
-        product.query = self._streams(call, "q", product.query, self.attention.queries, lengths)
-        product.key = self._streams(call, "k", product.key, keys, lengths)
-        product.value = self._streams(call, "v", product.value, keys, lengths)
-        self.entering(call, product, lengths)
-        output = self._output(call, product, evaluation, lengths)
-        return self._streams(call, "z", output, self.attention.queries, lengths)
+        given = product.query
+        if self._query is not None and given is self._query[0]:
+            product.query = self._query[1]
+        elif number == 0:
+            product.query = self._streams(number, "q", given, queries, lengths)
+            self._query = (given, product.query)
+        product.key = self._streams(number, "k", product.key, keys, lengths)
+        product.value = self._streams(number, "v", product.value, keys, lengths)
+        self.entering(number, product, lengths)
+        output = self._output(number, product, evaluation, lengths)
+        return self._streams(number, "z", output, queries, lengths)
 
-    def entering(self, call: int, product: Product, lengths: Mapping[str, int]) -> None:
+    def entering(self, number: int, product: Product, lengths: Mapping[str, int]) -> None:
         """Told of each product as it stands after the hooks on q, k and v."""
 
     def _output(
-        self, call: int, product: Product, evaluation: Evaluation, lengths: Mapping[str, int]
+        self, number: int, product: Product, evaluation: Evaluation, lengths: Mapping[str, int]
     ) -> Tensor:
-        scores = self.taps.get((call, "scores", ""), [])
-        patterns = self.taps.get((call, "pattern", ""), [])
+        scores = self.taps.get((number, "scores", ""), [])
+        patterns = self.taps.get((number, "pattern", ""), [])
         if not scores and not patterns:
             return product.fused()
         return weights(product, scores, patterns, evaluation, lengths)
@@ -273,7 +283,7 @@ class _Branch:
             if changed:
                 self._alive(tap, index["query"])
                 edited(tap, before, after)
-            if changed or splice:
+            if changed or splice or after.requires_grad:
                 out = out.clone() if out is value else out
                 put(out, part, after)
                 any_change = True
@@ -293,17 +303,35 @@ class _Branch:
             )
 
     def _union(self, axis: str, indices: Sequence[Index | None]) -> Index | None:
+        """What covers all of some indices; a slice where that is enough."""
         if any(index is None for index in indices):
             return None
+        if all(index == indices[0] for index in indices):
+            return indices[0]
         wanted = {place for index in indices for place in numbers(index, self.sizes[axis])}
-        return tuple(sorted(wanted)) if len(wanted) < self.sizes[axis] else None
+        return contiguous(tuple(sorted(wanted))) if len(wanted) < self.sizes[axis] else None
 
     def _inside(self, axis: str, index: Index | None, covered: Index | None) -> Index | None:
         """An index of the whole axis as an index of the part of it that is covered."""
         if covered is None or index is None:
             return index
+        if index == covered:
+            return None
         place = {at: number for number, at in enumerate(numbers(covered, self.sizes[axis]))}
-        return tuple(place[at] for at in numbers(index, self.sizes[axis]))
+        return contiguous(tuple(place[at] for at in numbers(index, self.sizes[axis])))
+
+
+def _running_products(attention: Attention, module: nn.Module) -> list[tuple[int, str]]:
+    """Number and name of each product that the module will make.
+
+    A U-Net's image prompts of scale 0 are skipped; Flux computes them all the same.
+    """
+    processor: Any = getattr(module, "processor", None)
+    products = list(enumerate(attention.products))
+    if len(products) == 1 or not type(processor).__name__.startswith("IPAdapter"):
+        return products
+    scales = zip(products[1:], processor.scale, strict=False)
+    return [products[0], *(product for product, scale in scales if scale != 0)]
 
 
 def _memory(tap: Tap, branch: str) -> Workspace | None:

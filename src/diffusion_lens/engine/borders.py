@@ -82,6 +82,9 @@ def _inside(container: Any, path: Sequence[str | int], transform: Transform) -> 
     if container is None:
         return None
     if not path:
+        if isinstance(container, tuple) and container:  # the text with image prompts beside it
+            after = _inside(container[0], path, transform)
+            return container if after is container[0] else (after, *container[1:])
         return transform(container) if isinstance(container, Tensor) else container
     key, *rest = path
     if isinstance(container, dict) and key not in container:

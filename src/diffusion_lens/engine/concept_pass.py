@@ -253,9 +253,9 @@ class CapturingHooks(AttentionHooks):
         super().__init__(*arguments)
         self.concepts = concepts
 
-    def entering(self, call: int, product: Product, lengths: Mapping[str, int]) -> None:
+    def entering(self, number: int, product: Product, lengths: Mapping[str, int]) -> None:
         """Keep the image's part."""
-        if call == 0:
+        if number == 0:
             image = stream_slice(self.attention.keys, "img", lengths, product.key.shape[2])
             self.concepts.captured = product.key[:, :, image], product.value[:, :, image]
 

@@ -85,7 +85,7 @@ class Registration:
 def describe(fn: object) -> str:
     """A short name of a hook function: its repr where it has a readable one."""
     name = getattr(fn, "__qualname__", None)
-    return f"{getattr(fn, '__module__', '')}.{name}".lstrip(".") if name else repr(fn)
+    return repr(fn) if name is None else name.rsplit("<locals>.", 1)[-1]
 
 
 def read_only(fn: HookFunction) -> HookFunction:
@@ -331,7 +331,7 @@ def fire(
         after, changed = run(tap, given, context)
         if changed:
             edited(tap, before, after)
-        if changed or splice:
+        if changed or splice or after.requires_grad:
             if not mine:
                 out, mine = out.clone(), True
             put(out, part, after)

@@ -71,7 +71,7 @@ class NoiseLevel:
     prediction: str
 
     def clean(self, prediction: Tensor, sample: Tensor) -> Tensor:
-        """The clean latent that a prediction implies."""
+        """The clean latent that a prediction implies, before a scheduler's clipping."""
         if self.prediction == "sample":
             return prediction
         if self.prediction == "flow":
@@ -123,6 +123,12 @@ def noise_level(scheduler: Any, timestep: float, sigma: float | None = None) -> 
         EngineError: If the scheduler has neither sigmas nor cumulative alphas.
     """
     kind = scheduler.config.get("prediction_type", "epsilon")
+    if hasattr(scheduler, "sigmas_interpol"):
+        raise EngineError(
+            f"{type(scheduler).__name__} evaluates between its own sigmas, whose noise levels are "
+            "not described here; use Euler, Heun, DDIM or DPM-Solver to read sigma, hook_pred_x0 "
+            "or single evaluations"
+        )
     if is_flow(scheduler):
         known = timestep / scheduler.config.num_train_timesteps if sigma is None else sigma
         return NoiseLevel(1.0 - known, known, "flow")

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from diffusion_lens.engine.selection import Index, as_tensor, numbers, size_of, take
+from diffusion_lens.engine.selection import Index, as_tensor, contiguous, numbers, size_of, take
 
 CHUNK = 2**18
 """Scores computed at once: 1 MB in float32, which stays in a processor core's own cache."""
@@ -257,7 +257,7 @@ class Product:
         places = numbers(queries, self.query.shape[2])
 
         def logarithms(chunk: Tensor, key: Tensor, lines: tuple[int, ...]) -> Tensor:
-            scores = self._masked(chunk @ key, rows, heads, contiguous_or(lines), None)
+            scores = self._masked(chunk @ key, rows, heads, contiguous(lines), None)
             found = torch.logsumexp(scores, -1)
             return found.masked_fill(found == -math.inf, 0.0)
 
@@ -270,13 +270,6 @@ class Product:
             else:
                 parts.append(logarithms(chunk, key, lines))
         return torch.cat(parts, -1)
-
-
-def contiguous_or(places: tuple[int, ...]) -> Index:
-    """Places as a slice where they are consecutive."""
-    if places == tuple(range(places[0], places[0] + len(places))):
-        return slice(places[0], places[-1] + 1)
-    return places
 
 
 def safe_softmax(scores: Tensor) -> Tensor:

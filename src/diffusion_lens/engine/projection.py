@@ -67,8 +67,12 @@ def on_result(
     width: int,
     heads: int,
     fire: Fire,
+    note: Callable[[Tensor], None],
 ) -> RemovableHandle:
-    """Fire on each head's own contribution to a projection's output (bias excluded)."""
+    """Fire on each head's own contribution to a projection's output (bias excluded).
+
+    `note` is told what an edit added to the output.
+    """
 
     def after(_module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
         at = rows(output.shape[1])
@@ -78,7 +82,9 @@ def on_result(
         if changed is results:
             return None
         out = output.clone()
-        out[:, at] = output[:, at] + (changed - results).sum(-2).to(output.dtype)
+        added = (changed - results).sum(-2).to(output.dtype)
+        note(added)
+        out[:, at] = output[:, at] + added
         return out
 
     return module.register_forward_hook(after)
@@ -90,6 +96,7 @@ def on_fused_outputs(
     lengths: Callable[[], Mapping[str, int]],
     width: int,
     fires: Mapping[tuple[str, str], Fire],
+    added: dict[str, Tensor],
     collect: Callable[[str, str, Tensor], None],
 ) -> RemovableHandle:
     """Split a fused projection's output into attention and MLP and fire on both.
@@ -102,17 +109,21 @@ def on_fused_outputs(
         lengths: Token counts of the running block.
         width: Number of columns that belong to the heads.
         fires: The hooks by (stream, sublayer).
+        added: What edits of single heads added to the output, by stream.
         collect: Told every share as it stands after the hooks.
     """
 
     def after(_module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
         out = output
+        changes = dict(added)
+        added.clear()
         for stream in projection.streams:
             at = stream_slice(projection.streams, stream, lengths(), output.shape[1])
             wanted = [sublayer for name, sublayer in fires if name == stream]
             if not wanted:
                 continue
             attention = contribution(module, args[0][:, at], slice(0, width))
+            attention = attention + changes[stream] if stream in changes else attention
             shares = {"attn": attention, "mlp": output[:, at] - attention}
             for sublayer in wanted:
                 before = shares[sublayer]

@@ -101,9 +101,11 @@ def token_index(
         return slice(start, start + length)
     if isinstance(tokens.indices, slice):
         first, last, step = tokens.indices.indices(length)
-        if first >= last:
+        beyond = tokens.indices.stop is not None and tokens.indices.stop > length
+        if first >= last or beyond:
             raise SiteError(
-                f"{where}: {tokens.indices} selects nothing of {length} tokens ({_called(stream)})"
+                f"{where}: {tokens.indices} does not lie inside the {length} tokens of "
+                f"{_called(stream)}"
             )
         return slice(start + first, start + last, step)
     return tuple(start + index for index in _inside(tokens.indices, length, where))
@@ -116,7 +118,7 @@ def _inside(indices: Sequence[int], length: int, where: str) -> tuple[int, ...]:
             f"{where}: index {wrong[0]} is out of range, there are {length} tokens "
             f"(0 to {length - 1}); `hook.words` maps the prompt's words to indices"
         )
-    return tuple(index % length for index in indices)
+    return tuple(dict.fromkeys(index % length for index in indices))
 
 
 def _called(stream: str | None) -> str:
@@ -163,7 +165,7 @@ def heads_in(point: HookPoint, site: Site) -> tuple[int, ...] | None:
             f"{point.name} has {point.heads} heads (0 to {point.heads - 1}), head {wrong[0]} was "
             f"asked for in {site!r}; where blocks differ give (block, head) pairs"
         )
-    return tuple(head % point.heads for head in heads)
+    return tuple(dict.fromkeys(head % point.heads for head in heads))
 
 
 def contiguous(indices: Indices | None) -> Index | None:

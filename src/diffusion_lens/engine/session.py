@@ -50,9 +50,10 @@ from diffusion_lens.engine.projection import (
 from diffusion_lens.engine.residual import StreamHooks
 from diffusion_lens.engine.selection import heads_in, selects
 from diffusion_lens.engine.steps import StepTracker
-from diffusion_lens.errors import EngineError, SiteError
+from diffusion_lens.errors import EngineError, SiteError, closest, listing
 from diffusion_lens.hook_points.names import match_names
 from diffusion_lens.hook_points.point import HookPoint
+from diffusion_lens.hook_points.site import Site
 
 Fire = Callable[[Tensor], Tensor]
 
@@ -62,6 +63,7 @@ def expand(
     points: Mapping[str, HookPoint],
     *,
     model: str,
+    branches: Sequence[str],
     native: Callable[[Any], Mapping[str, HookPoint]] | None = None,
 ) -> dict[str, list[Tap]]:
     """Every registration at every point that its Site selects; readers come last at each.
@@ -72,6 +74,7 @@ def expand(
     """
     taps: dict[str, list[Tap]] = {}
     for registration in registrations:
+        _refuse_unknown_branch(registration.site, branches)
         known = points if native is None else native(registration.site.name) or points
         names = match_names(registration.site.name, list(known), model=model)
         fitting = [known[name] for name in names if selects(known[name], registration.site)]
@@ -80,12 +83,45 @@ def expand(
         for point in fitting:
             tap = Tap(registration, point, heads_in(point, registration.site))
             taps.setdefault(point.name, []).append(tap)
+        _refuse_missing_pairs(registration.site, fitting)
     for found in taps.values():
         found.sort(key=lambda tap: tap.registration.read_only)
     return taps
 
 
+def _refuse_unknown_branch(site: Site, branches: Sequence[str]) -> None:
+    if site.branch is not None and site.branch not in branches:
+        near = closest(site.branch, branches, count=1)
+        hint = f" Closest: {near[0]!r}." if near else ""
+        raise SiteError(
+            f"{site!r} names the branch {site.branch!r}, this model has {tuple(branches)}.{hint} "
+            "Leave branch= out for each in turn; a cache takes branch='all'."
+        )
+
+
+def _refuse_missing_pairs(site: Site, fitting: Sequence[HookPoint]) -> None:
+    """Every (block, head) pair must have a block among the points."""
+    blocks = {point.block for point in fitting}
+    pairs = [pair for pair in site.heads or () if isinstance(pair, tuple)]
+    missing = [pair for pair in pairs if pair[0] not in blocks]
+    if missing:
+        known = sorted(block for block in blocks if block is not None)
+        raise SiteError(
+            f"{site!r} names the (block, head) pair {missing[0]}, but matches only the blocks "
+            f"{listing(known)}; widen the name or leave the pair out"
+        )
+
+
 def _fits_nothing(registration: Registration, first: HookPoint, count: int) -> str:
+    asked = {"query": registration.site.query, "key": registration.site.key}
+    asked["pos"] = registration.site.pos
+    absent = [axis for axis, tokens in asked.items() if tokens and axis not in first.axes]
+    if absent:
+        others = [axis for axis in first.axes if axis in asked]
+        return (
+            f"{registration.site!r} selects nothing: it selects along {absent[0]!r}, which "
+            f"{first.name} has not (axes {first.axes}); its token axes are {others or 'none'}"
+        )
     streams = {axis: list(names) for axis, names in first.sequences.items()}
     heads = "no head axis" if first.heads is None else f"{first.heads} heads"
     return (
@@ -111,11 +147,16 @@ class Session:
         self.denoiser = tracker.denoiser
         self.registrations = list(registrations)
         self.taps = expand(
-            registrations, points, model=model, native=partial(native_points, self.denoiser)
+            registrations,
+            points,
+            model=model,
+            branches=tracker.known_branches(),
+            native=partial(native_points, self.denoiser),
         )
         self.concepts = None
         if concepts is not None and concepts.plan(self.taps):
             self.concepts = concepts
+        self._added: dict[str, dict[str, Tensor]] = {}
         self._lengths: dict[BlockSite, dict[str, int]] = {}
         self._exit = contextlib.ExitStack()
 
@@ -308,12 +349,12 @@ class Session:
                 projection = attention.projections[source.stream]
                 target = self.denoiser.get_submodule(block.inside(projection.module))
                 rows = self._rows(block, projection.streams, source.stream)
-                attach = (
-                    on_columns(target, rows, slice(0, width), heads, run)  # type: ignore[arg-type]
-                    if isinstance(source, HeadValues)
-                    else on_result(target, rows, width, heads, run)  # type: ignore[arg-type]
-                )
-                yield attach
+                fire_values: Any = run
+                if isinstance(source, HeadValues):
+                    yield on_columns(target, rows, slice(0, width), heads, fire_values)
+                else:
+                    note = self._note(block, source)
+                    yield on_result(target, rows, width, heads, fire_values, note)
         special = None if self.concepts is None else self.concepts.hooks(block, attention)
         if products or special is not None:
             hooks = (special or AttentionHooks)(
@@ -415,7 +456,20 @@ class Session:
         def lengths() -> Mapping[str, int]:
             return self._lengths[block]
 
-        yield on_fused_outputs(module, projection, lengths, self._width(block), fires, collect)
+        added = self._added.setdefault(block.path, {})
+        width = self._width(block)
+        yield on_fused_outputs(module, projection, lengths, width, fires, added, collect)
+
+    def _note(self, block: BlockSite, source: HeadResult) -> Callable[[Tensor], None]:
+        """Note what an edit of single heads added, for a projection that the MLP shares."""
+        added = self._added.setdefault(block.path, {})
+        fused = source.attention.projections[source.stream].fused
+
+        def note(change: Tensor) -> None:
+            if fused:
+                added[source.stream] = change
+
+        return note
 
     def _fused(self, block: BlockSite) -> Any:
         projections = block.spec.attentions[0].projections

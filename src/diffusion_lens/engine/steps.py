@@ -6,6 +6,7 @@ import contextlib
 import functools
 import inspect
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ from diffusion_lens.engine.words import word_tokens, words_of
 from diffusion_lens.errors import EngineError, WordError
 
 Rows = tuple[tuple[str, slice], ...]
+PartPrompts = tuple[str, ...]
+"""The prompt of each part of the text stream; mostly the same one."""
 
 
 class Evaluation:
@@ -43,7 +46,7 @@ class Evaluation:
             return self.tracker.schedule.timesteps[index]
         found = self.arguments.get("timestep")
         value = torch.as_tensor(math.nan if found is None else found).reshape(-1)[0]
-        return value.detach().to(torch.float64, copy=True) * self.tracker.spec.timestep_scale
+        return value.detach().to(torch.float32, copy=True) * self.tracker.spec.timestep_scale
 
     def timestep(self) -> float:
         """The scheduler's timestep."""
@@ -61,6 +64,7 @@ class Evaluation:
         """Token count of each stream at a resolution level."""
         latents = self.arguments[self.tracker.spec.latents]
         text = self.arguments.get(self.tracker.spec.text)
+        text = text[0] if isinstance(text, tuple) else text  # image prompts come beside it
         image = latents.shape[1] if latents.ndim == 3 else math.prod(self.grid(level))
         found = {"img": int(image)} | ({} if text is None else {"txt": int(text.shape[1])})
         return found | self.tracker.tokens_beside
@@ -69,7 +73,7 @@ class Evaluation:
         """Text-stream indices of the words that lie at the same place in every prompt."""
         prompts = self.tracker.prompts_of(branch)
         found = {}
-        for word in words_of(prompts[0]):
+        for word in words_of(" ".join(prompts[0])):
             with contextlib.suppress(WordError):
                 found[word] = self.word(branch, word)
         return found
@@ -126,11 +130,13 @@ class StepTracker:
         self.branches = tuple(branches) if branches else None
         self.step = 0
         self.first_step = 0
+        self.call = 0
+        self.call = 0
         self.evaluations = 0
         self._steps_ahead: int | None = None
         self.schedule: Schedule | None = None
         self.current: Evaluation | None = None
-        self.prompts: dict[str, list[str]] = {}
+        self.prompts: dict[str, list[PartPrompts]] = {}
         self.in_pipeline = False
         self.named_branch: str | None = None
         self.on_start: list[Callable[[], None]] = []
@@ -178,8 +184,8 @@ class StepTracker:
             self.current.in_backward = True
         return self.current
 
-    def prompts_of(self, branch: str) -> list[str]:
-        """The prompts of a branch.
+    def prompts_of(self, branch: str) -> list[PartPrompts]:
+        """The prompts of a branch, one for each part of the text stream.
 
         Raises:
             WordError: If none are known, as when the run was given embeddings.
@@ -201,9 +207,20 @@ class StepTracker:
                 'say what it holds with `model.hooks(..., branches=("uncond", "cond"))`'
             )
         size = batch // len(names)
+        known = len(self.prompts.get("cond", ()))
+        if self.branches is None and self.in_pipeline and known and size != known:
+            raise EngineError(
+                f"a batch of {batch} for {known} prompts does not hold just the branches {names}: "
+                f"{type(self.pipe).__name__} has further ones (PAG, image guidance), which are not "
+                'described; say what it holds with `model.hooks(..., branches=("uncond", …))`'
+            )
         return tuple(
             (name, slice(index * size, (index + 1) * size)) for index, name in enumerate(names)
         )
+
+    def known_branches(self) -> tuple[str, ...]:
+        """Every branch that an evaluation of this model can have."""
+        return (*self.spec.branches, "skip", *(self.branches or ()))
 
     def _branch_names(self, arguments: Mapping[str, Any]) -> tuple[str, ...]:
         if self.branches is not None:
@@ -211,9 +228,21 @@ class StepTracker:
         if arguments.get("skip_layers") is not None:
             return ("skip",)
         if self.spec.guidance == "calls":
-            return (self.named_branch or "cond",)
+            return (self.named_branch or self._branch_of_call(),)
         guided = self.in_pipeline and getattr(self.pipe, "do_classifier_free_guidance", False)
         return self.spec.branches if guided else ("cond",)
+
+    def _branch_of_call(self) -> str:
+        """The branch of a call that the pipeline gives no name: by its number within the step."""
+        if not self.in_pipeline:
+            return "cond"
+        if self.call >= len(self.spec.branches):
+            raise EngineError(
+                f"{type(self.pipe).__name__} calls its denoiser {self.call + 1} times in step "
+                f"{self.step} without naming the calls, known are {self.spec.branches}; hook its "
+                "denoiser by hand with `branches=`"
+            )
+        return self.spec.branches[self.call]
 
     @contextlib.contextmanager
     def attached(self) -> Iterator[StepTracker]:
@@ -239,6 +268,7 @@ class StepTracker:
         self._start()
         arguments = dict(zip(self._parameters, args, strict=False)) | kwargs
         self.current = Evaluation(self, arguments)
+        self.call += 1
         self.evaluations += 1
         self.total += 1
         self.seen_branches.update(branch for branch, _ in self.current.rows)
@@ -325,11 +355,14 @@ class StepTracker:
             kwargs = bound
         result = original(*args, **kwargs)
         self.step += 1
+        self.call = 0
         for listener in self.on_step:
             listener()
         return result
 
     def _encode_prompt(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
+        if not _called_by(self.pipe):
+            return original(*args, **kwargs)
         self._start()
         bound = inspect.signature(original).bind(*args, **kwargs).arguments
         prompt = bound.get("prompt")
@@ -340,13 +373,22 @@ class StepTracker:
         if prompt is not None:
             images = int(bound.get("num_images_per_prompt") or 1)
             branch = "uncond" if self.spec.guidance == "calls" and self.prompts else "cond"
-            self.prompts[branch] = _rows(prompt, images)
+            count = 1 if isinstance(prompt, str) else len(prompt)
+            self.prompts[branch] = self._prompts(bound, "", count, images)
             if self.spec.guidance == "batched":
-                count = len(self.prompts["cond"]) // images
-                negative = bound.get("negative_prompt") or ""
-                repeated = [negative] * count if isinstance(negative, str) else negative
-                self.prompts["uncond"] = _rows(repeated, images)
+                self.prompts["uncond"] = self._prompts(bound, "negative_", count, images)
         return original(*args, **kwargs)
+
+    def _prompts(
+        self, bound: Mapping[str, Any], kind: str, count: int, images: int
+    ) -> list[PartPrompts]:
+        """For each sample, what each part of the text stream was made from."""
+        first = bound.get(f"{kind}prompt") or ""
+        columns = []
+        for part in self.spec.text_parts:
+            given = bound.get(kind + part.prompt) or first
+            columns.append([given] * count if isinstance(given, str) else list(given))
+        return [row for row in zip(*columns, strict=True) for _ in range(images)]
 
     def _run_ends(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
         self.in_pipeline = False
@@ -369,9 +411,14 @@ def recomputing() -> bool:
     return torch._C._current_graph_task_id() != -1
 
 
-def _rows(prompts: str | Sequence[str], images: int) -> list[str]:
-    listed = [prompts] if isinstance(prompts, str) else list(prompts)
-    return [prompt for prompt in listed for _ in range(images)]
+def _called_by(pipe: Any) -> bool:
+    """Whether the pipeline's own call is on the stack: prompts are encoded for other ends, too."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_name == "__call__" and frame.f_locals.get("self") is pipe:
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextlib.contextmanager

@@ -16,7 +16,9 @@ def words_of(prompt: str) -> list[str]:
     return list(dict.fromkeys(WORD.findall(prompt)))
 
 
-def word_tokens(pipe: Any, parts: tuple[TextPart, ...], prompt: str, word: str) -> tuple[int, ...]:
+def word_tokens(
+    pipe: Any, parts: tuple[TextPart, ...], prompts: str | tuple[str, ...], word: str
+) -> tuple[int, ...]:
     """Positions in the text stream of every occurrence of a word or phrase.
 
     Upper and lower case are not told apart. Where several tokenizers fill the stream (SD3: CLIP,
@@ -25,29 +27,32 @@ def word_tokens(pipe: Any, parts: tuple[TextPart, ...], prompt: str, word: str) 
     Args:
         pipe: The pipeline, for its tokenizers.
         parts: How the tokenizers fill the text stream.
-        prompt: The prompt.
+        prompts: The prompt, or one for each part.
         word: A word or phrase of it.
 
     Raises:
         WordError: If the word is not in the prompt, or was cut off at the tokenizer's limit.
     """
-    pattern = rf"(?<!\w){re.escape(word.strip())}(?!\w)"
-    spans = [found.span() for found in re.finditer(pattern, prompt, re.IGNORECASE)]
-    if not spans:
-        near = closest(word, words_of(prompt))
+    each = (prompts,) * len(parts) if isinstance(prompts, str) else prompts
+    found: list[int] = []
+    start, there = 0, False
+    for part, prompt in zip(parts, each, strict=True):
+        tokenizer = getattr(pipe, part.tokenizer, None)
+        if tokenizer is not None:
+            prompt = _converted(pipe, tokenizer, prompt)
+            spans = _occurrences(prompt, word)
+            there = there or bool(spans)
+            offsets = _offsets(tokenizer, part, prompt)
+            found += [start + index for index in _overlapping(offsets, prompt, spans)]
+        start += part.length or 0
+    if not there:
+        prompt = " / ".join(dict.fromkeys(each))
+        near = closest(word, [one for one in words_of(prompt) if len(one) > 1])
         hint = f" Closest: {near[0]!r}." if near else ""
         raise WordError(
             f"{word!r} is not in the prompt {prompt!r}.{hint} Its words are "
             f"{listing(words_of(prompt), most=20)}; token indices are accepted, too."
         )
-    found: list[int] = []
-    start = 0
-    for part in parts:
-        tokenizer = getattr(pipe, part.tokenizer, None)
-        if tokenizer is not None:
-            offsets = _offsets(tokenizer, part, pipe, prompt)
-            found += [start + index for index in _overlapping(offsets, prompt, spans)]
-        start += part.length or 0
     if not found:
         raise WordError(
             f"{word!r} is in the prompt, but lies behind the last token that the tokenizer keeps; "
@@ -56,14 +61,24 @@ def word_tokens(pipe: Any, parts: tuple[TextPart, ...], prompt: str, word: str) 
     return tuple(found)
 
 
-def _offsets(tokenizer: Any, part: TextPart, pipe: Any, prompt: str) -> list[tuple[int, int]]:
+def _occurrences(prompt: str, word: str) -> list[tuple[int, int]]:
+    pattern = rf"(?<!\w){re.escape(word.strip())}(?!\w)"
+    return [found.span() for found in re.finditer(pattern, prompt, re.IGNORECASE)]
+
+
+def _converted(pipe: Any, tokenizer: Any, prompt: str) -> str:
+    """The prompt as the tokenizer gets it: textual inversion writes its tokens into it."""
+    if hasattr(pipe, "maybe_convert_prompt"):
+        return pipe.maybe_convert_prompt(prompt, tokenizer)
+    return prompt
+
+
+def _offsets(tokenizer: Any, part: TextPart, prompt: str) -> list[tuple[int, int]]:
     if not getattr(tokenizer, "is_fast", False):
         raise WordError(
             f"{type(tokenizer).__name__} gives no character offsets, so words cannot be located; "
             "load its fast version, or use token indices"
         )
-    if hasattr(pipe, "maybe_convert_prompt"):
-        prompt = pipe.maybe_convert_prompt(prompt, tokenizer)
     limit = part.length or getattr(tokenizer, "model_max_length", 512)
     limited = {"truncation": True, "max_length": int(min(limit, 10_000))}
     encoded = tokenizer(prompt, return_offsets_mapping=True, **limited)

@@ -122,6 +122,11 @@ class Site:
         return step_is_in(self.steps, step)
 
     @property
+    def part(self) -> tuple[object, ...]:
+        """What it selects of an activation, apart from where and when."""
+        return (self.heads, self.query, self.key, self.pos)
+
+    @property
     def words(self) -> tuple[str, ...]:
         """The words of the prompt that it names."""
         selected = [tokens for tokens in (self.query, self.key, self.pos) if tokens is not None]

@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 from diffusion_lens.activation_cache import ActivationCache, readable_bytes
 from diffusion_lens.activation_cache.recorder import (
     CacheRecorder,
+    Recording,
     free_bytes,
     refuse_over_budget,
 )
@@ -87,10 +88,11 @@ def recording(model: HookedDiffusion, options: CacheOptions) -> Iterator[Activat
         spool=options.spool,
     )
     registrations = [
-        Registration(site, recorder, read_only=True)
-        for site in options.sites(scheduled=model.pipe is not None)
+        Registration(site, Recording(recorder, number), read_only=True)
+        for number, site in enumerate(options.sites(scheduled=model.pipe is not None))
     ]
     with model.registered(registrations):
+        _refuse_two_parts(model.taps_of(registrations))
         budget = _Budget(model, options, recorder, registrations)
         listeners = model.tracker.on_evaluation
         if options.spool is None:
@@ -101,6 +103,24 @@ def recording(model: HookedDiffusion, options: CacheOptions) -> Iterator[Activat
             if budget.check in listeners:
                 listeners.remove(budget.check)
             recorder.finish()
+
+
+def _refuse_two_parts(taps: list[Tap]) -> None:
+    """Refuse to keep two parts of one hook point under one name.
+
+    Raises:
+        RunError: Naming the point and the Sites.
+    """
+    sites: dict[str, Site] = {}
+    for tap in taps:
+        site = tap.registration.site
+        first = sites.setdefault(tap.point.name, site)
+        if first.part != site.part:
+            raise RunError(
+                f"{tap.point.name} is selected in two ways, by {first!r} and {site!r}; a cache "
+                "holds one part of a hook point: join them into one Site (heads=[0, 1]), or use "
+                "two caching contexts"
+            )
 
 
 class _Budget:
@@ -119,6 +139,7 @@ class _Budget:
         device = options.device or model.device
         wanted = options.max_bytes
         self.budget = free_bytes(device) // 2 if wanted is None else wanted
+        recorder.max_bytes = None if options.spool is not None else self.budget
         self.element_size = None if options.dtype is None else options.dtype.itemsize
         self.taps: list[Tap] = model.taps_of(registrations)
         self.first = 0

@@ -70,6 +70,13 @@ class Prediction:
             )
         return self.branches[name]
 
+    def __repr__(self) -> str:
+        """Branches, shape and place in one line."""
+        return (
+            f"Prediction(branches {list(self.branches)}, shape {tuple(self.guided.shape)}, step "
+            f"{self.step}, timestep {self.timestep:g})"
+        )
+
     @property
     def pred_x0(self) -> Tensor:
         """The clean latents that the guided prediction implies."""
@@ -118,7 +125,7 @@ def denoise(
             _stopping(tracker),
             _branches_into(tracker, found),
         ):
-            stopped = _run_until_stopped(pipe, run, latents)
+            stopped = _run_until_stopped(model, run, latents)
         first = tracker.step
     return Prediction(
         branches=found,
@@ -130,8 +137,20 @@ def denoise(
     )
 
 
-def _run_until_stopped(pipe: Any, run: Run, latents: Tensor) -> _StoppedError:
+def _run_until_stopped(model: HookedDiffusion, run: Run, latents: Tensor) -> _StoppedError:
+    pipe: Any = model.pipe
     call = getattr(type(pipe).__call__, "__wrapped__", type(pipe).__call__)
+    parameters = inspect.signature(call).parameters
+    if "latents" not in parameters or "strength" in parameters:
+        raise RunError(
+            f"{type(pipe).__name__} makes its own latents, so it cannot denoise given ones; wrap "
+            "the text-to-image pipeline of its parts (`AutoPipelineForText2Image.from_pipe(pipe)`)"
+        )
+    if latents.dtype != model.dtype:
+        raise RunError(
+            f"the latents are {latents.dtype}, the denoiser is {model.dtype}; cast them with "
+            "`latents.to(model.dtype)`"
+        )
     settings = {**_size_of(pipe, latents, run.settings), **run.settings, "latents": latents}
     settings.setdefault("generator", generators(run.seeds()))
     settings["output_type"] = "latent"
@@ -196,8 +215,8 @@ def _same_shape(prepared: Tensor, latents: Tensor) -> None:
     if prepared.shape != latents.shape:
         raise RunError(
             f"latents of shape {tuple(latents.shape)} were given where the pipeline needs "
-            f"{tuple(prepared.shape)}; give height= and width= in pixels, and one latent for each "
-            "prompt"
+            f"{tuple(prepared.shape)}; it takes one latent for each image, its own channels, and "
+            "height= and width= in pixels where latents are packed"
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,9 +19,8 @@ def encode_image(
 ) -> Tensor:
     """Images as latents; see `HookedDiffusion.encode_image`."""
     pixels = pipe.image_processor.preprocess(image, height=height, width=width)
-    pixels = pixels.to(device=pipe.vae.device, dtype=pipe.vae.dtype)
-    with torch.no_grad():
-        encoded = pipe.vae.encode(pixels)
+    with torch.no_grad(), _upcast(pipe.vae) as vae:
+        encoded = vae.encode(pixels.to(device=vae.device, dtype=vae.dtype))
     if hasattr(encoded, "latent_dist"):
         distribution = encoded.latent_dist
         if seed is None:
@@ -29,7 +30,7 @@ def encode_image(
     else:
         latents = encoded.latents
     shift, scale = _shift_and_scale(pipe.vae)
-    latents = (latents - shift) * scale
+    latents = ((latents - shift) * scale).to(pipe.vae.dtype)
     if hasattr(pipe, "_pack_latents"):
         latents = pipe._pack_latents(latents, *latents.shape)
     return latents
@@ -50,8 +51,8 @@ def decode_latents(
             )
         latents = pipe._unpack_latents(latents, height, width, pipe.vae_scale_factor)
     shift, scale = _shift_and_scale(pipe.vae)
-    with torch.no_grad():
-        pixels = pipe.vae.decode((latents / scale + shift).to(pipe.vae.dtype), return_dict=False)[0]
+    with torch.no_grad(), _upcast(pipe.vae) as vae:
+        pixels = vae.decode((latents / scale + shift).to(vae.dtype), return_dict=False)[0]
     return pipe.image_processor.postprocess(pixels, output_type=output_type)
 
 
@@ -73,6 +74,20 @@ def add_noise(scheduler: Any, latents: Tensor, *, level: float, seed: int | list
         timestep = round(timestep) - (1 if level == 1 else 0)
     at = noise_level(scheduler, timestep)
     return at.signal * latents + at.noise * noise
+
+
+@contextlib.contextmanager
+def _upcast(vae: Any) -> Iterator[Any]:
+    """A VAE in float32 where its config says that half precision overflows (SDXL)."""
+    before = vae.dtype
+    if before != torch.float16 or not getattr(vae.config, "force_upcast", False):
+        yield vae
+        return
+    vae.to(torch.float32)
+    try:
+        yield vae
+    finally:
+        vae.to(before)
 
 
 def _shift_and_scale(vae: Any) -> tuple[float, float]:

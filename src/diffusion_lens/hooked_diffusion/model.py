@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from diffusion_lens.errors import (
     SiteError,
     UnknownHookPointError,
     UnsupportedModelError,
+    closest,
+    listing,
 )
 from diffusion_lens.hook_points.names import NamePattern, match_names, matches
 from diffusion_lens.hook_points.point import HookPoint
@@ -41,6 +44,8 @@ Where = str | Site | Callable[[str], bool]
 Hook = tuple[Where, HookFunction]
 Prompts = str | Sequence[str] | Run | None
 DENOISERS = ("transformer", "unet")
+DEPRECATED = ("callback", "callback_steps")
+"""Arguments that pipelines still take without listing them."""
 
 
 class HookedDiffusion:
@@ -65,10 +70,16 @@ class HookedDiffusion:
         Raises:
             UnsupportedModelError: If there is no denoiser of a known architecture.
         """
+        if isinstance(pipe, str | Path | HookedDiffusion):
+            raise UnsupportedModelError(
+                f"{pipe!r} is no pipeline; load an id or a folder with "
+                "`HookedDiffusion.from_pretrained(...)`, and wrap a pipeline once"
+            )
         self.pipe = None if isinstance(pipe, nn.Module) else pipe
         self._bare = pipe if isinstance(pipe, nn.Module) else None
         self._registrations: list[Registration] = []
         self._session: Session | None = None
+        self._attached_to: tuple[object, ...] = ()
         self._tracker: StepTracker | None = None
         self._branches: tuple[str, ...] | None = None
         self._points: tuple[object, dict[str, HookPoint]] | None = None
@@ -240,12 +251,16 @@ class HookedDiffusion:
             raise RunError(
                 "a bare denoiser does not generate; wrap the pipeline, or call it by hand"
             )
-        total = self.tracker.total
+        if self._session is not None and self._attached_to != self._parts():
+            self._register(self._registrations)
         for registration in self._registrations:
             registration.fired.clear()
-        output = self._generate(run)
-        if self.tracker.total > total:
-            self._refuse_silence(self._registrations)
+        try:
+            output = self._generate(run)
+        except BaseException:
+            self.tracker.forget()
+            raise
+        self._refuse_silence(self._registrations)
         return output
 
     def run_with_hooks(
@@ -293,8 +308,8 @@ class HookedDiffusion:
             seed: As for a call.
             names_filter: Names, patterns, predicates or Sites. None records the latents and
                 predictions only: all patterns of one SDXL run would take hundreds of gigabytes.
-            steps: Steps to record, counted from 0.
-            branch: `"cond"`, `"uncond"`, or `"all"` for each separately.
+            steps: Steps to record, counted from 0, where a Site does not say it.
+            branch: `"cond"`, `"uncond"`, or `"all"` for each separately, likewise.
             device: Keep tensors there.
             dtype: Keep them in this precision.
             reduce: Keep one value in place of every step: `"mean"`, `"sum"`, `"last"`, or a class
@@ -372,6 +387,8 @@ class HookedDiffusion:
                 exist, or the latents do not fit.
         """
         run = Run.of(prompt, seed=seed, settings=settings)
+        if self.pipe is not None:
+            _refuse_unknown_settings(self.pipe, run)
         return denoise(self, latents, run, step=step, at_noise_level=noise_level, grad=grad)
 
     # -- images -------------------------------------------------------------------------------
@@ -450,8 +467,8 @@ class HookedDiffusion:
             SiteError: If a Site selects nothing.
             HookNeverFiredError: At the end, if the model ran and a hook never saw a value.
         """
-        registrations = [self._registration(where, fn) for where, fn in fwd_hooks]
-        registrations += [self._registration(where, fn, backward=True) for where, fn in bwd_hooks]
+        registrations = [self._registration(*pair) for pair in _pairs(fwd_hooks)]
+        registrations += [self._registration(*pair, backward=True) for pair in _pairs(bwd_hooks)]
         with self.batch_holds(branches), self.registered(registrations):
             yield self
 
@@ -554,7 +571,13 @@ class HookedDiffusion:
     def _matches(self, registration: Registration) -> bool:
         """Whether a hook still has a place."""
         try:
-            expand([registration], self.points, model=self._called, native=self._native)
+            expand(
+                [registration],
+                self.points,
+                model=self._called,
+                branches=self.tracker.known_branches(),
+                native=self._native,
+            )
         except (UnknownHookPointError, SiteError):
             return False
         return True
@@ -585,7 +608,7 @@ class HookedDiffusion:
         self._register([*self._registrations, *registrations])
         try:
             yield
-            if tracker.total > total:
+            if tracker.total > total or tracker.denoiser is not self.denoiser:
                 self._refuse_silence(registrations)
         finally:
             self._register([one for one in self._registrations if one not in registrations])
@@ -645,6 +668,12 @@ class HookedDiffusion:
                 self._register(before)
             raise
         self._session = planned
+        self._attached_to = self._parts()
+
+    def _parts(self) -> tuple[object, ...]:
+        """What hooks are attached to: LoRA, for one, puts other modules in place."""
+        modules = sum(1 for _ in self.denoiser.modules())
+        return (self.denoiser, getattr(self.pipe, "scheduler", None), modules)
 
     def _refuse_silence(self, registrations: Sequence[Registration]) -> None:
         names: dict[Registration, list[str]] = {registration: [] for registration in registrations}
@@ -656,9 +685,12 @@ class HookedDiffusion:
 
     def _generate(self, run: Run) -> Output:
         pipe: Any = self.pipe
-        seeds = run.seeds()
+        _refuse_unknown_settings(pipe, run)
         settings = dict(run.settings)
-        settings.setdefault("generator", generators(seeds))
+        seeds: list[int] = []
+        if "generator" not in settings:
+            seeds = run.seeds()
+            settings["generator"] = generators(seeds)
         prompt = list(run.prompt) if isinstance(run.prompt, tuple) else run.prompt
         if prompt is not None:
             settings["prompt"] = prompt
@@ -724,6 +756,39 @@ class HookedDiffusion:
         return (
             f"HookedDiffusion({self.name}: {kind}, {self.spec.family}, {self.n_blocks} blocks, "
             f"{len(self.points)} hook points)"
+        )
+
+
+def _pairs(hooks: Sequence[Hook]) -> Sequence[Hook]:
+    """Hooks as given, if they are (where, function) pairs."""
+    wrong = [one for one in hooks if not isinstance(one, tuple | list) or len(one) != 2]
+    if wrong:
+        raise RunError(
+            f"hooks are a list of (name or Site, function) pairs, found {wrong[0]!r}; a single "
+            "hook is `fwd_hooks=[(name, fn)]`"
+        )
+    return hooks
+
+
+def _refuse_unknown_settings(pipe: Any, run: Run) -> None:
+    """Refuse settings that a pipeline would swallow or that contradict the run.
+
+    Raises:
+        RunError: Naming the setting and the closest valid one.
+    """
+    if "generator" in run.settings and run.seed not in (0, None):
+        raise RunError(
+            f"both seed={run.seed!r} and generator= were given, and only one can make the noise; "
+            "leave one out"
+        )
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    unknown = [name for name in run.settings if name not in (*parameters, *DEPRECATED)]
+    if unknown:
+        near = closest(unknown[0], parameters)
+        hint = f" Closest: {near[0]}." if near else ""
+        raise RunError(
+            f"{type(pipe).__name__} takes no argument {unknown[0]!r}.{hint} Its arguments are "
+            f"{listing([name for name in parameters if name != 'self'], most=40)}"
         )
 
 

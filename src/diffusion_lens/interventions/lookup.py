@@ -6,7 +6,7 @@ from torch import Tensor
 
 from diffusion_lens.activation_cache import ActivationCache
 from diffusion_lens.engine.selection import take
-from diffusion_lens.errors import RunError
+from diffusion_lens.errors import CacheKeyError, RunError
 from diffusion_lens.hook_points.context import HookContext
 
 
@@ -27,11 +27,14 @@ def cached_part(
     """
     wanted = name or hook.name
     branches = [branch for one, branch in cache.entries if one == wanted]
-    branch = hook.branch if hook.branch in branches or len(branches) != 1 else branches[0]
-    if branch not in branches:
-        cache.branch(hook.branch)
-        cache[wanted]
-    steps = cache.entries[wanted, branch]
+    if not branches:
+        raise cache.missing(wanted)
+    if hook.branch not in branches:
+        raise CacheKeyError(
+            f"the cache holds {wanted} in the branches {branches}, the hook fired in "
+            f'{hook.branch!r}; record it with branch="all", or give the Site branch={branches[0]!r}'
+        )
+    steps = cache.entries[wanted, hook.branch]
     at = hook.step if step is None else step
     if at not in steps and -1 not in steps:
         raise RunError(
@@ -39,13 +42,12 @@ def cached_part(
             "hook fired; record that step too, or give the hook's Site steps= that are there"
         )
     value = steps[at] if at in steps else steps[-1]
-    already_cut = all(value.shape[dim] == length for dim, length in _selected(hook).items())
-    return value if already_cut else take(value, hook.part)
-
-
-def _selected(hook: HookContext) -> dict[int, int]:
-    """How many entries the hook sees along the dimensions that its Site selects from."""
-    return {
-        dim: (index.stop - index.start) if isinstance(index, slice) else len(index)
-        for dim, index in hook.part
-    }
+    kept = cache.parts.get(wanted, ())
+    if kept == hook.part:
+        return value
+    if kept:
+        raise RunError(
+            f"the cache holds a part of {wanted} ({kept}), the hook sees another ({hook.part}), as "
+            "(dimension, index) pairs; record the whole point, or use the same Site for both"
+        )
+    return take(value, hook.part)

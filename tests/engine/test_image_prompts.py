@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
+from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProcessor
+from torch import Tensor
+
+from diffusion_lens import HookedDiffusion
+from diffusion_lens.testing import tiny_denoiser
+
+SCALE = 0.5
+
+
+@torch.no_grad()
+def test_an_image_prompt_is_a_product_of_its_own_in_a_unet() -> None:
+    denoiser, inputs = tiny_denoiser("sd1")
+    unet: Any = denoiser
+    torch.manual_seed(0)
+    text_width = unet.config.cross_attention_dim
+    processors = {
+        name: IPAdapterAttnProcessor2_0(
+            unet.get_submodule(name.removesuffix(".processor")).query_dim,
+            text_width,
+            num_tokens=(4,),
+            scale=SCALE,
+        )
+        if "attn2" in name
+        else processor
+        for name, processor in unet.attn_processors.items()
+    }
+    unet.set_attn_processor(processors)
+    text = inputs.pop("encoder_hidden_states")
+    images = torch.randn(len(text), 1, 4, text_width)
+
+    def call() -> Tensor:
+        return unet(**inputs, encoder_hidden_states=(text, [images]), return_dict=False)[0]
+
+    plain = call()
+    model = HookedDiffusion(unet)
+    with model.caching("blocks.0.cross_attn.**") as cache:
+        assert torch.equal(call(), plain)
+    at = cache.at(step=0)
+    pattern = at["blocks.0.cross_attn.ip.hook_pattern"]
+    torch.testing.assert_close(pattern.sum(-1), torch.ones_like(pattern[..., 0]))
+    products = [
+        torch.einsum("bhqk,bkhd->bqhd", at[f"blocks.0.cross_attn.{key}"], at[f"blocks.0.{value}"])
+        for key, value in (
+            ("hook_pattern", "cross_attn.txt.hook_v"),
+            ("ip.hook_pattern", "cross_attn.ip.hook_v"),
+        )
+    ]
+    z = at["blocks.0.cross_attn.img.hook_z"]
+    torch.testing.assert_close(products[0] + SCALE * products[1], z, atol=1e-5, rtol=1e-5)
+    hooks = [("blocks.0.cross_attn.ip.hook_pattern", lambda p, _hook: p * 0)]
+    with model.hooks(hooks), model.caching("blocks.0.cross_attn.img.hook_z") as ablated:
+        assert not torch.equal(call(), plain)
+    torch.testing.assert_close(
+        ablated.at(step=0)["blocks.0.cross_attn.img.hook_z"], products[0], atol=1e-5, rtol=1e-5
+    )
+
+
+@torch.no_grad()
+def test_an_image_prompt_is_a_product_of_its_own_in_flux() -> None:
+    denoiser, inputs = tiny_denoiser("flux")
+    flux: Any = denoiser
+    torch.manual_seed(0)
+    width = flux.inner_dim
+    text_width = flux.config.joint_attention_dim
+    flux.set_attn_processor(
+        {
+            name: FluxIPAdapterAttnProcessor(width, text_width, num_tokens=(4,), scale=SCALE)
+            if name.startswith("transformer_blocks")
+            else processor
+            for name, processor in flux.attn_processors.items()
+        }
+    )
+    batch = len(inputs["hidden_states"])
+    images = [torch.randn(batch, 4, text_width)]
+
+    def call() -> Tensor:
+        more = {"joint_attention_kwargs": {"ip_hidden_states": images}}
+        return flux(**inputs, **more, return_dict=False)[0]
+
+    plain = call()
+    model = HookedDiffusion(flux)
+    names = ["blocks.0.**", "blocks.1.img.hook_resid_pre"]
+    with model.caching(names) as cache:
+        assert torch.equal(call(), plain)
+    pattern = cache.at(step=0)["blocks.0.attn.ip.hook_pattern"]
+    torch.testing.assert_close(pattern.sum(-1), torch.ones_like(pattern[..., 0]))
+    assert "blocks.2.attn.ip.hook_pattern" not in model.points
+    own = [(name, lambda value, _hook: value * 1) for name in ("blocks.0.img.hook_mlp_update",)]
+    with model.hooks(own):
+        torch.testing.assert_close(call(), plain, atol=1e-6, rtol=1e-6)
