@@ -130,7 +130,6 @@ class StepTracker:
         self.step = 0
         self.first_step = 0
         self.call = 0
-        self.call = 0
         self.evaluations = 0
         self._steps_ahead: int | None = None
         self.schedule: Schedule | None = None
@@ -332,6 +331,7 @@ class StepTracker:
         """Count steps from 0 again."""
         self.step = 0
         self.first_step = 0
+        self.call = 0
         self.evaluations = 0
         self._steps_ahead = steps_ahead
 
