@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lens import HookContext, HookedDiffusion, Run, Site
-from diffusion_lens.errors import WordError
+from diffusion_lens.errors import EngineError, WordError
 from tests.pipelines import evaluation_of, fresh_pipe, golden, latents_of, shared_pipe, short
 
 
@@ -366,3 +366,130 @@ def test_golden_latents_are_what_a_run_records() -> None:
     assert "num_inference_steps=2" in repr(made.run) and "<tensor (1, 4, 16, 16)>" in repr(made.run)
     assert set(made.as_dict()) >= {"run", "seeds", "scheduler_config", "versions"}
     assert "1 images, latents (1, 4, 16, 16)" in repr(out) and out.image is out.images[0]
+
+
+def test_calls_that_a_pipeline_does_not_name_are_told_apart_by_their_order() -> None:
+    from diffusers import FluxImg2ImgPipeline
+    from PIL import Image
+
+    pipe = FluxImg2ImgPipeline(**fresh_pipe("flux").components)
+    pipe.set_progress_bar_config(disable=True)
+    settings: dict[str, Any] = {
+        "image": Image.new("RGB", (64, 64), (200, 30, 30)),
+        "strength": 0.5,
+        "num_inference_steps": 4,
+        "true_cfg_scale": 4.0,
+        "negative_prompt": "a blue dog",
+        "height": 64,
+        "width": 64,
+    }
+    model, armed = HookedDiffusion(pipe), [True]
+
+    def interrupt(_activation: Tensor, hook: HookContext) -> None:
+        if armed and hook.branch == "cond":
+            armed.clear()
+            raise KeyboardInterrupt
+
+    with model.hooks([("blocks.0.attn.img.hook_q", interrupt)]):
+        with pytest.raises(KeyboardInterrupt):
+            model("a red cat", output_type="latent", **settings)
+        log = Log()
+        with model.hooks([("hook_latents", log)]):
+            model("a red cat", output_type="latent", **settings)
+    expected = [(step, branch) for step in range(2) for branch in ("cond", "uncond")]
+    assert list(zip(log.steps, log.branches, strict=True)) == expected
+    assert log.words[0] == ["a", "cat", "red"] and log.words[1] == ["a", "blue", "dog"]
+    once, _ = logged(pipe, "hook_latents", prompt="a cat", **{**settings, "true_cfg_scale": 1.0})
+    assert list(zip(once.steps, once.branches, strict=True)) == [(0, "cond"), (1, "cond")]
+
+
+def test_prompts_of_other_calls_are_not_taken_for_those_of_the_next_run() -> None:
+    pipe, log, armed = fresh_pipe("flux"), Log(), [True]
+    model = HookedDiffusion(pipe)
+
+    def fail_once(_activation: Tensor, hook: HookContext) -> None:
+        if armed[0]:
+            armed[0] = False
+            raise ValueError("failed on purpose")
+
+    settings = short("flux", steps=1)
+    del settings["prompt"]
+    model.add_hook("hook_latents", fail_once)
+    model.add_hook("hook_latents", log)
+    with pytest.raises(ValueError, match="failed on purpose"):
+        model("an old house", **settings)
+    model("a red cat", **settings)
+    assert log.words == [["a", "cat", "red"]] and log.branches == ["cond"]
+    with pytest.raises((RuntimeError, ValueError)):
+        model("an old house", **{**settings, "latents": torch.zeros(1, 3, 5)})
+    model("a red cat", **settings)
+    assert log.words[-1] == ["a", "cat", "red"] and set(log.branches) == {"cond"}
+    pipe.encode_prompt("an old house", None)
+    model("a red cat", **settings)
+    assert log.words[-1] == ["a", "cat", "red"] and set(log.branches) == {"cond"}
+    embeds, pooled, _ = pipe.encode_prompt("an old house", None)
+    count = len(log.words)
+    model(prompt_embeds=embeds, pooled_prompt_embeds=pooled, **settings)
+    assert len(log.words) == count and log.branches[-1] == "cond"
+    model.reset_hooks()
+
+
+@pytest.mark.parametrize(("family", "name"), [("flux", "prompt_2"), ("sd3", "prompt_3")])
+def test_a_prompt_of_its_own_fills_its_part_of_the_text_stream(family: str, name: str) -> None:
+    pipe, log = fresh_pipe(family), Log()
+    model = HookedDiffusion(pipe)
+    start = {"flux": 0, "sd3": 77}[family]
+    settings = {**short(family, steps=1, guided=False), "prompt": "a red cat"}
+    found: dict[str, tuple[int, ...]] = {}
+
+    def read(_activation: Tensor, hook: HookContext) -> None:
+        found.update(hook.words)
+
+    hooks: list[Any] = [("hook_latents", read), ("hook_latents", log)]
+    model.run_with_hooks(fwd_hooks=hooks, **settings)
+    if family == "sd3":
+        assert min(found["cat"]) < start <= max(found["cat"])
+    found.clear()
+    model.run_with_hooks(fwd_hooks=hooks, **{**settings, name: "the dog sees a glass table"})
+    same = model.words("the dog sees a glass table", "table")
+    assert found["table"] == tuple(index for index in same if index >= start)
+    assert found.get("cat", (0,)) == tuple(
+        index for index in model.words("a red cat", "cat") if index < start
+    ) or (family == "flux" and "cat" not in found)
+
+
+def test_further_branches_of_a_batch_are_refused() -> None:
+    from diffusers import StableDiffusionPAGPipeline
+
+    pipe = StableDiffusionPAGPipeline(
+        **fresh_pipe("sd").components, requires_safety_checker=False, pag_applied_layers=["mid"]
+    )
+    pipe.set_progress_bar_config(disable=True)
+    model = HookedDiffusion(pipe)
+    settings: dict[str, Any] = {"num_inference_steps": 1, "output_type": "latent"}
+    for prompts in (["a cat", "a dog"], "a cat"):
+        with pytest.raises(EngineError, match=r"further ones \(PAG, image guidance\)|equal parts"):
+            model.run_with_hooks(prompts, fwd_hooks=[("hook_latents", Log())], **settings)
+    with pytest.raises(EngineError, match="further ones"):
+        model.run_with_hooks(["a cat", "a dog"], fwd_hooks=[("hook_latents", Log())], **settings)
+    log = Log()
+    with model.hooks([("hook_latents", log)], branches=("uncond", "cond", "perturbed")):
+        model(["a cat", "a dog"], **settings)
+    assert log.branches[:3] == ["uncond", "cond", "perturbed"]
+    assert {shape[0] for shape in log.shapes} == {2}
+
+
+def test_words_are_those_of_the_prompt_as_textual_inversion_writes_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pipe = fresh_pipe("sd")
+    model = HookedDiffusion(pipe)
+    before = model.words("a toy cat", "cat")
+
+    def several(prompt: str, tokenizer: Any) -> str:
+        return prompt.replace("toy", "toy toy toy")
+
+    monkeypatch.setattr(pipe, "maybe_convert_prompt", several, raising=False)
+    after = model.words("a toy cat", "cat")
+    assert after == HookedDiffusion(shared_pipe("sd")).words("a toy toy toy cat", "cat")
+    assert min(after) > max(before)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -235,3 +236,41 @@ def test_a_report_says_what_was_done(hook: object) -> None:
     assert repr(hook).startswith(type(hook).__name__)
     assert "object at 0x" not in repr(hook)
     assert hook.__class__.__dataclass_params__.frozen  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("make", [replace_with, freeze_pattern])
+def test_a_cache_of_one_branch_does_not_serve_another(make: Any) -> None:
+    name = PATTERN["sd"]
+    cache = hooked("sd").run_with_cache(**short("sd"), names_filter=name)[1]
+    with pytest.raises(
+        CacheKeyError, match=r"in the branches \['cond'\].*'uncond'.*branch=\"all\""
+    ):
+        run("sd", (name, make(cache)))
+    assert torch.equal(run("sd", (Site(name, branch="cond"), make(cache))), plain("sd"))
+
+
+@pytest.mark.parametrize("reduce", [None, "last"])
+def test_a_cached_part_is_put_only_where_it_was_taken_from(tmp_path: Path, reduce: Any) -> None:
+    name, more = Z["sd"], {"branch": "cond"}
+    cache = hooked("sd").run_with_cache(
+        **short("sd", steps=1), names_filter=Site(name, heads=[0]), reduce=reduce
+    )[1]
+    again = ActivationCache.load(cache.save(tmp_path / "cache"))
+    whole = latents_of(hooked("sd")(**short("sd", steps=1)))
+    for one in (cache, again, cache.cond, again.cond.to("cpu").detach()):
+        assert one.parts == {name: ((2, slice(0, 1)),)}
+        with pytest.raises(RunError, match="holds a part of"):
+            run("sd", (Site(name, heads=[1], **more), replace_with(one)), steps=1)
+        with pytest.raises(RunError, match="holds a part of"):
+            run("sd", (Site(name, **more), replace_with(one)), steps=1)
+        patched = run("sd", (Site(name, heads=[0], steps=0, **more), replace_with(one)), steps=1)
+        assert torch.equal(patched, whole) or reduce
+    words = hooked("sd").run_with_cache(
+        **short("sd"), names_filter=Site(PATTERN["sd"], heads=[0, 2], key="cat")
+    )[1]
+    again = ActivationCache.load(words.save(tmp_path / "words"))
+    assert again.parts == words.parts
+    site = Site(PATTERN["sd"], heads=[2, 0], key="cat")
+    with pytest.raises(RunError, match="holds a part of"):
+        run("sd", (site, replace_with(again)))
+    assert torch.equal(run("sd", (site.with_(heads=[0, 2]), replace_with(again))), plain("sd"))

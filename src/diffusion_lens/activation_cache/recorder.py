@@ -56,6 +56,8 @@ class CacheRecorder:
     def __call__(self, activation: Tensor, hook: HookContext) -> None:
         """Record one activation."""
         key = (hook.name, hook.branch)
+        if hook.part:
+            self.cache.parts[hook.name] = hook.part
         if self.make_reducer is not None:
             if key not in self.reducers:
                 self.reducers[key] = reducer = self.make_reducer()
@@ -67,8 +69,6 @@ class CacheRecorder:
             self.reducers[key].update(activation, hook)
             return
         self.cache.axes[hook.name] = hook.axes
-        if hook.part:
-            self.cache.parts[hook.name] = hook.part
         steps = self.cache.entries.setdefault(key, {})
         kept = activation.to(device=self.device, dtype=self.dtype)
         if kept is activation and not hook.owned:

@@ -131,7 +131,6 @@ class StepTracker:
         self.step = 0
         self.first_step = 0
         self.call = 0
-        self.call = 0
         self.evaluations = 0
         self._steps_ahead: int | None = None
         self.schedule: Schedule | None = None
@@ -338,6 +337,7 @@ class StepTracker:
         """Count steps from 0 again."""
         self.step = 0
         self.first_step = 0
+        self.call = 0
         self.evaluations = 0
         self._steps_ahead = steps_ahead
 
