@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffusion_lens import ActivationCache, HookContext, HookedDiffusion, Run, Site
 from diffusion_lens.activation_cache.cache import readable_bytes
-from diffusion_lens.errors import CacheBudgetError, CacheFileError, CacheKeyError
+from diffusion_lens.errors import CacheBudgetError, CacheFileError, CacheKeyError, RunError
 from diffusion_lens.reducers import RunningMean
 from tests.pipelines import latents_of, shared_pipe, short
 
@@ -341,3 +341,110 @@ def test_streamed_reducers_hold_the_same_at_any_number_of_steps(
     tables = 3 * 4 * 20 * 2
     assert abs(long_run[0] - short_run[0]) <= tables
     assert abs(long_run[1] - short_run[1]) <= tables
+
+
+def test_one_point_is_kept_in_one_part_and_once(model: HookedDiffusion) -> None:
+    with pytest.raises(RunError, match=r"blocks.0.attn.img.hook_z is selected in two ways"):
+        recorded(model, [Site(Z, heads=[0]), Site(Z, heads=[1])])
+    with pytest.raises(RunError, match="is selected in two ways"):
+        recorded(model, ["**.hook_z", Site(Z, pos=[0, 1])])
+    assert not recorded(model, Z).parts
+    plain = recorded(model, Z, branch="all")
+    twice = recorded(model, ["**.hook_z", Z], max_bytes=recorded(model, "**.hook_z").nbytes)
+    assert torch.equal(twice[Z], plain.cond[Z])
+    for reduce in ("sum", "mean"):
+        total = recorded(model, ["**.hook_z", Z], reduce=reduce)[Z]
+        assert torch.equal(total, recorded(model, Z, reduce=reduce)[Z])
+    torch.testing.assert_close(total * 3, plain.cond[Z].sum(0))
+    sites = [Site(Z, branch=branch) for branch in ("cond", "uncond")]
+    both = recorded(model, sites, max_bytes=plain.nbytes)
+    assert both.entries.keys() == plain.entries.keys()
+    for branch in ("cond", "uncond"):
+        assert torch.equal(both.branch(branch)[Z], plain.branch(branch)[Z])
+    steps = recorded(model, [Site(Z, steps=[0, 1]), Site(Z, steps=[1, 2])])
+    assert torch.equal(steps[Z], plain.cond[Z])
+
+
+@pytest.mark.parametrize("reduce", [None, "mean"])
+def test_what_cannot_be_foreseen_is_refused_as_it_comes(reduce: Any) -> None:
+    flux, sd = HookedDiffusion(shared_pipe("flux")), HookedDiffusion(shared_pipe("sd"))
+    settings = short("flux", true_cfg_scale=3.0, negative_prompt="a dog", steps=2)
+    for branch in ("uncond", "all"):
+        with pytest.raises(CacheBudgetError, match="the budget is 1.0 kB"):
+            flux.run_with_cache(
+                names_filter=Z, branch=branch, reduce=reduce, max_bytes=1000, **settings
+            )
+    with pytest.raises(CacheBudgetError, match="the budget is 1.0 kB"):
+        sd.run_with_cache(names_filter="resnets.**", reduce=reduce, max_bytes=1000, **short("sd"))
+    fits = sd.run_with_cache(names_filter="resnets.**", reduce=reduce, **short("sd", steps=1))[1]
+    assert fits.nbytes > 1000
+
+
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [
+        ("entries", lambda entries: [entry[:2] for entry in entries]),
+        ("entries", lambda entries: [[*entry[:2], "first"] for entry in entries]),
+        ("entries", lambda entries: [["name", {"branch": 1}, 0] for _ in entries]),
+        ("entries", lambda entries: [entries[0] for _ in entries]),
+        ("entries", lambda _: 3),
+        ("axes", lambda _: ["batch"]),
+        ("axes", lambda axes: dict.fromkeys(axes, 3)),
+        ("times", lambda _: [999.0]),
+        ("times", lambda times: dict.fromkeys(times)),
+        ("parts", lambda _: {Z: [[2, {"from": 0}]]}),
+        ("parts", lambda _: {Z: [[2, 3]]}),
+        ("parts", lambda _: {Z: [[2, {"slice": [0, 1, 2, 3]}]]}),
+        ("parts", lambda _: {Z: [[2, {"slice": ["a", None, None]}]]}),
+        ("parts", lambda _: [1]),
+        ("info", lambda _: 3),
+    ],
+)
+def test_an_index_of_another_form_is_no_cache(
+    cache: ActivationCache, tmp_path: Path, field: str, change: Any
+) -> None:
+    folder = cache.save(tmp_path / "cache")
+    index = json.loads((folder / "index.json").read_text())
+    index[field] = change(index[field])
+    (folder / "index.json").write_text(json.dumps(index))
+    with pytest.raises(CacheFileError, match="index of another form"):
+        ActivationCache.load(folder)
+
+
+def test_tensors_under_other_keys_are_no_cache(cache: ActivationCache, tmp_path: Path) -> None:
+    folder = cache.save(tmp_path / "cache")
+    count = len(json.loads((folder / "index.json").read_text())["entries"])
+    save_file(
+        {f"tensor {number}": torch.zeros(1) for number in range(count)},
+        folder / "activations.safetensors",
+    )
+    with pytest.raises(CacheFileError, match="index of another form"):
+        ActivationCache.load(folder)
+
+
+def test_a_reducer_that_keeps_what_it_is_shown_gets_memory_of_its_own(
+    model: HookedDiffusion,
+) -> None:
+    pattern, places = Site("blocks.0.attn.hook_pattern", key="img"), []
+
+    class KeepAll:
+        def __init__(self) -> None:
+            self.values: list[Tensor] = []
+
+        def update(self, value: Tensor, hook: HookContext) -> None:
+            self.values.append(value)
+
+        def result(self) -> Tensor:
+            return torch.stack(self.values)
+
+    class Sum(RunningMean):
+        def update(self, value: Tensor, hook: HookContext) -> None:
+            places.append(value.data_ptr())
+            super().update(value, hook)
+
+    plain = recorded(model, pattern)["blocks.0.attn.hook_pattern"]
+    kept = recorded(model, pattern, reduce=KeepAll)["blocks.0.attn.hook_pattern"]
+    assert torch.equal(kept, plain) and not torch.equal(kept[0], kept[1])
+    mean = recorded(model, pattern, reduce=Sum)["blocks.0.attn.hook_pattern"]
+    assert len(set(places)) == 1 and len(places) == 3
+    torch.testing.assert_close(mean, plain.mean(0))

@@ -62,6 +62,67 @@ def test_an_image_prompt_is_a_product_of_its_own_in_a_unet() -> None:
 
 
 @torch.no_grad()
+def test_a_second_image_prompt_keeps_its_name_where_the_first_is_off() -> None:
+    denoiser, inputs = tiny_denoiser("sd1")
+    unet: Any = denoiser
+    torch.manual_seed(0)
+    width = unet.config.cross_attention_dim
+    processors = {
+        name: IPAdapterAttnProcessor2_0(
+            unet.get_submodule(name.removesuffix(".processor")).query_dim,
+            width,
+            num_tokens=(4, 3),
+            scale=[0.0, 0.7],
+        )
+        if "attn2" in name
+        else processor
+        for name, processor in unet.attn_processors.items()
+    }
+    unet.set_attn_processor(processors)
+    text = inputs.pop("encoder_hidden_states")
+    images = [torch.randn(len(text), 1, tokens, width) for tokens in (4, 3)]
+
+    def call() -> Tensor:
+        return unet(**inputs, encoder_hidden_states=(text, images), return_dict=False)[0]
+
+    plain = call()
+    model = HookedDiffusion(unet)
+    attn = "blocks.0.cross_attn"
+    parts = ("hook_pattern", "ip2.hook_pattern", "txt.hook_v", "ip2.hook_v", "img.hook_z")
+    names = [f"{attn}.{part}" for part in (*parts, "img.hook_q", "hook_context")]
+    with model.caching(names) as cache:
+        assert torch.equal(call(), plain)
+    at = cache.at(step=0)
+    assert torch.equal(at[f"{attn}.hook_context"], text)
+    assert at[f"{attn}.ip2.hook_pattern"].shape[-1] == 3
+
+    def products(cached: Any) -> list[Tensor]:
+        pairs = (("hook_pattern", "txt.hook_v"), ("ip2.hook_pattern", "ip2.hook_v"))
+        return [
+            torch.einsum("bhqk,bkhd->bqhd", cached[f"{attn}.{one}"], cached[f"{attn}.{other}"])
+            for one, other in pairs
+        ]
+
+    first, second = products(at)
+    torch.testing.assert_close(first + 0.7 * second, at[f"{attn}.img.hook_z"], atol=1e-5, rtol=1e-5)
+    # An edit of the queries reaches the text's product and the image prompt's.
+    with (
+        model.hooks([(f"{attn}.img.hook_q", lambda q, _hook: q * 0)]),
+        model.caching(names) as cache,
+    ):
+        assert not torch.equal(call(), plain)
+    edited = cache.at(step=0)
+    for name, length in (("hook_pattern", text.shape[1]), ("ip2.hook_pattern", 3)):
+        uniform = torch.full_like(edited[f"{attn}.{name}"], 1 / length)
+        torch.testing.assert_close(edited[f"{attn}.{name}"], uniform)
+    first, second = products(edited)
+    z = edited[f"{attn}.img.hook_z"]
+    torch.testing.assert_close(first + 0.7 * second, z, atol=1e-5, rtol=1e-5)
+    with model.hooks([(f"{attn}.hook_context", lambda context, _hook: context * 0)]):
+        assert not torch.equal(call(), plain)
+
+
+@torch.no_grad()
 def test_an_image_prompt_is_a_product_of_its_own_in_flux() -> None:
     denoiser, inputs = tiny_denoiser("flux")
     flux: Any = denoiser

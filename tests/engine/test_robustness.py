@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion_lens import HookContext, HookedDiffusion
+from diffusion_lens import HookContext, HookedDiffusion, Site
 from diffusion_lens.errors import EngineError
 from tests.pipelines import (
     FAMILIES,
@@ -275,3 +275,90 @@ class Named:
 
     def __repr__(self) -> str:
         return "<zero & go>"
+
+
+def logging_to(found: list[tuple[int, str]]) -> Any:
+    return lambda _activation, hook: found.append((hook.step, hook.name))
+
+
+def test_a_scheduler_put_in_after_a_hook_is_followed() -> None:
+    from diffusers import DDIMScheduler, EulerDiscreteScheduler
+
+    pipe, seen = fresh_pipe("sd"), []
+    model, before = HookedDiffusion(pipe), traces(pipe)
+    first = pipe.scheduler
+    model.add_hook(Site("hook_latents", branch="cond"), logging_to(seen))
+    model.add_hook("hook_guided_pred", logging_to(seen))
+    names = ("hook_latents", "hook_guided_pred")
+    for kind in (DDIMScheduler, EulerDiscreteScheduler):
+        pipe.scheduler = kind.from_config(pipe.scheduler.config)
+        seen.clear()
+        model(**short("sd", steps=3))
+        assert seen == [(step, name) for step in range(3) for name in names]
+    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    settings = short("sd", steps=3)
+    latents = settings.pop("latents")
+    del settings["output_type"]
+    seen.clear()
+    assert model.denoise(latents, step=1, **settings).step == 1
+    assert seen == [(1, name) for name in names]
+    model.reset_hooks()
+    pipe.scheduler = first
+    assert traces(pipe) == before
+
+
+def test_a_denoiser_put_in_after_a_hook_is_hooked() -> None:
+    pipe, other, seen = fresh_pipe("flux"), fresh_pipe("flux").transformer, []
+    model, first = HookedDiffusion(pipe), pipe.transformer
+    before = traces(first)
+    model.add_hook("blocks.1.attn.img.hook_z", logging_to(seen))
+    model(**short("flux"))
+    plain = list(seen)
+    pipe.transformer = other
+    seen.clear()
+    model(**short("flux"))
+    assert seen == plain and traces(first)["torch hooks"] == before["torch hooks"]
+    model.reset_hooks()
+    assert traces(first) == traces(other) == before
+
+
+def test_adapters_loaded_after_a_hook_are_seen() -> None:
+    peft = pytest.importorskip("peft")
+    pipe = fresh_pipe("flux")
+    model, found = HookedDiffusion(pipe), {}
+    names = ["blocks.1.attn.img.hook_result", "blocks.1.img.hook_attn_out"]
+    for name in names:
+        model.add_hook(name, lambda value, hook: found.update({hook.name: value.clone()}))
+    model(**short("flux", steps=1))
+    plain = dict(found)
+    config = peft.LoraConfig(r=2, target_modules=["to_q", "to_out.0"], init_lora_weights=False)
+    pipe.transformer.add_adapter(config)
+    found.clear()
+    model(**short("flux", steps=1))
+    assert set(found) == set(names) and not torch.equal(found[names[0]], plain[names[0]])
+    bias = pipe.transformer.transformer_blocks[1].attn.to_out[0].base_layer.bias
+    torch.testing.assert_close(
+        found[names[0]].sum(-2) + bias, found[names[1]], atol=1e-4, rtol=1e-4
+    )
+    model.reset_hooks()
+
+
+def test_results_of_heads_change_the_attention_and_not_the_mlp_of_a_joint_projection() -> None:
+    transformer = fresh_pipe("flux").transformer
+    model = HookedDiffusion(transformer)
+    block = model.n_blocks - 1
+    evaluation_of("flux")
+    assert model.points[f"blocks.{block}.img.hook_attn_out"].module.startswith("single_")
+    outs = [f"blocks.{block}.img.hook_{name}" for name in ("attn_out", "mlp_out", "resid_post")]
+    results = f"blocks.{block}.attn.img.hook_result"
+    found: list[Any] = []
+    for hooks in ([], [(Site(results, heads=[2]), lambda result, _hook: result * 0)]):
+        with torch.no_grad(), model.hooks(hooks), model.caching([*outs, results]) as cache:
+            model.denoiser(**evaluation_of("flux"))
+        found.append(cache.at(step=0))
+    plain, edited = found
+    change = -plain[results][..., 2, :]
+    torch.testing.assert_close(edited[outs[0]] - plain[outs[0]], change, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(edited[outs[1]], plain[outs[1]], atol=1e-5, rtol=1e-5)
+    assert change.abs().max() > 1e-3
+    assert (edited[outs[2]] - plain[outs[2]]).abs().max() > 1e-4

@@ -69,9 +69,10 @@ def test_loading_is_quick(name):
     assert time.perf_counter() - began < 2
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_background_is_drawn_as_the_caption_says(name):
-    images = toys.generate(toys.load(name), ["a red square on a black background"] * 4, steps=10)
+def test_a_background_is_drawn_as_the_caption_says():
+    images = toys.generate(
+        toys.load("shapes-unet"), ["a red square on a black background"] * 4, steps=10
+    )
     right = [toys.grade_image(image, "black background").background for image in images]
     assert right.count(True) >= 3
 

@@ -59,27 +59,31 @@ class CacheRecorder:
         if hook.part:
             self.cache.parts[hook.name] = hook.part
         if self.make_reducer is not None:
-            if key not in self.reducers:
-                self.reducers[key] = reducer = self.make_reducer()
-                self.recorded_bytes += activation.nbytes
-                if self.max_bytes is not None:
-                    refuse_over_budget(self.recorded_bytes, self.max_bytes, points=1, steps=1)
+            reducer = self.reducers.get(key)
+            if reducer is None:
+                reducer = self.make_reducer()
+                self._count(activation.nbytes, steps=1)
                 gone = getattr(reducer, "over", ())
                 self.cache.axes[hook.name] = tuple(axis for axis in hook.axes if axis not in gone)
-            self.reducers[key].update(activation, hook)
+            reducer.update(activation, hook)
+            self.reducers[key] = reducer
             return
         self.cache.axes[hook.name] = hook.axes
-        steps = self.cache.entries.setdefault(key, {})
         kept = activation.to(device=self.device, dtype=self.dtype)
         if kept is activation and not hook.owned:
             kept = activation.clone()
-        again = steps.get(hook.step)  # of an earlier run in the same context
-        self.recorded_bytes += kept.nbytes - (0 if again is None else again.nbytes)
-        if self.max_bytes is not None:
-            refuse_over_budget(self.recorded_bytes, self.max_bytes, points=1, steps=hook.step + 1)
+        # `again` is of an earlier run in the same context.
+        again = self.cache.entries.get(key, {}).get(hook.step)
+        self._count(kept.nbytes - (0 if again is None else again.nbytes), steps=hook.step + 1)
+        steps = self.cache.entries.setdefault(key, {})
         steps[hook.step] = kept if self.spool is None else self.spool.add(kept)
         if hook.evaluation is not None and (again is not None or hook.step not in self.cache.times):
             self.cache.times[hook.step] = hook.evaluation.timestep_known()
+
+    def _count(self, nbytes: int, *, steps: int) -> None:
+        self.recorded_bytes += nbytes
+        if self.max_bytes is not None:
+            refuse_over_budget(self.recorded_bytes, self.max_bytes, points=1, steps=steps)
 
     def finish(self) -> ActivationCache:
         """Put reduced values into the cache and give it back."""

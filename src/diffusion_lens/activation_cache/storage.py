@@ -69,26 +69,33 @@ def load(folder: Path, *, device: str) -> dict[str, Any]:
             f"{folder / TENSORS} cannot be read ({error}); it is missing or was cut short, save "
             "the cache again"
         ) from error
+    try:
+        return _contents(folder, index, tensors)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise CacheFileError(
+            f"{folder} holds an index of another form ({error!r}); save the cache again"
+        ) from error
+
+
+def _contents(folder: Path, index: dict[str, Any], tensors: dict[str, Any]) -> dict[str, Any]:
     if len(tensors) != len(index["entries"]):
         raise CacheFileError(
             f"{folder} holds {len(tensors)} tensors where its index names {len(index['entries'])}; "
             "the two files do not belong together"
         )
-    try:
-        entries: dict[tuple[str, str], dict[int, Any]] = {}
-        for number, (name, branch, step) in enumerate(index["entries"]):
-            entries.setdefault((name, branch), {})[int(step)] = tensors[str(number)]
-        return {
-            "entries": entries,
-            "axes": {name: tuple(axes) for name, axes in index["axes"].items()},
-            "times": {int(step): float(time) for step, time in index["times"].items()},
-            "parts": {name: _part(listed) for name, listed in index["parts"].items()},
-            "info": dict(index["info"]),
-        }
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise CacheFileError(
-            f"{folder} holds an index of another form ({error!r}); save the cache again"
-        ) from error
+    entries: dict[tuple[str, str], dict[int, Any]] = {}
+    for number, (name, branch, step) in enumerate(index["entries"]):
+        steps = entries.setdefault((name, branch), {})
+        if int(step) in steps:
+            raise ValueError(f"{name} of branch {branch} at step {step} is named twice")
+        steps[int(step)] = tensors[str(number)]
+    return {
+        "entries": entries,
+        "axes": {name: tuple(axes) for name, axes in index["axes"].items()},
+        "times": {int(step): float(time) for step, time in index["times"].items()},
+        "parts": {name: _part(listed) for name, listed in index["parts"].items()},
+        "info": dict(index["info"]),
+    }
 
 
 def _listed(part: Part) -> list[list[Any]]:
@@ -100,10 +107,14 @@ def _listed(part: Part) -> list[list[Any]]:
 
 
 def _part(listed: list[list[Any]]) -> Part:
-    return tuple(
-        (int(dim), slice(*at["slice"]) if isinstance(at, dict) else tuple(map(int, at)))
-        for dim, at in listed
-    )
+    return tuple((int(dim), _index(at)) for dim, at in listed)
+
+
+def _index(listed: Any) -> slice | tuple[int, ...]:
+    if not isinstance(listed, dict):
+        return tuple(map(int, listed))
+    start, stop, step = (None if end is None else int(end) for end in listed["slice"])
+    return slice(start, stop, step)
 
 
 def read_index(folder: Path) -> dict[str, Any]:

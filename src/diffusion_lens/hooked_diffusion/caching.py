@@ -18,7 +18,7 @@ from diffusion_lens.activation_cache.recorder import (
     free_bytes,
     refuse_over_budget,
 )
-from diffusion_lens.engine.firing import Registration, Tap
+from diffusion_lens.engine.firing import GUIDED, Registration, Tap
 from diffusion_lens.engine.steps import Evaluation
 from diffusion_lens.errors import RunError
 from diffusion_lens.hook_points.site import Site
@@ -133,7 +133,7 @@ class _Budget:
         recorder: CacheRecorder,
         registrations: list[Registration],
     ) -> None:
-        self.model = model
+        self.dtype = model.dtype  # diffusers walks all weights for it
         self.recorder = recorder
         self.reduced = options.reduce is not None
         device = options.device or model.device
@@ -154,27 +154,32 @@ class _Budget:
             self._refuse(self._wanted(evaluation, ahead), ahead - self.first)
 
     def _wanted(self, evaluation: Evaluation, ahead: int) -> int:
-        total = 0
+        sizes: dict[tuple[str, str], int] = {}
+        steps: dict[tuple[str, str], set[int]] = {}
         for tap in self.taps:
-            site = tap.registration.site
-            steps = sum(map(site.has_step, range(self.first, ahead)))
+            site, name = tap.registration.site, tap.point.name
             kept = self.recorder.cache.entries
-            stored = {branch: kept[name, branch] for name, branch in kept if name == tap.point.name}
-            for steps_of_branch in stored.values():
-                total += next(iter(steps_of_branch.values())).nbytes * steps
-            for branch, rows in evaluation.rows:
-                if branch not in stored and site.fires_in(branch):
-                    size = self._predicted(tap, evaluation, branch, rows)
-                    total += size * (min(steps, 1) if self.reduced else steps)
-        return total
+            stored = {key[1]: kept[key] for key in kept if key[0] == name}
+            rows = {branch: at for branch, at in evaluation.rows if site.fires_in(branch)}
+            for branch in (*rows, *stored):
+                key = (name, branch)
+                if branch not in rows and branch != GUIDED and not site.fires_in(branch):
+                    continue
+                steps.setdefault(key, set()).update(filter(site.has_step, range(self.first, ahead)))
+                if branch in stored:
+                    sizes[key] = next(iter(stored[branch].values())).nbytes
+                elif key not in sizes:
+                    sizes[key] = self._predicted(tap, evaluation, branch, rows[branch])
+        most = 1 if self.reduced else ahead
+        return sum(size * min(len(steps[key]), most) for key, size in sizes.items())
 
     def _predicted(self, tap: Tap, evaluation: Evaluation, branch: str, rows: slice) -> int:
         """Bytes of one step, 0 where the weights do not tell."""
         shape = tap.shape(evaluation, branch, rows)
         if shape is None:
             return 0
-        wide = torch.promote_types(self.model.dtype, torch.float32)
-        dtype = wide if "query" in tap.point.axes or self.reduced else self.model.dtype
+        wide = torch.promote_types(self.dtype, torch.float32)
+        dtype = wide if "query" in tap.point.axes or self.reduced else self.dtype
         return torch.Size(shape).numel() * (self.element_size or dtype.itemsize)
 
     def _refuse(self, wanted: int, steps: int) -> None:

@@ -251,8 +251,7 @@ class HookedDiffusion:
             raise RunError(
                 "a bare denoiser does not generate; wrap the pipeline, or call it by hand"
             )
-        if self._session is not None and self._attached_to != self._parts():
-            self._register(self._registrations)
+        self._follow_new_parts()
         for registration in self._registrations:
             registration.fired.clear()
         try:
@@ -616,6 +615,7 @@ class HookedDiffusion:
     @contextlib.contextmanager
     def following(self) -> Iterator[StepTracker]:
         """Follow the pipeline's steps while the context is open, hooks or none."""
+        self._follow_new_parts()
         if self._session is not None:
             yield self.tracker
             return
@@ -669,6 +669,11 @@ class HookedDiffusion:
             raise
         self._session = planned
         self._attached_to = self._parts()
+
+    def _follow_new_parts(self) -> None:
+        """Attach the active hooks anew where the pipeline has other parts than at that time."""
+        if self._session is not None and self._attached_to != self._parts():
+            self._register(self._registrations)
 
     def _parts(self) -> tuple[object, ...]:
         """What hooks are attached to: LoRA, for one, puts other modules in place."""
