@@ -30,6 +30,7 @@ from diffusion_lens.errors import (
     UnsupportedModelError,
     WordError,
 )
+from diffusion_lens.hooked_diffusion.model import _pairs
 from diffusion_lens.hooked_diffusion.output import versions
 from diffusion_lens.reducers import Last, RunningMean, reducer_factory
 from tests.pipelines import (
@@ -37,6 +38,7 @@ from tests.pipelines import (
     evaluation_of,
     fresh_pipe,
     golden,
+    latents_of,
     shared_pipe,
     short,
     traces,
@@ -96,6 +98,17 @@ def test_unknown_names(model: HookedDiffusion, where: Any, message: str) -> None
             Site("blocks.*.attn.img.hook_z", heads=[(0, 9)]),
             "where blocks differ give (block, head)",
         ),
+        (
+            Site("blocks.0.attn.img.hook_z", heads=[(0, 1), (3, 0)]),
+            "names the (block, head) pair (3, 0), but matches only the blocks 0",
+        ),
+        (Site(Z, branch="con"), "names the branch 'con', this model has"),
+        (Site(Z, branch="con"), "Closest: 'cond'. Leave branch= out for each in turn"),
+        (
+            Site(PATTERN, pos=3),
+            "it selects along 'pos', which blocks.0.cross_attn.hook_pattern has not",
+        ),
+        (Site(PATTERN, pos=3), "its token axes are ['query', 'key']"),
     ],
     ids=str,
 )
@@ -115,12 +128,28 @@ def test_sites_that_select_nothing(model: HookedDiffusion, site: Site, message: 
             Site(PATTERN, key=("txt", slice(5, 3))),
             "does not lie inside the 77 tokens of stream 'txt'",
         ),
+        (Site(PATTERN, key=range(70, 80)), "does not lie inside the 77 tokens of the whole axis"),
+        (Site(PATTERN, key=("txt", slice(0, 78))), "does not lie inside the 77 tokens of stream"),
+        (Site(Z, pos=slice(250, 257)), "does not lie inside the 256 tokens"),
+        (Site(PATTERN, key=[0, 77]), "index 77 is out of range"),
     ],
     ids=str,
 )
 def test_tokens_out_of_range(model: HookedDiffusion, site: Site, message: str) -> None:
     with pytest.raises(SiteError, match=re.escape(message)):
         run(model, (site, nothing))
+
+
+def test_heads_that_are_named_twice_count_once(model: HookedDiffusion) -> None:
+    seen = []
+
+    def note(z: Tensor, hook: HookContext) -> None:
+        seen.append((hook.heads, z.shape[2]))
+
+    run(model, (Site(Z, heads=[0, -4]), note), (Site(Z, heads=[(0, 1), (0, -3)]), note))
+    assert set(seen) == {((0,), 1), ((1,), 1)}
+    run(model, (Site(Z, pos=slice(250, None)), lambda z, _hook: seen.append(z.shape[1])))
+    assert seen[-1] == 6
 
 
 def test_words_that_are_not_in_the_prompt(model: HookedDiffusion) -> None:
@@ -264,6 +293,68 @@ def test_hooks_that_are_no_functions(model: HookedDiffusion) -> None:
         inspect.unwrap(HookedDiffusion._registration)(model, Z, "ablate")
     with pytest.raises(RunError, match="dir='forward': a hook is 'fwd' or 'bwd'"):
         model.add_hook(Z, nothing, dir="forward")
+
+
+@pytest.mark.parametrize("given", [(Z, nothing), [(Z, nothing), Z], [(Z, nothing, "fwd")]], ids=str)
+def test_hooks_that_are_no_pairs(given: Any) -> None:
+    with pytest.raises(RunError, match=r"pairs, found .* hook is `fwd_hooks=\[\(name, fn\)\]`"):
+        inspect.unwrap(_pairs)(given)
+
+
+def test_arguments_that_a_pipeline_would_swallow(model: HookedDiffusion) -> None:
+    message = (
+        "StableDiffusionPipeline takes no argument 'num_steps'. Closest: timesteps, "
+        "num_inference_steps. Its arguments are prompt, height"
+    )
+    with pytest.raises(RunError, match=re.escape(message)):
+        model("a cat", num_steps=3)
+    with pytest.raises(RunError, match=re.escape(message)):
+        model.denoise(golden("sd").inputs["latents"], prompt="a cat", step=0, num_steps=3)
+    one = torch.Generator().manual_seed(3)
+    with pytest.raises(RunError, match=r"both seed=1 and generator= were given"):
+        model("a cat", seed=1, generator=one)
+    settings: dict[str, Any] = {"num_inference_steps": 1, "output_type": "latent"}
+    out = model("a cat", generator=one, **settings)
+    assert out.made_by.seeds == () and out.latents is not None
+    assert torch.equal(out.latents, latents_of(model("a cat", seed=3, **settings)))
+    steps: list[int] = []
+    with pytest.warns(FutureWarning, match="callback"):
+        given: dict[str, Any] = {"callback": lambda step, *_: steps.append(step)}
+        model("a cat", callback_steps=1, **given, **settings)
+    assert steps
+
+
+@pytest.mark.filterwarnings("ignore:__array_wrap__ must accept:DeprecationWarning")
+def test_schedulers_whose_noise_levels_are_not_described() -> None:
+    from diffusers import KDPM2DiscreteScheduler
+
+    pipe = fresh_pipe("sd")
+    pipe.scheduler = KDPM2DiscreteScheduler.from_config(pipe.scheduler.config)
+    model, seen = HookedDiffusion(pipe), []
+    message = "KDPM2DiscreteScheduler evaluates between its own sigmas"
+    with pytest.raises(EngineError, match=message):
+        run(model, ("hook_latents", lambda _value, hook: seen.append(hook.sigma)))
+    with pytest.raises(EngineError, match=message):
+        run(model, ("hook_pred_x0", nothing))
+    run(model, ("hook_latents", lambda _value, hook: seen.append(hook.timestep)))
+    assert seen
+
+
+def test_pipelines_and_latents_that_cannot_be_denoised() -> None:
+    from diffusers import StableDiffusionImg2ImgPipeline
+
+    pipe, latents = fresh_pipe("sd"), golden("sd").inputs["latents"]
+    other = StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
+    with pytest.raises(RunError, match="StableDiffusionImg2ImgPipeline makes its own latents"):
+        HookedDiffusion(other).denoise(latents, prompt="a cat", step=0, num_inference_steps=2)
+    with pytest.raises(RunError, match=r"the latents are torch.float16, the denoiser is torch.fl"):
+        HookedDiffusion(pipe).denoise(latents.half(), prompt="a cat", step=0, num_inference_steps=2)
+
+
+def test_what_is_no_pipeline_is_refused() -> None:
+    for given in ("stabilityai/sdxl-turbo", Path("folder"), HookedDiffusion(shared_pipe("sd"))):
+        with pytest.raises(UnsupportedModelError, match=r"is no pipeline; load an id or a folder"):
+            HookedDiffusion(given)
 
 
 def test_pipelines_without_a_known_denoiser(monkeypatch: pytest.MonkeyPatch) -> None:

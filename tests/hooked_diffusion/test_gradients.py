@@ -303,3 +303,42 @@ def test_a_backward_hook_that_no_gradient_reaches_is_refused(
 ) -> None:
     with pytest.raises(HookNeverFiredError, match="generation runs without gradients"):
         model.run_with_hooks(bwd_hooks=[(PATTERN, lambda *_: None)], **short(family))
+
+
+@pytest.mark.parametrize("family", ["sd", "sd3", "flux"], indirect=True)
+def test_an_activation_of_frozen_weights_can_be_differentiated(
+    family: str, model: HookedDiffusion
+) -> None:
+    latents, settings = latents_for(family), settings_of(family)
+    plain = model.denoise(latents, step=0, **settings).guided
+    cross = "cross_attn" if family == "sd" else "attn"
+    for name in (
+        PATTERN,
+        f"blocks.1.{cross}.hook_attn_scores",
+        "blocks.1.attn.img.hook_q",
+        f"blocks.1.{cross}.txt.hook_v",
+        "blocks.1.attn.img.hook_z",
+        "blocks.1.attn.img.hook_result",
+        "blocks.1.img.hook_resid_mid",
+        "blocks.1.img.hook_attn_out",
+        "blocks.1.img.mlp.hook_post",
+        "hook_latents",
+    ):
+        found: list[Tensor] = []
+
+        def ask(activation: Tensor, hook: HookContext, found: list[Tensor] = found) -> Tensor:
+            found.append(activation.requires_grad_())
+            return activation
+
+        with model.hooks([(Site(name, branch="cond"), ask)]):
+            guided = model.denoise(latents, step=0, grad=True, **settings).guided
+        assert guided.requires_grad and len(found) == 1, name
+        (gradient,) = torch.autograd.grad(guided.square().mean(), found)
+        assert gradient.isfinite().all() and gradient.abs().max() > 0, name
+        torch.testing.assert_close(guided.detach(), plain, atol=1e-4, rtol=1e-4)
+        with model.hooks(
+            [(Site(name, branch="cond"), lambda value, _hook: value.requires_grad_())]
+        ):
+            assert model.denoise(latents, step=0, grad=True, **settings).guided.requires_grad
+    with model.hooks([(PATTERN, lambda value, _hook: value.requires_grad_())]):
+        assert model.denoise(latents, step=0, grad=True, **settings).guided.requires_grad

@@ -339,3 +339,19 @@ def test_a_caching_context_keeps_the_last_of_several_runs(
         model(**settings)
         model(**other)
     assert torch.equal(cache["hook_text_emb"], wanted["hook_text_emb"])
+
+
+@pytest.mark.parametrize("family", ["sd", "flux"], indirect=True)
+def test_native_names_are_the_modules_that_run(family: str, model: HookedDiffusion) -> None:
+    pattern = {"sd": "native:mid_block.**", "flux": "native:transformer_blocks.1.**"}[family]
+    ran: set[str] = set()
+    names = model.hook_names(pattern)
+    modules = {name: model.denoiser.get_submodule(name.removeprefix("native:")) for name in names}
+    assert len(names) > 10
+    assert not any(
+        isinstance(module, torch.nn.ModuleList | torch.nn.ModuleDict) for module in modules.values()
+    )
+    plain = evaluate(model, family)
+    hook = (pattern, lambda _value, hook: ran.add(hook.name))
+    assert torch.equal(evaluate(model, family, hook), plain)
+    assert ran == set(names)

@@ -789,8 +789,8 @@ def _refuse_unknown_settings(pipe: Any, run: Run) -> None:
     parameters = inspect.signature(type(pipe).__call__).parameters
     unknown = [name for name in run.settings if name not in (*parameters, *DEPRECATED)]
     if unknown:
-        near = closest(unknown[0], parameters)
-        hint = f" Closest: {near[0]}." if near else ""
+        near = closest(unknown[0], parameters, count=2)
+        hint = f" Closest: {listing(near)}." if near else ""
         raise RunError(
             f"{type(pipe).__name__} takes no argument {unknown[0]!r}.{hint} Its arguments are "
             f"{listing([name for name in parameters if name != 'self'], most=40)}"
