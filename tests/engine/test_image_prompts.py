@@ -67,12 +67,13 @@ def test_a_second_image_prompt_keeps_its_name_where_the_first_is_off() -> None:
     unet: Any = denoiser
     torch.manual_seed(0)
     width = unet.config.cross_attention_dim
+    scales: Any = [0.0, 0.7]
     processors = {
         name: IPAdapterAttnProcessor2_0(
             unet.get_submodule(name.removesuffix(".processor")).query_dim,
             width,
             num_tokens=(4, 3),
-            scale=[0.0, 0.7],
+            scale=scales,
         )
         if "attn2" in name
         else processor

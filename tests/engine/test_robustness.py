@@ -285,17 +285,18 @@ def test_a_scheduler_put_in_after_a_hook_is_followed() -> None:
     from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
     pipe, seen = fresh_pipe("sd"), []
+    config = pipe.scheduler.config
     model, before = HookedDiffusion(pipe), traces(pipe)
     first = pipe.scheduler
     model.add_hook(Site("hook_latents", branch="cond"), logging_to(seen))
     model.add_hook("hook_guided_pred", logging_to(seen))
     names = ("hook_latents", "hook_guided_pred")
     for kind in (DDIMScheduler, EulerDiscreteScheduler):
-        pipe.scheduler = kind.from_config(pipe.scheduler.config)
+        pipe.scheduler = kind.from_config(config)
         seen.clear()
         model(**short("sd", steps=3))
         assert seen == [(step, name) for step in range(3) for name in names]
-    pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    pipe.scheduler = DDIMScheduler.from_config(config)
     settings = short("sd", steps=3)
     latents = settings.pop("latents")
     del settings["output_type"]
