@@ -58,8 +58,9 @@ class HookContext:
             all of it.
         owned: Whether the activation belongs to the hook alone, so that keeping it needs no copy.
 
-    `timestep`, `sigma`, `grid` and `words` are worked out when they are read. On an accelerator the
-    first two wait for the device, so read them outside hot loops.
+    `timestep`, `sigma`, `grid` and `words` are worked out when they are read. On an accelerator
+    Flux's `grid` waits for the device, and so do the first two for a denoiser called by hand: read
+    them outside hot loops.
     """
 
     name: str
