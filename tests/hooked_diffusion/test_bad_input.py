@@ -295,7 +295,12 @@ def test_hooks_that_are_no_functions(model: HookedDiffusion) -> None:
         model.add_hook(Z, nothing, dir="forward")
 
 
-@pytest.mark.parametrize("given", [(Z, nothing), [(Z, nothing), Z], [(Z, nothing, "fwd")]], ids=str)
+@pytest.mark.parametrize(
+    "given",
+    [(Z, nothing), [(Z, nothing), Z], [(Z, nothing, "fwd")]],
+    ids=str,
+    ids=["a pair", "a name among pairs", "three things"],
+)
 def test_hooks_that_are_no_pairs(given: Any) -> None:
     with pytest.raises(RunError, match=r"pairs, found .* hook is `fwd_hooks=\[\(name, fn\)\]`"):
         inspect.unwrap(_pairs)(given)
