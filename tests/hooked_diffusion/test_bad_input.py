@@ -298,7 +298,6 @@ def test_hooks_that_are_no_functions(model: HookedDiffusion) -> None:
 @pytest.mark.parametrize(
     "given",
     [(Z, nothing), [(Z, nothing), Z], [(Z, nothing, "fwd")]],
-    ids=str,
     ids=["a pair", "a name among pairs", "three things"],
 )
 def test_hooks_that_are_no_pairs(given: Any) -> None:
