@@ -33,7 +33,6 @@ class Evaluation:
         self.arguments = arguments
         self.batch = int(arguments[tracker.spec.latents].shape[0])
         self.rows = tracker.branch_rows(arguments, self.batch)
-        self.in_backward = False
 
     def level(self) -> NoiseLevel:
         """Where on the noise schedule the latents lie."""
@@ -173,14 +172,12 @@ class StepTracker:
             raise EngineError(
                 "a hooked module ran outside its denoiser; call the pipeline or the denoiser"
             )
-        if recomputing():
-            if self.evaluations > 1:
-                raise EngineError(
-                    "gradient checkpointing recomputes activations of one of several evaluations, "
-                    "and which one cannot be told; run backward after each `model.denoise(...)`, "
-                    "or switch checkpointing off with `disable_gradient_checkpointing()`"
-                )
-            self.current.in_backward = True
+        if recomputing() and self.evaluations > 1:
+            raise EngineError(
+                "gradient checkpointing recomputes activations of one of several evaluations, "
+                "and which one cannot be told; run backward after each `model.denoise(...)`, "
+                "or switch checkpointing off with `disable_gradient_checkpointing()`"
+            )
         return self.current
 
     def prompts_of(self, branch: str) -> list[PartPrompts]:

@@ -824,6 +824,3 @@ class _LastLatents:
         changed = self.theirs(pipe, step, timestep, tensors) or {}
         self.latents = changed.get("latents", self.latents)
         return changed
-
-
-__all__ = ["HookedDiffusion", "expand"]

@@ -11,8 +11,6 @@ import torch
 
 from diffusion_lens.errors import RunError
 
-EMBEDDINGS = ("prompt_embeds", "prompt_embeds_1")
-
 
 @dataclass(frozen=True, init=False)
 class Run:
