@@ -69,6 +69,10 @@ class CacheKeyError(DiffusionLensError, KeyError):
         return str(self.args[0]) if self.args else ""
 
 
+class ResultError(DiffusionLensError, ValueError):
+    """A folder holds no result, or another than was asked for; or a result lacks what was asked."""
+
+
 class ContractError(DiffusionLensError, AssertionError):
     """A model breaks the contract that every architecture keeps; the message lists where."""
 
