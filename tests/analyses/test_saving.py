@@ -45,7 +45,7 @@ def test_plain_values_come_back_with_their_types(value: Any, tmp_path: Any) -> N
 
 
 def test_tensors_inside_containers_come_back_with_their_dtype(tmp_path: Any) -> None:
-    tensors = {"votes": torch.arange(6).reshape(2, 3), "maps": (torch.rand(2).half().T, 1)}
+    tensors = {"votes": torch.arange(6).reshape(2, 3), "maps": (torch.rand(2).half(), 1)}
     loaded = load_fields(Held, save_fields(Held(tensors["votes"].mT, tensors), tmp_path))
     assert torch.equal(loaded.values, tensors["votes"].mT)
     assert torch.equal(loaded.about["votes"], tensors["votes"])
