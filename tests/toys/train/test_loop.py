@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from diffusion_lens.toys.loading import CARD, checksums
 from diffusion_lens.toys.train import export as export_module
-from diffusion_lens.toys.train.config import load_config
+from diffusion_lens.toys.train.config import Phase, load_config
 from diffusion_lens.toys.train.export import export
 from diffusion_lens.toys.train.loop import Limits, Trainer, learning_rate, train
 from diffusion_lens.toys.train.optimizers import new_optimizers
@@ -22,12 +22,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype between input and
 UNET = replace(
     load_config("shapes-unet"),
     batch=4,
+    phases=(),
     architecture={"channels": (16, 16), "heads": 2, "text_width": 16},
 )
 MMDIT = replace(
     load_config("shapes-mmdit"),
     batch=4,
-    coarse_steps=1,
+    phases=(Phase(until=1, settings={"coarse": True}),),
     architecture={
         "double_blocks": 1, "single_blocks": 1, "heads": 1, "text_width": 16, "pooled_width": 16,
     },
@@ -153,3 +154,18 @@ def test_a_run_that_is_told_to_end_keeps_its_state(tmp_path):
     trainer.step = step
     assert train(trainer, limits=Limits(minutes=5, steps=50)).step == len(sent) == 1
     assert json.loads((tmp_path / "progress.json").read_text())["step"] == 1
+
+
+def test_each_phase_trains_with_its_own_settings(tmp_path):
+    phases = (Phase(until=2, settings={"batch": 2, "learning_rate": 1e-5, "ema": 0.5}),)
+    config = replace(UNET, phases=phases, warm_up=1)
+    trainer = Trainer(config, out=tmp_path)
+    decays = []
+    for _ in range(3):
+        trainer.step(1e-4)
+        decays.append(trainer.average.decay)
+    assert trainer.progress.samples == 2 + 2 + 4
+    assert decays == [0.5, 0.5, config.ema]
+    limits = Limits(minutes=5, steps=10)
+    rates = [learning_rate(config, limits, step=step, first=0) for step in (1, 2)]
+    assert rates == [1e-5, config.learning_rate]

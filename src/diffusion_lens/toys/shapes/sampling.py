@@ -97,7 +97,11 @@ def _fragment(scene: Scene, rng: np.random.Generator) -> str:
 
 
 def sample_example(
-    rng: np.random.Generator, *, single: float = 0.5, forward: float | None = None
+    rng: np.random.Generator,
+    *,
+    single: float = 0.5,
+    forward: float | None = None,
+    placed: float = 0.22,
 ) -> Example:
     """A scene and a caption: full, with a place instead of the background, or a fragment.
 
@@ -105,24 +109,26 @@ def sample_example(
         rng: Source of randomness; the same state gives the same example.
         single: Share of scenes with one object, in [0, 1].
         forward: Share of pairs whose first object is above or left of the second; None for half.
+        placed: Share of captions that leave the background out; of a single object they say the
+            place where it lies clearly off the middle.
 
     Returns:
         The example; it may be held out.
     """
     alone = rng.random() < single
     scene = sample_single(rng) if alone else sample_pair(rng, forward=forward)
-    form = rng.random()
+    form, short = rng.random(), 0.18 + placed
     if form < (0.18 if alone else 0.04):
         return Example(scene, _fragment(scene, rng))
-    caption = full_caption(scene, rng=rng, background=form > 0.4)
-    if alone and form <= 0.4:
+    caption = full_caption(scene, rng=rng, background=form > short)
+    if alone and form <= short:
         place = _place(scene.things[0])
         caption = f"{caption} {place}" if place else caption
     return Example(scene, caption)
 
 
 def training_examples(
-    seed: int, *, single: float = 0.5, forward: float | None = None
+    seed: int, *, single: float = 0.5, forward: float | None = None, placed: float = 0.22
 ) -> Iterator[Example]:
     """Endless examples for training, without anything held out.
 
@@ -130,12 +136,13 @@ def training_examples(
         seed: The stream is a function of it.
         single: Share of scenes with one object, in [0, 1].
         forward: Share of pairs whose first object is above or left of the second; None for half.
+        placed: As for `sample_example`.
 
     Yields:
         Examples for which `held_out` is False.
     """
     rng = np.random.default_rng(seed)
     while True:
-        example = sample_example(rng, single=single, forward=forward)
+        example = sample_example(rng, single=single, forward=forward, placed=placed)
         if not held_out(example):
             yield example

@@ -5,8 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from diffusers import AutoencoderTiny
 
-from diffusion_lens.toys.train.config import config_names, load_config
+from diffusion_lens.toys.loading import folder
+from diffusion_lens.toys.train.config import TrainConfig, config_names, load_config
 from diffusion_lens.toys.train.loop import Limits, Trainer, train
 from diffusion_lens.toys.train.samples import GradedSamples
 
@@ -19,16 +21,28 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--out", required=True, type=Path, help="folder of the run")
     parser.add_argument("--resume", type=Path, help="folder of a state to begin from")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="training time")
-    parser.add_argument("--steps", type=int, default=1_000_000, help="steps of this run")
-    parser.add_argument("--decay-steps", type=int, default=0, help="last steps, rate to zero")
+    parser.add_argument("--steps", type=int, help="steps of this run; default: the recipe's rest")
+    parser.add_argument("--decay-steps", type=int, help="last steps, rate to zero")
     parser.add_argument("--batch", type=int, help="instead of the recipe's; a GPU wants more")
     parser.add_argument("--learning-rate", type=float, help="instead of the recipe's")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, help="CPU threads")
     parser.add_argument("--samples", type=int, default=48, help="graded at each pause; 0: none")
     parser.add_argument("--pause-minutes", type=float, default=10.0, help="between two states")
+    parser.add_argument("--codec", type=Path, help="draws the samples; default: the shipped one")
     parser.add_argument("--compile", action="store_true", help="compile the denoiser")
     return parser.parse_args()
+
+
+def _limits(arguments: argparse.Namespace, config: TrainConfig, *, taken: int) -> Limits:
+    """The run's limits: what was asked for, else the rest of the recipe."""
+    asked = arguments.steps is not None
+    decay = 0 if asked else config.decay_steps
+    return Limits(
+        minutes=arguments.minutes,
+        steps=arguments.steps if asked else max(0, config.steps - taken),
+        decay_steps=decay if arguments.decay_steps is None else arguments.decay_steps,
+    )
 
 
 def main() -> None:
@@ -36,9 +50,6 @@ def main() -> None:
     arguments = _arguments()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    limits = Limits(
-        minutes=arguments.minutes, steps=arguments.steps, decay_steps=arguments.decay_steps
-    )
     config = load_config(arguments.model)
     if arguments.batch:
         config = replace(config, batch=arguments.batch)
@@ -52,9 +63,11 @@ def main() -> None:
         resume=arguments.resume,
         compiled=arguments.compile,
     )
+    codec = arguments.codec or folder(config.model) / "vae"
+    trainer.pipe.vae.load_state_dict(AutoencoderTiny.from_pretrained(codec).state_dict())
     train(
         trainer,
-        limits=limits,
+        limits=_limits(arguments, config, taken=trainer.progress.step),
         on_pause=graded if arguments.samples else None,
         pause_minutes=arguments.pause_minutes,
     )

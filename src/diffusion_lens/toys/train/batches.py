@@ -59,7 +59,9 @@ def batches(config: TrainConfig, *, start: int) -> Iterator[Batch]:
         Batches on the CPU.
     """
     seed = config.seed + 1_000_003 * (start + 1)
-    stream = training_examples(seed, single=config.single, forward=config.forward)
+    stream = training_examples(
+        seed, single=config.single, forward=config.forward, placed=config.placed
+    )
     rng = np.random.default_rng((config.seed, start))
     while True:
         images, captions = [], []

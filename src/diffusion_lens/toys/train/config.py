@@ -1,14 +1,27 @@
 """What one training run is: a model's TOML file, read and checked."""
 
 import tomllib
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from importlib.resources import files
-from typing import Literal
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A part of a run with settings of its own.
+
+    Args:
+        until: The step at which it ends.
+        settings: What differs from the recipe, by the names of `TrainConfig`.
+    """
+
+    until: int
+    settings: dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """The recipe of one model.
+    """The recipe of one model: the settings of its last phase, and how those before it differ.
 
     Args:
         model: Its name, as `diffusion_lens.toys.load` knows it.
@@ -28,7 +41,11 @@ class TrainConfig:
             half, order, word and place form an exclusive or, which has no slope at its start.
         noise_power: Noise levels are uniform draws to this power; below 1 they lean to much noise,
             where the layout is decided (UNet).
-        coarse_steps: Steps trained on 8 x 8 tokens before the full 16 x 16 (MM-DiT).
+        placed: Share of single objects whose caption says the place and leaves the background out.
+        coarse: Whether to train on 8 x 8 tokens in place of 16 x 16 (MM-DiT).
+        steps: Steps of a whole run.
+        decay_steps: The learning rate falls to zero over this many last steps.
+        phases: What came before the last phase, in order.
         seed: Of the initial weights and of the data.
         guidance: Scale of classifier-free guidance for samples.
         sample_steps: Denoising steps for samples.
@@ -49,10 +66,28 @@ class TrainConfig:
     single: float
     forward: float | None = None
     noise_power: float = 1.0
-    coarse_steps: int = 0
+    placed: float = 0.22
+    coarse: bool = False
+    steps: int
+    decay_steps: int = 0
+    phases: tuple[Phase, ...] = ()
     seed: int
     guidance: float
     sample_steps: int
+
+    def at(self, step: int) -> "TrainConfig":
+        """The settings of one step.
+
+        Args:
+            step: Steps taken so far.
+
+        Returns:
+            The recipe with the settings of the phase in place.
+        """
+        for phase in self.phases:
+            if step < phase.until:
+                return replace(self, **phase.settings)
+        return self
 
 
 def config_names() -> tuple[str, ...]:
@@ -81,9 +116,12 @@ def load_config(model: str) -> TrainConfig:
         raise ValueError(f"no recipe for {model!r}; there are {', '.join(config_names())}")
     text = (files("diffusion_lens.toys") / "configs" / f"{model}.toml").read_text(encoding="utf-8")
     values = tomllib.loads(text)
-    unknown = set(values) - {field.name for field in fields(TrainConfig)}
+    phases = [dict(phase) for phase in values.pop("phases", [])]
+    known = {field.name for field in fields(TrainConfig)}
+    unknown = set(values).union(*phases) - known - {"until"}
     if unknown:
         raise ValueError(f"the recipe of {model!r} has no setting {sorted(unknown)[0]!r}")
+    values["phases"] = tuple(Phase(until=phase.pop("until"), settings=phase) for phase in phases)
     values["architecture"] = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in values["architecture"].items()

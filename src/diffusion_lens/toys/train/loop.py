@@ -82,7 +82,13 @@ class Trainer:
         prepare(self.pipe, config, compiled=compiled)
         out.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(config.seed + self.progress.step)
-        self.stream = batches(config, start=self.progress.step)
+        self._enter(config.at(self.progress.step))
+
+    def _enter(self, phase: TrainConfig) -> None:
+        """Go on with the settings of a phase."""
+        self.phase = phase
+        self.average.decay = phase.ema
+        self.stream = batches(phase, start=self.progress.step)
 
     def loss(self, batch: Batch) -> Tensor:
         """The loss of the family at the present step.
@@ -93,12 +99,11 @@ class Trainer:
         Returns:
             One number.
         """
-        config = self.config
-        with attention_mode(self.pipe, config):
-            if config.family == "unet":
-                return unet_loss(self.pipe, batch, noise_power=config.noise_power)
-            coarse = self.progress.step < config.coarse_steps
-            return mmdit_loss(self.pipe, batch, pooled_drop=config.pooled_drop, coarse=coarse)
+        phase = self.phase
+        with attention_mode(self.pipe, phase):
+            if phase.family == "unet":
+                return unet_loss(self.pipe, batch, noise_power=phase.noise_power)
+            return mmdit_loss(self.pipe, batch, pooled_drop=phase.pooled_drop, coarse=phase.coarse)
 
     def step(self, rate: float) -> Tensor:
         """One optimizer step.
@@ -110,6 +115,9 @@ class Trainer:
             The loss, detached.
         """
         began = time.perf_counter()
+        phase = self.config.at(self.progress.step)
+        if phase != self.phase:
+            self._enter(phase)
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = rate
         drawn = next(self.stream)
@@ -120,7 +128,7 @@ class Trainer:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         self.progress.step += 1
-        self.progress.samples += self.config.batch
+        self.progress.samples += self.phase.batch
         self.average.update(self.progress.step)
         self.progress.seconds += min(time.perf_counter() - began, LONGEST_STEP)
         return loss.detach()
@@ -155,7 +163,7 @@ def learning_rate(config: TrainConfig, limits: Limits, *, step: int, first: int)
     Returns:
         The rate.
     """
-    rate = config.learning_rate * min(1.0, (step + 1) / config.warm_up)
+    rate = config.at(step).learning_rate * min(1.0, (step + 1) / config.warm_up)
     if limits.decay_steps:
         rate *= min(1.0, (first + limits.steps - step) / limits.decay_steps)
     return rate
