@@ -493,3 +493,21 @@ def test_words_are_those_of_the_prompt_as_textual_inversion_writes_it(
     after = model.words("a toy cat", "cat")
     assert after == HookedDiffusion(shared_pipe("sd")).words("a toy toy toy cat", "cat")
     assert min(after) > max(before)
+
+
+@pytest.mark.parametrize("family", ["sd", "sd3", "flux"])
+def test_an_occurrence_of_a_word_is_found_apart(family: str) -> None:
+    model, prompt = HookedDiffusion(shared_pipe(family)), "a cat and a Cat and a cat"
+    apart = [model.words(prompt, "cat", occurrence=number) for number in range(3)]
+    assert sorted(place for one in apart for place in one) == list(model.words(prompt, "cat"))
+    assert model.words(prompt, "cat", occurrence=-1) == apart[2]
+    assert all(apart) and len(set(apart)) == 3
+    with pytest.raises(WordError, match="occurrence 3 of 'cat' was asked for, it is 3 times"):
+        model.words(prompt, "cat", occurrence=3)
+
+
+def test_tokens_of_a_prompt_carry_their_characters() -> None:
+    tokens = HookedDiffusion(shared_pipe("sd")).prompt_tokens("a red cat")
+    labels = [tokens.label(position) for position in tokens.positions]
+    assert labels[0] == labels[-1] == "" and "".join(labels) == "aredcat"
+    assert tokens.positions == tuple(range(len(labels)))

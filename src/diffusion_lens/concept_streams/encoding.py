@@ -76,6 +76,8 @@ def _settings(pipe: Any, device: torch.device, length: int | None) -> dict[str, 
     parameters = inspect.signature(type(pipe).encode_prompt).parameters
     others = {name: None for name in ("prompt_2", "prompt_3") if name in parameters}
     settings: dict[str, Any] = {"device": device, **others}
+    if "num_images_per_prompt" in parameters:
+        settings["num_images_per_prompt"] = 1
     if "do_classifier_free_guidance" in parameters:
         settings["do_classifier_free_guidance"] = False
     if "max_sequence_length" in parameters:

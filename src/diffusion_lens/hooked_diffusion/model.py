@@ -18,7 +18,7 @@ from diffusion_lens.architectures.sources import ProductWeights
 from diffusion_lens.engine.firing import HookFunction, Registration, Tap
 from diffusion_lens.engine.session import Session, expand
 from diffusion_lens.engine.steps import StepTracker
-from diffusion_lens.engine.words import word_tokens
+from diffusion_lens.engine.words import PromptTokens
 from diffusion_lens.errors import (
     ConceptError,
     RunError,
@@ -219,16 +219,33 @@ class HookedDiffusion:
             and "txt" in point.sequences["key"]
         ]
 
-    def words(self, prompt: str, word: str) -> tuple[int, ...]:
+    def words(self, prompt: str, word: str, *, occurrence: int | None = None) -> tuple[int, ...]:
         """Positions in the text stream of a word or phrase of a prompt.
 
+        Args:
+            prompt: The prompt.
+            word: A word or phrase of it.
+            occurrence: Which one, counted from 0; None for all.
+
         Raises:
-            WordError: If it is not in the prompt.
+            WordError: If it is not in the prompt, or not as often.
+            RunError: For a bare denoiser, which has no tokenizer.
+        """
+        return self.prompt_tokens(prompt).find(word, occurrence=occurrence)
+
+    def prompt_tokens(self, prompt: str | tuple[str, ...]) -> PromptTokens:
+        """The tokens of a prompt: where each lies in the text stream, which characters it covers.
+
+        Args:
+            prompt: The prompt, or one for each part of the text stream (SD3's `prompt` and
+                `prompt_3`).
+
+        Raises:
             RunError: For a bare denoiser, which has no tokenizer.
         """
         if self.pipe is None:
             raise RunError("a bare denoiser has no tokenizer; wrap the pipeline to look up words")
-        return word_tokens(self.pipe, self.spec.text_parts, prompt, word)
+        return PromptTokens.of(self.pipe, self.spec.text_parts, prompt)
 
     # -- running ------------------------------------------------------------------------------
 
