@@ -29,8 +29,9 @@ PLAIN = (
     ("sd35", "plain"),
     ("sd35", "plain_cfg"),
     ("flux", "plain"),
+    ("cogvideox", "plain"),
 )
-GUIDED = {"sd": 7.5, "sdxl": 5.0, "sd3": 4.5, "sd35": 4.5}
+GUIDED = {"sd": 7.5, "sdxl": 5.0, "sd3": 4.5, "sd35": 4.5, "cogvideox": 6.0}
 """Guidance scales at which a family batches an unconditional branch."""
 
 

@@ -14,7 +14,7 @@ from diffusion_lens.errors import ConceptError, UnknownHookPointError, Unsupport
 from tests.pipelines import fresh_pipe, golden, latents_of, shared_pipe, short, traces
 
 CONCEPTS = ["cat", "glass table"]
-CARRIERS = ("sd3", "sd35", "flux")
+CARRIERS = ("sd3", "sd35", "flux", "cogvideox")
 
 
 @pytest.fixture(params=CARRIERS)
@@ -29,6 +29,13 @@ def model(family: str) -> HookedDiffusion:
 
 def concept_names(model: HookedDiffusion) -> list[str]:
     return [name for name in model.hook_names() if ".concept." in name]
+
+
+def text_width(model: HookedDiffusion) -> int:
+    """Width of the text embeddings that concepts are made of."""
+    entry = model.spec.concepts
+    assert entry is not None
+    return model.denoiser.get_submodule(entry.projection).in_features
 
 
 def nothing(_activation: Tensor, _hook: HookContext) -> None:
@@ -51,7 +58,7 @@ class TestImage:
         self, family: str, model: HookedDiffusion, hook: Callable
     ) -> None:
         settings = two_calls(family)
-        plain = model.pipe(**settings).images  # type: ignore[misc]
+        plain = model.pipe(**settings)[0]  # type: ignore[misc]
         with model.concept_streams(CONCEPTS):
             names = concept_names(model)
             out = model.run_with_hooks(fwd_hooks=[("**.concept.**", hook)], **settings)
@@ -86,7 +93,7 @@ class TestImage:
         pipe = fresh_pipe(family).to(dtype)
         settings = short(family, steps=1)
         settings["latents"] = settings["latents"].to(dtype)
-        plain = pipe(**settings).images
+        plain = pipe(**settings)[0]
         model = HookedDiffusion(pipe)
         with model.concept_streams(CONCEPTS):
             out = model.run_with_hooks(fwd_hooks=[("**.concept.**", nothing)], **settings)
@@ -122,8 +129,10 @@ class TestValues:
                 count = kwargs["encoder_hidden_states"].shape[1]
                 kept = [*range(before.shape[1]), *range(count, len(rotary[0]))]
                 kwargs["image_rotary_emb"] = tuple(part[kept] for part in rotary)
+            place = model.points[f"blocks.{index}.txt.hook_resid_pre"].source.block.spec  # type: ignore[attr-defined]
             with torch.no_grad():
-                after = block.forward(**{**kwargs, "encoder_hidden_states": before})[0]
+                outputs = block.forward(**{**kwargs, "encoder_hidden_states": before})
+            after = outputs[place.streams["txt"].output]
             name = f"blocks.{index}.concept.hook_resid_post"
             assert (after is None) == (name not in cache.keys())  # noqa: SIM118
             if after is not None:
@@ -145,7 +154,7 @@ class TestValues:
     def test_patterns_mix_the_values_of_concepts_and_image(
         self, family: str, model: HookedDiffusion
     ) -> None:
-        order = ("concept", "img") if family == "flux" else ("img", "concept")
+        order = ("img", "concept") if family.startswith("sd3") else ("concept", "img")
         with model.concept_streams(CONCEPTS):
             names = ["hook_pattern", "hook_v", "hook_z"]
             sites = [f"**.attn.concept.{name}" for name in names]
@@ -169,7 +178,8 @@ class TestValues:
         names = ["blocks.0.attn.concept.hook_result", "blocks.0.concept.hook_attn_out"]
         with model.concept_streams(CONCEPTS):
             _, cache = model.run_with_cache(names_filter=names, **short(family, steps=1))
-        bias = model.denoiser.transformer_blocks[0].attn.to_add_out.bias
+        point = model.points["blocks.0.attn.txt.hook_z"]
+        bias = model.denoiser.get_submodule(point.module).bias
         result, out = (cache[name] for name in names)
         torch.testing.assert_close(result.sum(-2) + bias, out, atol=1e-5, rtol=1e-5)
 
@@ -179,7 +189,7 @@ class TestValues:
         settings.pop("prompt")
         latents = settings.pop("latents")
         prompts = ["a red cat on the glass table", "two dogs in a snowy park"]
-        width = model.denoiser.context_embedder.in_features
+        width = text_width(model)
         embeddings = torch.randn(2, 3, width)
         name = "blocks.1.attn.concept.hook_z"
 
@@ -386,12 +396,20 @@ class TestBadInput:
     def test_choices(self, model: HookedDiffusion) -> None:
         self.refused(model, "tokens='frist' is none of .* Closest: 'first'", ["a"], tokens="frist")
         self.refused(model, "attend='images' is none of", ["a"], attend=["images"])
+        self.refused(
+            model, "block 99 has none: of the .* can carry concepts: 0", ["a"], blocks=[99]
+        )
+        self.refused(model, "blocks= is empty", ["a"], blocks=[])
+
+    def test_pooled_embeddings(self, family: str, model: HookedDiffusion) -> None:
+        embeddings = torch.zeros(1, 3, text_width(model))
+        if family == "cogvideox":
+            for pooled in ("zeros", "concepts", torch.zeros(1, 3)):
+                self.refused(model, "takes no pooled text", embeddings, pooled=pooled)
+            return
         self.refused(model, "pooled='zero' is none of .* Closest: 'zeros'", ["a"], pooled="zero")
-        embeddings = torch.zeros(1, 3, model.denoiser.context_embedder.in_features)
         self.refused(model, 'pooled="concepts" needs', embeddings, pooled="concepts")
         self.refused(model, r"pooled= has shape \(3,\)", ["a"], pooled=torch.zeros(3))
-        self.refused(model, "block 99 has none: of the", ["a"], blocks=[99])
-        self.refused(model, "blocks= is empty", ["a"], blocks=[])
 
     def test_a_second_context_is_refused_inside_the_first(self, model: HookedDiffusion) -> None:
         with model.concept_streams(["cat"]):
@@ -402,20 +420,13 @@ class TestBadInput:
     def test_embeddings_for_another_number_of_images(
         self, family: str, model: HookedDiffusion
     ) -> None:
-        width = model.denoiser.context_embedder.in_features
+        width = text_width(model)
         hooks = [("blocks.0.attn.concept.hook_z", nothing)]
         with (
             model.concept_streams(torch.zeros(3, 2, width)),
             pytest.raises(RuntimeError, match="a batch of 3 were given to a run of 1 images"),
         ):
             model.run_with_hooks(fwd_hooks=hooks, **short(family, steps=1))
-
-
-def test_single_blocks_of_flux_carry_none() -> None:
-    model = HookedDiffusion(shared_pipe("flux"))
-    last = model.n_blocks - 1
-    with pytest.raises(ConceptError, match=f"block {last} has none: .* 0, 1, 2$"):
-        model.concept_streams(["cat"], blocks=[last]).__enter__()
 
 
 @pytest.mark.parametrize("family", ["sd", "sdxl"])

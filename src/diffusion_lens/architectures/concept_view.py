@@ -43,7 +43,10 @@ def concept_view(block: BlockSite, *, attend: Sequence[str]) -> BlockSite:
         spec=BlockSpec(
             streams={called(name): stream for name, stream in spec.streams.items()},
             attentions=(attention,),
-            mlps={called(name): mlp for name, mlp in spec.mlps.items()},
+            mlps={
+                called(name): replace(mlp, streams=tuple(map(called, mlp.streams)))
+                for name, mlp in spec.mlps.items()
+            },
             concepts=spec.concepts,
         ),
     )

@@ -83,6 +83,7 @@ def single_block(block: Any) -> BlockSpec:
         attentions=(attention,),
         mlps={stream: Mlp(None, "proj_out", gate) for stream in JOINT},
         absent={f"{stream}.hook_resid_mid": parallel for stream in JOINT},
+        concepts=Concepts(positions={"image_rotary_emb": JOINT}, by_default=False),
     )
 
 
@@ -131,6 +132,7 @@ FLUX = DenoiserSpec(
     latents="hidden_states",
     text="encoder_hidden_states",
     grid=grid,
+    grid_from="img_ids",
     default_grid=default_grid,
     text_parts=(TextPart("tokenizer_2", prompt="prompt_2"),),
     text_tokens=512,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import entry_points
 
+from diffusion_lens.architectures.cogvideox import COGVIDEOX
 from diffusion_lens.architectures.flux import FLUX
 from diffusion_lens.architectures.sd3 import SD3
 from diffusion_lens.architectures.spec import DenoiserSpec
@@ -11,7 +12,9 @@ from diffusion_lens.architectures.unet import UNET
 from diffusion_lens.errors import UnsupportedModelError, closest
 
 GROUP = "diffusion_lens.architectures"
-_REGISTERED: dict[str, DenoiserSpec] = {spec.denoiser: spec for spec in (UNET, SD3, FLUX)}
+_REGISTERED: dict[str, DenoiserSpec] = {
+    spec.denoiser: spec for spec in (UNET, SD3, FLUX, COGVIDEOX)
+}
 
 
 def register_architecture(spec: DenoiserSpec) -> DenoiserSpec:

@@ -49,7 +49,9 @@ class Attention:
         outputs: For each stream its place in the module's return value (None: the only one).
         gates: For each stream the gate on this sublayer's update; missing means 1.
         before_rope: For each stream the modules whose outputs are q and k before rotary
-            embedding.
+            embedding; streams that share them in the order of their sequence.
+        heads_first: Whether these outputs have axes batch, head, pos, d_head, in place of batch,
+            pos, head, d_head.
         products: Names of the attention products of one call, in order; the first is `""`.
         context: The module's argument that carries the text into k and v (cross-attention).
     """
@@ -62,6 +64,7 @@ class Attention:
     outputs: Mapping[str, int | None] = field(default_factory=dict)
     gates: Mapping[str, Gate] = field(default_factory=dict)
     before_rope: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    heads_first: bool = False
     products: tuple[str, ...] = ("",)
     context: str | None = None
 
@@ -79,11 +82,13 @@ class Mlp:
             projection with the attention.
         down: Path of the module whose input is the neurons.
         gate: Factor on its update; None means 1.
+        streams: The streams along its sequence, in order, where one call serves several.
     """
 
     module: str | None
     down: str
     gate: Gate | None = None
+    streams: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -132,12 +137,15 @@ class Concepts:
         positions: Arguments with rotary embeddings (a tensor or a tuple of them, token by token),
             and the streams along them: concepts take the position of the first text token.
         masks: Arguments to leave out.
+        by_default: Whether concepts pass through the block without being asked to. ConceptAttention
+            stops before blocks whose weights text and image share.
     """
 
     attention: str = "attn"
     modulation: str = "temb"
     positions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     masks: tuple[str, ...] = ()
+    by_default: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,13 +239,14 @@ class ConceptEntry:
     Attributes:
         projection: Path of the module that brings text embeddings to the residual width.
         modulation: Path of the module that makes the modulation vector.
-        pooled_argument: Its argument that takes the pooled text embedding.
+        pooled_argument: Its argument that takes the pooled text embedding; None where it takes
+            none, so that concepts share the image's modulation.
         pooled: What the published method gives it for concepts: `"zeros"` or `"prompt"`.
     """
 
     projection: str = "context_embedder"
     modulation: str = "time_text_embed"
-    pooled_argument: str = "pooled_projection"
+    pooled_argument: str | None = "pooled_projection"
     pooled: str = "zeros"
 
 
@@ -255,6 +264,7 @@ class DenoiserSpec:
         latents: The denoiser's argument that takes the latents.
         text: The one that takes the text embeddings.
         grid: Token grid from the denoiser, its arguments and a level.
+        grid_from: The argument whose values make the grid; None where shapes alone do.
         default_grid: Token grid at the model's native size, from the denoiser.
         text_parts: How the tokenizers fill the text stream.
         text_tokens: Length of the text stream where a pipeline's defaults are used.
@@ -281,5 +291,6 @@ class DenoiserSpec:
     guidance: str = "batched"
     branches: tuple[str, ...] = ("uncond", "cond")
     timestep_scale: float = 1.0
+    grid_from: str | None = None
     text_ends_in_last_block: bool = False
     concepts: ConceptEntry | None = None

@@ -82,6 +82,11 @@ def _refuse_unknown(argument: str, given: object, valid: Sequence[str]) -> None:
 def _pooled(entry: ConceptEntry, pooled: str | Tensor | None) -> str | Tensor:
     if pooled is None:
         return entry.pooled
+    if entry.pooled_argument is None and not (isinstance(pooled, str) and pooled == "prompt"):
+        raise ConceptError(
+            "pooled= was given, but this family's modulation takes no pooled text embedding; "
+            "leave it out: concepts share the image's modulation"
+        )
     if isinstance(pooled, Tensor):
         if pooled.ndim != 2:
             raise ConceptError(
@@ -93,16 +98,19 @@ def _pooled(entry: ConceptEntry, pooled: str | Tensor | None) -> str | Tensor:
 
 
 def _blocks(model: HookedDiffusion, blocks: Sequence[int] | None) -> tuple[int, ...]:
-    found = tuple(block.index for block in carriers(model.points))
+    able = carriers(model.points)
+    found = tuple(block.index for block in able)
     if blocks is None:
-        return found
+        return tuple(
+            block.index for block in able if block.spec.concepts and block.spec.concepts.by_default
+        )
     asked = tuple(block + model.n_blocks if block < 0 else block for block in blocks)
     wrong = [given for given, block in zip(blocks, asked, strict=True) if block not in found]
     if wrong or not asked:
         what = f"block {wrong[0]} has none" if wrong else "blocks= is empty"
         raise ConceptError(
-            f"{what}: of the {model.n_blocks} blocks of {type(model.denoiser).__name__}, those "
-            f"with a text stream of their own carry concepts: {listing(found, most=60)}"
+            f"{what}: of the {model.n_blocks} blocks of {type(model.denoiser).__name__}, these "
+            f"can carry concepts: {listing(found, most=60)}"
         )
     return asked
 

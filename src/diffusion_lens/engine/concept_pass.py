@@ -223,6 +223,7 @@ class ConceptPass:
         if self._modulation is not None:
             return self._modulation
         name = self.entry.pooled_argument
+        assert name is not None
         theirs = self._pooled_arguments[name]
         pooled = torch.zeros_like(theirs)
         if isinstance(self.given.pooled, Tensor):

@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from diffusion_lens.architectures.spec import BlockSite, Gate, Mid, Stream
 from diffusion_lens.engine.borders import on_argument, on_output
+from diffusion_lens.engine.projection import stream_slice
 
 Fire = Callable[[Tensor], Tensor]
 
@@ -28,14 +29,22 @@ class StreamHooks:
         block: The block.
         stream: Its description of the stream.
         fires: The hooks, by `"pre"`, `"post"`, a mid's name, or `("update", sublayer)`.
+        lengths: Gives the token count of each stream while the block runs.
     """
 
-    def __init__(self, block: BlockSite, name: str, fires: Mapping[Any, Fire]) -> None:
+    def __init__(
+        self,
+        block: BlockSite,
+        name: str,
+        fires: Mapping[Any, Fire],
+        lengths: Callable[[], Mapping[str, int]],
+    ) -> None:
         """Prepare for one stream; nothing is attached yet."""
         self.block = block
         self.name = name
         self.stream: Stream = block.spec.streams[name]
         self.fires = fires
+        self.lengths = lengths
         self._entered: Tensor | None = None
         self._gates: dict[Gate, Tensor] = {}
         self._updates: dict[str, Tensor] = {}
@@ -116,11 +125,15 @@ class StreamHooks:
             yield source.register_forward_hook(self._take(sublayer, place))
 
     def _take(self, sublayer: str, place: int | None) -> Callable:
-        outputs = 1 if sublayer == "mlp" else len(self.block.spec.attention(sublayer).queries)
+        outputs, shared = 1, self.block.spec.mlps[self.name].streams
+        if sublayer != "mlp":
+            outputs, shared = len(self.block.spec.attention(sublayer).queries), ()
 
         def take(_module: nn.Module, _args: Any, output: Any) -> None:
             if isinstance(output, Tensor):
-                self.collect(sublayer, output)
+                sequence = shared or (self.name,)
+                rows = stream_slice(sequence, self.name, self.lengths(), output.shape[1])
+                self.collect(sublayer, output[:, rows])
                 return
             self.collect(sublayer, output[place or 0])
             if self.name == "img":

@@ -326,7 +326,7 @@ class Session:
                 fires["post"] = self._fire(block, taps)
             elif isinstance(source, SublayerUpdate):
                 fires["update", source.sublayer] = self._fire(block, taps)
-        return StreamHooks(block, name, fires)
+        return StreamHooks(block, name, fires, lambda: self._lengths[block])
 
     def _attach_attention(
         self, block: BlockSite, attention: Attention, sources: Mapping[Any, list[Tap]]
@@ -392,13 +392,26 @@ class Session:
     def _before_rope(self, block: BlockSite, source: BeforeRope, run: Fire) -> RemovableHandle:
         path = source.attention.before_rope[source.stream]["qk".index(source.which)]
         module = self.denoiser.get_submodule(block.inside(path))
-        sharing = source.attention.before_rope.values()
-        joint = sum(path in modules for modules in sharing) > 1
-        sequence = source.attention.queries if joint else (source.stream,)
+        modules = source.attention.before_rope.items()
+        sharing = tuple(stream for stream, found in modules if path in found)
+        transform = self._on_rows(block, sharing, source.stream, run)
+        if not source.attention.heads_first:
+            return on_output(module, None, transform)
+
+        def transposed(value: Tensor) -> Tensor:
+            shown = value.transpose(1, 2)
+            after = transform(shown)
+            return value if after is shown else after.transpose(1, 2)
+
+        return on_output(module, None, transposed)
+
+    def _on_rows(self, block: BlockSite, sequence: Sequence[str], stream: str, run: Fire) -> Fire:
+        """Hooks on one stream's rows of a value that several may share."""
+        rows = self._rows(block, sequence, stream)
 
         def transform(value: Tensor) -> Tensor:
-            at = self._rows(block, sequence, source.stream)(value.shape[1])
-            part = value[:, at]
+            at = rows(value.shape[1])
+            part = value if at == slice(0, value.shape[1]) else value[:, at]
             after = run(part)
             if after is part:
                 return value
@@ -406,7 +419,7 @@ class Session:
             out[:, at] = after
             return out
 
-        return on_output(module, None, transform)
+        return transform
 
     def _attach_mlp(
         self, block: BlockSite, name: str, sources: Mapping[Any, list[Tap]]
@@ -418,13 +431,14 @@ class Session:
             if isinstance(source, Neurons):
                 module = self.denoiser.get_submodule(block.inside(mlp.down))
                 shared = mlp.module is None
-                sequence = self._fused(block).streams if shared else (name,)
+                sequence = self._fused(block).streams if shared else mlp.streams or (name,)
                 columns = slice(self._width(block) if shared else 0, None)
                 rows = self._rows(block, sequence, name)
                 yield on_columns(module, rows, columns, None, self._fire(block, taps))
             elif isinstance(source, SublayerOutput) and source.sublayer == "mlp" and mlp.module:
                 module = self.denoiser.get_submodule(block.inside(mlp.module))
-                yield on_output(module, None, self._fire(block, taps))
+                run = self._on_rows(block, mlp.streams or (name,), name, self._fire(block, taps))
+                yield on_output(module, None, run)
 
     def _attach_fused(
         self,

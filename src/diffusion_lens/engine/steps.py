@@ -137,6 +137,7 @@ class StepTracker:
         self.prompts: dict[str, list[PartPrompts]] = {}
         self.in_pipeline = False
         self.named_branch: str | None = None
+        self._encoded_for_guidance = False
         self.on_start: list[Callable[[], None]] = []
         self.on_evaluation: list[Callable[[Evaluation], None]] = []
         self.on_guided: list[Callable[[Tensor, Any, Tensor], Tensor]] = []
@@ -225,7 +226,9 @@ class StepTracker:
             return ("skip",)
         if self.spec.guidance == "calls":
             return (self.named_branch or self._branch_of_call(),)
-        guided = self.in_pipeline and getattr(self.pipe, "do_classifier_free_guidance", False)
+        guided = self.in_pipeline and getattr(
+            self.pipe, "do_classifier_free_guidance", self._encoded_for_guidance
+        )
         return self.spec.branches if guided else ("cond",)
 
     def _branch_of_call(self) -> str:
@@ -340,16 +343,14 @@ class StepTracker:
 
     def _step(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
         if self.on_guided or self.on_sample:
-            names = ("model_output", "timestep", "sample")
-            bound = dict(zip(names, args, strict=False)) | kwargs
-            rest = args[len(names) :]
+            given = inspect.signature(original).bind(*args, **kwargs)
+            bound = given.arguments
             for listener in self.on_sample:
                 bound["sample"] = listener(bound["sample"])
             for listener in self.on_guided:
                 arguments = (bound["model_output"], bound["timestep"], bound["sample"])
                 bound["model_output"] = listener(*arguments)
-            args = tuple(bound.pop(name) for name in names) + rest
-            kwargs = bound
+            args, kwargs = given.args, given.kwargs
         result = original(*args, **kwargs)
         self.step += 1
         self.call = 0
@@ -363,6 +364,7 @@ class StepTracker:
         self._start()
         bound = inspect.signature(original).bind(*args, **kwargs).arguments
         prompt = bound.get("prompt")
+        self._encoded_for_guidance = bool(bound.get("do_classifier_free_guidance"))
         if self.evaluations or self.in_pipeline:
             self.prompts = {}
             self.evaluations = 0

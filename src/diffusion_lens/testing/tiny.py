@@ -184,6 +184,32 @@ def _flux(draw: Draw, batch: int) -> tuple[nn.Module, dict[str, Any]]:
     }
 
 
+def _cogvideox(draw: Draw, batch: int) -> tuple[nn.Module, dict[str, Any]]:
+    from diffusers import CogVideoXTransformer3DModel
+    from diffusers.models.embeddings import get_3d_rotary_pos_embed
+
+    transformer = CogVideoXTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=4,
+        time_embed_dim=20,
+        text_embed_dim=24,
+        num_layers=3,
+        sample_height=8,
+        sample_width=12,
+        sample_frames=5,
+        max_text_seq_length=TEXT_TOKENS,
+        use_rotary_positional_embeddings=True,
+    )
+    return transformer, {
+        "hidden_states": draw(batch, 2, 4, 8, 12),
+        "encoder_hidden_states": draw(batch, TEXT_TOKENS, 24),
+        "timestep": torch.full((batch,), 500),
+        "image_rotary_emb": get_3d_rotary_pos_embed(16, ((0, 0), (4, 6)), (4, 6), 2),
+    }
+
+
 TINY_FAMILIES: dict[str, Callable[[Draw, int], tuple[nn.Module, dict[str, Any]]]] = {
     "sd1": _sd1,
     "sd2": _sd2,
@@ -191,5 +217,6 @@ TINY_FAMILIES: dict[str, Callable[[Draw, int], tuple[nn.Module, dict[str, Any]]]
     "sd3": _sd3,
     "sd35_medium": _sd35_medium,
     "flux": _flux,
+    "cogvideox": _cogvideox,
 }
 """What makes the tiny denoiser of each family."""
