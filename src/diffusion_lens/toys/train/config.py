@@ -41,6 +41,8 @@ class TrainConfig:
             half, order, word and place form an exclusive or, which has no slope at its start.
         noise_power: Noise levels are uniform draws to this power; below 1 they lean to much noise,
             where the layout is decided (UNet).
+        noise_mean: Noise levels are the logistic of a normal with this mean; above 0 they lean to
+            much noise (MM-DiT).
         placed: Share of single objects whose caption says the place and leaves the background out.
         coarse: Whether to train on 8 x 8 tokens in place of 16 x 16 (MM-DiT).
         steps: Steps of a whole run.
@@ -66,6 +68,7 @@ class TrainConfig:
     single: float
     forward: float | None = None
     noise_power: float = 1.0
+    noise_mean: float = 0.0
     placed: float = 0.22
     coarse: bool = False
     steps: int

@@ -103,7 +103,13 @@ class Trainer:
         with attention_mode(self.pipe, phase):
             if phase.family == "unet":
                 return unet_loss(self.pipe, batch, noise_power=phase.noise_power)
-            return mmdit_loss(self.pipe, batch, pooled_drop=phase.pooled_drop, coarse=phase.coarse)
+            return mmdit_loss(
+                self.pipe,
+                batch,
+                pooled_drop=phase.pooled_drop,
+                coarse=phase.coarse,
+                noise_mean=phase.noise_mean,
+            )
 
     def step(self, rate: float) -> Tensor:
         """One optimizer step.

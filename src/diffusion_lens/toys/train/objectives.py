@@ -70,7 +70,12 @@ def image_positions(side: int, *, stride: int = 1) -> Float[Tensor, "pos 3"]:
 
 
 def mmdit_loss(
-    pipe: "FluxPipeline", batch: Batch, *, pooled_drop: float, coarse: bool
+    pipe: "FluxPipeline",
+    batch: Batch,
+    *,
+    pooled_drop: float,
+    coarse: bool,
+    noise_mean: float = 0.0,
 ) -> Float[Tensor, ""]:
     """Mean squared error of the predicted flow, noise levels drawn from a logistic of a normal.
 
@@ -79,6 +84,7 @@ def mmdit_loss(
         batch: Samples on its device.
         pooled_drop: Share of samples whose pooled embedding is that of no caption.
         coarse: Train on images of half the resolution, with tokens that keep their place.
+        noise_mean: Mean of the normal; above 0 the levels lean to much noise.
 
     Returns:
         The loss.
@@ -90,7 +96,7 @@ def mmdit_loss(
         clean = rearrange(clean, "b c (h p) (w q) -> b (h w) (c p q)", p=2, q=2)
     noise = torch.randn_like(clean)
     normal = torch.special.ndtri(spread_uniform(len(clean)).clamp(1e-4, 1 - 1e-4))
-    level = torch.sigmoid(normal).to(device)
+    level = torch.sigmoid(normal + noise_mean).to(device)
     noised = torch.lerp(clean, noise, level[:, None, None])
     dropped = torch.rand(len(clean), 1, device=device) < pooled_drop
     empty = torch.tensor([START, END] + [PAD] * (MAX_LENGTH - 2), device=device)
