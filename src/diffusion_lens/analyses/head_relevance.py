@@ -1,0 +1,297 @@
+"""Head relevance vectors: which attention heads matter for which visual concept.
+
+Source: Park et al., Cross-Attention Head Position Patterns Can Align with Human Visual Concepts in
+Text-to-Image Generative Models, arXiv 2412.02237, section 3, and its code (SNU-DRL/HRV).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from diffusion_lens import HookedDiffusion, Run, Site
+from diffusion_lens.analyses.head_relevance_concepts import PUBLISHED_CONCEPTS
+from diffusion_lens.analyses.head_relevance_result import Head, HeadRelevance, vectors_of
+from diffusion_lens.analyses.head_relevance_votes import VOTES, HeadRelevanceVotes
+from diffusion_lens.analyses.head_relevance_words import (
+    CROSS_QUERIES,
+    ConceptWords,
+    cross_attention_keys,
+)
+from diffusion_lens.errors import ConceptError, ResultError, UnsupportedModelError, closest
+from diffusion_lens.hooked_diffusion.streams import carriers
+
+PARTS = 50
+"""In how many disjoint parts of the prompts votes are counted apart, for intervals over prompts."""
+
+
+def head_relevance(
+    model: HookedDiffusion,
+    prompts: str | Sequence[str] | Run,
+    *,
+    concepts: Mapping[str, Sequence[str]] = PUBLISHED_CONCEPTS,
+    include_start_token: bool = True,
+    vote: str = "argmax",
+    seed: int = 0,
+    batch_size: int = 1,
+    steps: Any = None,
+    per_step: bool = True,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 50,
+    show_progress: bool = True,
+    **settings: Any,
+) -> HeadRelevance:
+    """Count at every step which concept each head that reads the text attends to most.
+
+    While the model generates, the image's queries of each head also meet the keys of words of every
+    concept (one drawn for each concept); the concept with the largest mean attention gets the
+    head's vote. The generation is untouched, bit for bit. Since heads choose between concepts, the
+    vectors are relative to the set of concepts: adding or leaving out one changes all others, and
+    needs a new run.
+
+    Args:
+        model: A U-Net (every cross-attention head), or a Flux or SD3 model (every head of the
+            blocks that carry concept streams; there the words' keys come from such streams).
+        prompts: What to generate; many and varied. The paper takes 2,100 and finds 1,000 enough.
+        concepts: Concept to its words; by default the paper's 34 with 10 words each. A concept of
+            one's own is added with `{**PUBLISHED_CONCEPTS, "Tableware": ["Plate", …]}`.
+        include_start_token: Let the start token take part in the softmax, as the published code
+            does and the text does not say. MM-DiTs have none.
+        vote: `"argmax"` as published; `"margin"` or `"strength"`, see `cast_votes`.
+        seed: Prompt number i gets noise from seed + i; words are drawn from a generator of their
+            own, seeded with this and the number of the batch's first prompt. A `Run` with several
+            seeds gives each prompt its own.
+        batch_size: Prompts generated at once. They share the drawn words.
+        steps: Steps to count; None for all.
+        per_step: Keep the votes of every step apart; else the memory does not grow with steps.
+        checkpoint: Folder in which to keep what was counted so far; a run that finds it goes on.
+        checkpoint_every: After how many prompts to write there.
+        show_progress: Show a progress bar.
+        **settings: Arguments of the pipeline's own call; `latents` with a row for each prompt.
+
+    Returns:
+        Votes and vectors.
+
+    Raises:
+        ConceptError: On bad concepts and an unknown vote.
+        UnsupportedModelError: If no head of the model reads text in a known way.
+        ResultError: If the checkpoint is of another run.
+
+    Source: arXiv 2412.02237, section 3. Differs: random words come from an explicit generator;
+    MM-DiTs, votes other than argmax and intervals are ours.
+    """
+    if vote not in VOTES:
+        near = closest(str(vote), VOTES)
+        hint = f" Closest: {near[0]!r}." if near else ""
+        raise ConceptError(f"vote={vote!r} is none of {list(VOTES)}.{hint}")
+    run = Run.of(prompts, seed=seed, settings={"output_type": "latent", **settings})
+    if not run.prompts:
+        raise ConceptError("head_relevance needs prompts as words; none were given")
+    length = run.settings.get("max_sequence_length")
+    words = ConceptWords.encode(model, concepts, max_sequence_length=length)
+    joint = model.spec.concepts is not None
+    heads = text_heads(model)
+    votes = HeadRelevanceVotes(
+        words,
+        heads,
+        None if joint else cross_attention_keys(model, words.embeddings),
+        vote=vote,
+        include_start_token=include_start_token and not joint,
+        parts=min(PARTS, len(run.prompts)),
+        per_step=per_step,
+    )
+    made_by = _about(model, run, votes, steps)
+    keeper = _Checkpoint(checkpoint, checkpoint_every, made_by)
+    done = keeper.resume(votes)
+    bar = tqdm(total=len(run.prompts), initial=done, disable=not show_progress, unit="prompt")
+    with bar:
+        for numbers, batch in _batches(run, start=done, size=batch_size):
+            _count(model, batch, numbers, votes, steps=steps, seed=seed, joint=joint)
+            bar.update(len(numbers))
+            keeper.keep(votes, numbers[-1] + 1)
+    return replace(result_of(votes, made_by=made_by), prompts=len(run.prompts))
+
+
+def text_heads(model: HookedDiffusion) -> tuple[Head, ...]:
+    """Every head through which the image reads the text and whose relevance can be counted.
+
+    Args:
+        model: A U-Net, Flux or SD3 model.
+
+    Returns:
+        In order of execution (down, mid, up in a U-Net). Names are as in the paper's files:
+        `"up, layer: 8, head: 4"`, layers counted inside each place.
+
+    Raises:
+        UnsupportedModelError: If there is none.
+    """
+    joint = model.spec.concepts is not None
+    carrying = {block.index for block in carriers(model.points)}
+    ending = ".attn.img.hook_q" if joint else f".{CROSS_QUERIES}"
+    found: list[Head] = []
+    layers: dict[str, int] = {}
+    for point in model.points.values():
+        if point.block is None or not point.name.endswith(ending):
+            continue
+        if joint and point.block not in carrying:
+            continue
+        place = point.module.partition("_block")[0]
+        layer = layers.setdefault(place, 0)
+        layers[place] += 1
+        found += [
+            Head(point.block, head, point.module, f"{place}, layer: {layer}, head: {head}")
+            for head in range(point.heads or 0)
+        ]
+    if not found:
+        raise UnsupportedModelError(
+            f"{type(model.denoiser).__name__} has no cross-attention to text and no concept "
+            "streams; head relevance is counted in U-Nets, Flux and SD3 models"
+        )
+    return tuple(found)
+
+
+def result_of(votes: HeadRelevanceVotes, *, made_by: Mapping[str, Any]) -> HeadRelevance:
+    """What a collector has counted, as a result.
+
+    Args:
+        votes: The collector, after at least one run.
+        made_by: What was run.
+    """
+    steps = tuple(sorted(votes.totals))
+    counted = torch.stack([votes.totals[step] for step in steps]).mT
+    parts = votes.parts.mT
+    if votes.vote == "argmax":
+        counted, parts = counted.round().long(), parts.round().long()
+    return HeadRelevance(
+        vectors=vectors_of(counted.sum(0)),
+        concepts=tuple(votes.words.concepts),
+        words=dict(votes.words.concepts),
+        heads=votes.heads,
+        votes=counted.contiguous(),
+        parts=parts.contiguous(),
+        prompts_in_parts=tuple(votes.prompts_in_parts),
+        steps=steps,
+        vote=votes.vote,
+        prompts=sum(votes.prompts_in_parts),
+        made_by=dict(made_by),
+    )
+
+
+def _batches(run: Run, *, start: int, size: int) -> Iterator[tuple[list[int], Run]]:
+    """Numbers of prompts and the run that generates them, from prompt `start` on."""
+    seeds = [run.seed + at for at in range(len(run.prompts))] if isinstance(run.seed, int) else None
+    latents = run.settings.get("latents")
+    for first in range(start, len(run.prompts), size):
+        numbers = list(range(first, min(first + size, len(run.prompts))))
+        changes: dict[str, Any] = {"prompt": [run.prompts[at] for at in numbers]}
+        if seeds is not None:
+            changes["seed"] = [seeds[at] for at in numbers]
+        elif isinstance(run.seed, tuple):
+            changes["seed"] = [run.seed[at] for at in numbers]
+        if isinstance(latents, Tensor):
+            changes["latents"] = latents[numbers]
+        yield numbers, run.with_(**changes)
+
+
+def _count(
+    model: HookedDiffusion,
+    run: Run,
+    numbers: Sequence[int],
+    votes: HeadRelevanceVotes,
+    *,
+    steps: Any,
+    seed: int,
+    joint: bool,
+) -> None:
+    """Generate a batch and count."""
+    generator = torch.Generator().manual_seed(1_000_003 * (seed + 1) + numbers[0])
+    samples = [number for number in numbers for _ in range(run.images_per_prompt)]
+    if not joint:
+        votes.begin(samples, generator=generator)
+        site = Site(f"blocks.*.{CROSS_QUERIES}", steps=steps, branch="cond")
+        model.run_with_hooks(run, fwd_hooks=[(site, votes)])
+    else:
+        words = votes.words
+        rows, owners = words.draw(generator, include_start_token=False)
+        votes.begin(samples, generator=generator, owners=owners)
+        with model.concept_streams(words.embeddings[None, rows]) as streams:
+            hooks = [
+                (Site(f"blocks.{block}.attn.{name}", steps=steps, branch="cond"), hook)
+                for block in streams.blocks
+                for name, hook in (
+                    ("img.hook_q", votes.on_image),
+                    ("concept.hook_k", votes.on_keys),
+                )
+            ]
+            model.run_with_hooks(run, fwd_hooks=hooks)
+    votes.end()
+
+
+def _about(
+    model: HookedDiffusion, run: Run, votes: HeadRelevanceVotes, steps: Any
+) -> dict[str, Any]:
+    listed = "\n".join(run.prompts).encode()
+    return {
+        "model": model.name,
+        "prompts": len(run.prompts),
+        "prompts_sha256": hashlib.sha256(listed).hexdigest(),
+        "seed": run.seed if isinstance(run.seed, int) else repr(run.seed),
+        "settings": repr(run.with_(prompt="…", seed=0)),
+        "scheduler": repr(model.pipe and type(model.pipe.scheduler).__name__),
+        "words": {name: list(words) for name, words in votes.words.concepts.items()},
+        "include_start_token": votes.include_start_token,
+        "vote": votes.vote,
+        "steps": repr(steps),
+        "per_step": votes.per_step,
+    }
+
+
+class _Checkpoint:
+    """What was counted so far, in a folder whose name says for how many prompts."""
+
+    def __init__(self, folder: str | Path | None, every: int, made_by: Mapping[str, Any]) -> None:
+        self.folder = None if folder is None else Path(folder)
+        self.every = every
+        self.made_by = dict(made_by)
+        self.kept = 0
+
+    def resume(self, votes: HeadRelevanceVotes) -> int:
+        """Put back what was counted; the number of prompts it stands for."""
+        found = sorted(self.folder.glob("prompts-*[0-9]")) if self.folder else []
+        if not found:
+            return 0
+        kept = HeadRelevance.load(found[-1])
+        differ = [name for name, value in self.made_by.items() if kept.made_by.get(name) != value]
+        if differ:
+            raise ResultError(
+                f"the checkpoint in {self.folder} is of another run: {', '.join(differ)} differ; "
+                "give another folder, or remove it to begin anew"
+            )
+        assert kept.votes is not None
+        assert kept.parts is not None
+        votes.totals = dict(zip(kept.steps, kept.votes.mT.double(), strict=True))
+        votes.parts = kept.parts.mT.double().contiguous()
+        votes.prompts_in_parts = list(kept.prompts_in_parts)
+        self.kept = kept.prompts
+        return kept.prompts
+
+    def keep(self, votes: HeadRelevanceVotes, done: int) -> None:
+        """Write, if it is time to."""
+        if self.folder is None or done - self.kept < self.every:
+            return
+        final = self.folder / f"prompts-{done:08d}"
+        partial = final.with_name(f"{final.name}.partial")
+        result_of(votes, made_by=self.made_by).save(partial)
+        partial.rename(final)
+        for old in self.folder.glob("prompts-*"):
+            if old != final:
+                shutil.rmtree(old)
+        self.kept = done

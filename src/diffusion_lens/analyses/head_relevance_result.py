@@ -1,0 +1,378 @@
+"""Head relevance vectors as a value: counts of votes, vectors, rankings, stability.
+
+Source: Cross-Attention Head Position Patterns Can Align with Human Visual Concepts, arXiv
+2412.02237, section 3 and appendices I and J.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from diffusion_lens.analyses.head_relevance_words import concept_index
+from diffusion_lens.analyses.saving import load_fields, save_fields
+from diffusion_lens.errors import ResultError
+
+CITATION = (
+    "Park et al., Cross-Attention Head Position Patterns Can Align with Human Visual Concepts in "
+    "Text-to-Image Generative Models, ICLR 2025, arXiv 2412.02237"
+)
+ORDERS = ("most", "least", "random")
+
+
+class Head(NamedTuple):
+    """One attention head.
+
+    Attributes:
+        block: Index of the block in hook-point names.
+        head: Index of the head in its layer.
+        module: Native path of the attention module; empty where no model was at hand.
+        name: As the paper's files spell it: place, layer inside the place, head.
+    """
+
+    block: int
+    head: int
+    module: str
+    name: str
+
+
+@dataclass(frozen=True)
+class HeadRelevance:
+    """How relevant each attention head is to each concept.
+
+    Attributes:
+        vectors: Head relevance vectors, axes concept, head; not negative. Each row sums to the
+            number of heads, so that 1 is the mean; a concept without a single vote has zeros.
+        concepts: The concepts.
+        words: Concept to its words.
+        heads: The heads, block after block.
+        votes: What was counted, axes step, concept, head; whole numbers for `vote="argmax"`. None
+            where only vectors were published.
+        parts: The same votes over all steps, counted apart in disjoint parts of the prompts, axes
+            part, concept, head; None where they are not known.
+        prompts_in_parts: How many prompts each part holds.
+        steps: The steps along the first axis of `votes`; (-1,) where they were not kept apart.
+        vote: What a head gives at each call: `"argmax"`, `"strength"` or `"margin"`.
+        prompts: Number of prompts.
+        made_by: What was run and how.
+        citation: What to cite.
+    """
+
+    vectors: Tensor
+    concepts: tuple[str, ...]
+    words: Mapping[str, tuple[str, ...]]
+    heads: tuple[Head, ...]
+    votes: Tensor | None = None
+    parts: Tensor | None = None
+    prompts_in_parts: tuple[int, ...] = ()
+    steps: tuple[int, ...] = (-1,)
+    vote: str = "argmax"
+    prompts: int = 0
+    made_by: dict[str, Any] = field(default_factory=dict, repr=False)
+    citation: str = CITATION
+
+    def __post_init__(self) -> None:
+        """Bring heads that were read from a file back into their class."""
+        object.__setattr__(self, "heads", tuple(Head(*head) for head in self.heads))
+
+    def __repr__(self) -> str:
+        """Sizes in one line."""
+        return (
+            f"HeadRelevance({len(self.concepts)} concepts, {len(self.heads)} heads, "
+            f"{self.prompts} prompts, {len(self.steps)} steps, vote={self.vote!r})"
+        )
+
+    # -- reading ------------------------------------------------------------------------------
+
+    def vector(self, concept: str) -> Float[Tensor, " head"]:
+        """The head relevance vector of one concept.
+
+        Raises:
+            ConceptError: If it is none of the concepts.
+        """
+        return self.vectors[concept_index(concept, self.concepts)]
+
+    @property
+    def vote_share(self) -> dict[str, float]:
+        """Share of all votes that each concept won, in [0, 1].
+
+        Normalising a vector hides how rarely its concept wins: where the share is tiny, the vector
+        rests on few votes. Read it beside every vector.
+
+        Raises:
+            ResultError: If the votes are not known.
+        """
+        won = self._votes().sum((0, 2)).double()
+        shares = won / won.sum().clamp(min=torch.finfo(won.dtype).tiny)
+        return dict(zip(self.concepts, shares.tolist(), strict=True))
+
+    def order(self, concept: str, order: str = "most", *, seed: int = 0) -> tuple[int, ...]:
+        """Indices of all heads, those to begin with first; ties keep the order of the heads.
+
+        Args:
+            concept: For which concept.
+            order: `"most"` relevant first, `"least"` relevant first, or `"random"`.
+            seed: Of the random order.
+
+        Raises:
+            ResultError: If the order is unknown.
+        """
+        vector = self.vector(concept)
+        if order not in ORDERS:
+            raise ResultError(f"order={order!r} is none of {list(ORDERS)}")
+        if order == "random":
+            generator = torch.Generator().manual_seed(seed)
+            return tuple(torch.randperm(len(vector), generator=generator).tolist())
+        return tuple(vector.argsort(descending=order == "most", stable=True).tolist())
+
+    def top(self, concept: str, k: int | float) -> tuple[tuple[int, int], ...]:
+        """The most relevant heads, as `Site(heads=…)` and the hook makers take them.
+
+        Args:
+            concept: For which concept.
+            k: How many, or which fraction of all heads (a float in (0, 1], rounded up).
+
+        Returns:
+            (block, head) pairs, the most relevant first.
+
+        Raises:
+            ResultError: If there are not as many heads.
+        """
+        total = len(self.heads)
+        count = k if isinstance(k, int) else math.ceil(k * total - 1e-9)
+        if isinstance(k, bool) or not 0 < count <= total:
+            raise ResultError(
+                f"top({concept!r}, {k!r}): there are {total} heads; give a number from 1 to "
+                f"{total}, or a fraction (a float) in (0, 1]"
+            )
+        return tuple(self.heads[index][:2] for index in self.order(concept)[:count])
+
+    def factors(
+        self, values: Float[Tensor, " head"] | Mapping[tuple[int, int], float]
+    ) -> dict[tuple[int, int], float]:
+        """A value for each head as the (block, head) mapping that `scale_token_columns` takes."""
+        if isinstance(values, Mapping):
+            return dict(values)
+        return {head[:2]: value for head, value in zip(self.heads, values.tolist(), strict=True)}
+
+    # -- steps --------------------------------------------------------------------------------
+
+    def per_step(self) -> Float[Tensor, "step concept head"]:
+        """Head relevance vectors of each step on its own; zeros where a concept had no vote.
+
+        Raises:
+            ResultError: If votes were not kept apart by step.
+        """
+        if self.steps == (-1,):
+            raise ResultError(
+                "the votes of the steps were not kept apart; run head_relevance with per_step=True"
+            )
+        return vectors_of(self._votes())
+
+    def step_similarity(self, concept: str | None = None) -> Float[Tensor, "step step"]:
+        """Cosine similarity of the vectors of every two steps.
+
+        Args:
+            concept: Of one concept; None for the mean over concepts that have votes in both steps.
+
+        Returns:
+            In [0, 1]; nan where no concept has votes in both steps.
+        """
+        vectors = self.per_step()
+        if concept is not None:
+            at = concept_index(concept, self.concepts)
+            vectors = vectors[:, at : at + 1]
+        return _cosine(vectors[:, None], vectors[None]).nanmean(-1)
+
+    # -- how far to trust it ------------------------------------------------------------------
+
+    def interval(
+        self, concept: str, *, level: float = 0.95, draws: int = 1000, seed: int = 0
+    ) -> tuple[Float[Tensor, " head"], Float[Tensor, " head"]]:
+        """Interval of a vector over prompts: a bootstrap over the parts of the prompts.
+
+        It says what other prompts from the same source would have given, not what other words,
+        seeds of training or models would.
+
+        Args:
+            concept: Of which concept.
+            level: Share of the bootstrap inside.
+            draws: Bootstrap samples.
+            seed: Of the bootstrap.
+
+        Returns:
+            Lower and upper end for each head.
+
+        Raises:
+            ResultError: If there are not at least two parts.
+        """
+        parts = self._filled_parts()[:, concept_index(concept, self.concepts)]
+        generator = torch.Generator().manual_seed(seed)
+        chosen = torch.randint(len(parts), (draws, len(parts)), generator=generator)
+        weights = torch.zeros(draws, len(parts), dtype=torch.float64)
+        weights.scatter_add_(1, chosen, torch.ones_like(weights))
+        vectors = vectors_of(weights @ parts.double())
+        tail = (1 - level) / 2
+        return vectors.quantile(tail, 0), vectors.quantile(1 - tail, 0)
+
+    def split_half(self, *, draws: int = 100, seed: int = 0) -> Float[Tensor, "draw concept"]:
+        """Cosine similarity of the vectors from two random halves of the prompts.
+
+        Args:
+            draws: How often the parts are split.
+            seed: Of the splits.
+
+        Returns:
+            In [0, 1]; nan where a concept has no vote in one of the halves.
+
+        Raises:
+            ResultError: If there are not at least two parts.
+        """
+        parts = self._filled_parts().double()
+        generator = torch.Generator().manual_seed(seed)
+        found = []
+        for _ in range(draws):
+            order = torch.randperm(len(parts), generator=generator)
+            half = len(parts) // 2
+            halves = [vectors_of(parts[some].sum(0)) for some in (order[:half], order[half:])]
+            found.append(_cosine(*halves))
+        return torch.stack(found)
+
+    # -- changing, joining, keeping -----------------------------------------------------------
+
+    def clamp(self, most: float) -> HeadRelevance:
+        """The same with every element of every vector at most `most` (the paper's SDXL: 9).
+
+        Vectors of models with many heads have single elements far above 1 (up to 66 in SDXL's),
+        which destroy an image when they rescale attention. Votes stay as they are.
+        """
+        made_by = {**self.made_by, "clamp": most}
+        return replace(self, vectors=self.vectors.clamp(max=most), made_by=made_by)
+
+    def merge(self, *others: HeadRelevance) -> HeadRelevance:
+        """The result of all prompts together: votes add up.
+
+        The results must come from different prompts or seeds; the same votes twice are counted
+        twice.
+
+        Raises:
+            ResultError: If they are of other concepts, words, heads, steps or votes.
+        """
+        every = (self, *others)
+        for one in others:
+            for name in ("concepts", "words", "heads", "steps", "vote"):
+                mine, theirs = getattr(self, name), getattr(one, name)
+                if mine != theirs:
+                    raise ResultError(
+                        f"results with different {name} cannot be merged: {_short(mine)} and "
+                        f"{_short(theirs)}"
+                    )
+        if any(one.votes is None or "clamp" in one.made_by for one in every):
+            raise ResultError("only results with votes can be merged, and before they are clamped")
+        votes = torch.stack([one._votes() for one in every]).sum(0)
+        sizes = {one.prompts_in_parts and len(one.prompts_in_parts) for one in every}
+        parts = counts = None
+        if len(sizes) == 1 and self.parts is not None:
+            parts = torch.stack([one.parts for one in every if one.parts is not None]).sum(0)
+            counts = tuple(map(sum, zip(*(one.prompts_in_parts for one in every), strict=True)))
+        return replace(
+            self,
+            vectors=vectors_of(votes.sum(0)),
+            votes=votes,
+            parts=parts,
+            prompts_in_parts=counts or (),
+            prompts=sum(one.prompts for one in every),
+            made_by={"merged": [one.made_by for one in every]},
+        )
+
+    def save(self, folder: str | Path) -> Path:
+        """Write it to a folder."""
+        return save_fields(self, folder)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> HeadRelevance:
+        """Read what `save` wrote.
+
+        Raises:
+            ResultError: If something else lies there.
+        """
+        return load_fields(cls, folder)
+
+    def plot(self, concept: str | None = None) -> Any:
+        """A heat map: concept by head, or layer by head for one concept."""
+        from diffusion_lens import viz
+
+        if concept is None:
+            columns = [head.name for head in self.heads]
+            return viz.head_grid(
+                self.vectors,
+                rows=list(self.concepts),
+                columns=columns,
+                title="Head relevance",
+                value_name="relevance",
+            )
+        blocks = list(dict.fromkeys(head.block for head in self.heads))
+        grid = torch.full((len(blocks), 1 + max(head.head for head in self.heads)), math.nan)
+        for head, value in zip(self.heads, self.vector(concept).tolist(), strict=True):
+            grid[blocks.index(head.block), head.head] = value
+        return viz.head_grid(
+            grid,
+            rows=[f"block {block}" for block in blocks],
+            columns=[str(head) for head in range(grid.shape[1])],
+            title=f"Head relevance: {concept}",
+            value_name="relevance",
+            column_title="head",
+        )
+
+    def _votes(self) -> Tensor:
+        if self.votes is None:
+            raise ResultError(
+                "only vectors were published, not votes; give load_published the ranking too"
+            )
+        return self.votes
+
+    def _filled_parts(self) -> Tensor:
+        filled = [part for part, count in enumerate(self.prompts_in_parts) if count]
+        if self.parts is None or len(filled) < 2:
+            raise ResultError(
+                f"this needs votes of two prompts or more, kept apart; there are {len(filled)} "
+                "parts with prompts"
+            )
+        return self.parts[filled]
+
+
+def vectors_of(votes: Shaped[Tensor, "*batch head"]) -> Float[Tensor, "*batch head"]:
+    """Head relevance vectors: each row of votes scaled so that it sums to the number of heads.
+
+    Args:
+        votes: Votes for a concept from each head; not negative.
+
+    Returns:
+        In float32; zeros where there is no vote.
+
+    Source: arXiv 2412.02237, section 3; $H C_c / |C_c|_1$.
+    """
+    wide = votes.double()
+    total = wide.sum(-1, keepdim=True)
+    scaled = wide * (votes.shape[-1] / total.clamp(min=torch.finfo(wide.dtype).tiny))
+    return torch.where(total > 0, scaled, 0.0).float()
+
+
+def _cosine(
+    one: Float[Tensor, "*batch head"], other: Float[Tensor, "*batch head"]
+) -> Float[Tensor, "*batch"]:
+    found = torch.cosine_similarity(one.double(), other.double(), dim=-1)
+    empty = (one.sum(-1) == 0) | (other.sum(-1) == 0)
+    return found.masked_fill(empty, math.nan).float()
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) < 120 else f"{text[:117]}…"

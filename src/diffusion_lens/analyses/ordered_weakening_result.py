@@ -1,0 +1,149 @@
+"""Weakening curves as a value: scores of every image, curves, the area between them.
+
+Source: Cross-Attention Head Position Patterns Can Align with Human Visual Concepts, arXiv
+2412.02237, section 4. The area between the curves and its interval are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffusion_lens.analyses.head_relevance_result import CITATION
+from diffusion_lens.analyses.saving import load_fields, save_fields
+from diffusion_lens.errors import ResultError
+
+
+@dataclass(frozen=True)
+class WeakeningCurves:
+    """What is left of a concept as more and more heads are weakened.
+
+    Attributes:
+        concept: The concept.
+        counts: How many heads are weakened at each point; begins at 0, ends at all.
+        scores: For each order, axes score, permutation, count, sample. There is one permutation,
+            except for random orders. nan where a score does not apply.
+        score_names: Along the first axis.
+        prompts: Of each sample.
+        seeds: Of each sample.
+        images: For each order, by permutation, count and sample; None where they were not kept.
+        made_by: What was run and how.
+        citation: What to cite.
+    """
+
+    concept: str
+    counts: tuple[int, ...]
+    scores: Mapping[str, Tensor]
+    score_names: tuple[str, ...]
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    images: Mapping[str, list[list[list[Any]]]] | None = None
+    made_by: dict[str, Any] = field(default_factory=dict, repr=False)
+    citation: str = CITATION
+
+    def curve(self, order: str, score: str | None = None) -> Float[Tensor, " count"]:
+        """Mean score at each point, over samples and permutations.
+
+        Args:
+            order: `"most"`, `"least"` or `"random"`.
+            score: Which score; None for the first.
+        """
+        return self._of(order, score).nanmean((0, 2))
+
+    def auc(self, order: str, score: str | None = None) -> float:
+        """Mean height of a curve over the number of weakened heads, by the trapezoid rule."""
+        return self._area(self.curve(order, score))
+
+    def area(self, score: str | None = None, *, above: str = "least", below: str = "most") -> float:
+        """Area between two curves, in units of the score.
+
+        Above 0 where weakening the most relevant heads first destroys the concept sooner.
+
+        Args:
+            score: Which score; None for the first.
+            above: The order whose curve should be higher.
+            below: The order whose curve should be lower.
+        """
+        return self.auc(above, score) - self.auc(below, score)
+
+    def area_interval(
+        self,
+        score: str | None = None,
+        *,
+        above: str = "least",
+        below: str = "most",
+        level: float = 0.95,
+        draws: int = 2000,
+        seed: int = 0,
+    ) -> tuple[float, float]:
+        """Interval of the area over prompts: a bootstrap that keeps a prompt's samples together.
+
+        Args:
+            score: Which score; None for the first.
+            above: As for `area`.
+            below: As for `area`.
+            level: Share of the bootstrap inside.
+            draws: Bootstrap samples.
+            seed: Of the bootstrap.
+        """
+        prompts = list(dict.fromkeys(self.prompts))
+        owner = torch.tensor([prompts.index(prompt) for prompt in self.prompts])
+        generator = torch.Generator().manual_seed(seed)
+        chosen = torch.randint(len(prompts), (draws, len(prompts)), generator=generator)
+        weights = torch.zeros(draws, len(prompts)).scatter_add_(
+            1, chosen, torch.ones(draws, len(prompts))
+        )
+        found = []
+        for order in (above, below):
+            values = self._of(order, score).mean(0)  # count sample
+            known = values.isfinite()
+            each = weights[:, owner]
+            total = each @ values.nan_to_num().mT
+            found.append(total / (each @ known.float().mT))
+        areas = torch.tensor([self._area(one) for one in found[0] - found[1]])
+        areas = areas[areas.isfinite()]
+        tail = (1 - level) / 2
+        return float(areas.quantile(tail)), float(areas.quantile(1 - tail))
+
+    def save(self, folder: str | Path) -> Path:
+        """Write it to a folder."""
+        return save_fields(self, folder)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> WeakeningCurves:
+        """Read what `save` wrote.
+
+        Raises:
+            ResultError: If something else lies there.
+        """
+        return load_fields(cls, folder)
+
+    def plot(self, score: str | None = None) -> Any:
+        """The curves of all orders."""
+        from diffusion_lens import viz
+
+        return viz.curves(
+            list(self.counts),
+            {f"{order} first": self.curve(order, score) for order in self.scores},
+            x_title="weakened heads",
+            y_title=score or self.score_names[0],
+            title=f"Weakening heads by their relevance to {self.concept}",
+        )
+
+    def _of(self, order: str, score: str | None) -> Float[Tensor, "permutation count sample"]:
+        if order not in self.scores:
+            raise ResultError(f"order={order!r} was not run; there are {list(self.scores)}")
+        name = score or self.score_names[0]
+        if name not in self.score_names:
+            raise ResultError(f"no score {name!r}; there are {list(self.score_names)}")
+        return self.scores[order][self.score_names.index(name)]
+
+    def _area(self, curve: Tensor) -> float:
+        x = torch.tensor(self.counts, dtype=curve.dtype)
+        return float(torch.trapezoid(curve, x) / (x[-1] - x[0]))
