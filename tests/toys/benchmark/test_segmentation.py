@@ -3,7 +3,6 @@ import pytest
 
 from diffusion_lens.toys.benchmark.baselines import centred_disc, exact_on_grid, random_map
 from diffusion_lens.toys.benchmark.segmentation import (
-    average_precision,
     enlarge,
     score_segmentation,
     segmentation_table,
@@ -16,24 +15,6 @@ from diffusion_lens.toys.shapes.world import BACKGROUNDS, COLOURS, SHAPES, TEXTU
 @pytest.fixture(scope="module")
 def tasks():
     return segmentation_tasks(30, noise_level=0.3)
-
-
-def test_average_precision_by_hand():
-    saliency = np.array([[0.9, 0.8, 0.7, 0.1]])
-    truth = np.array([[True, False, True, False]])
-    assert average_precision(saliency, truth) == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
-
-
-def test_average_precision_of_a_flat_map_is_the_share_of_the_mask():
-    truth = np.zeros((4, 4), bool)
-    truth[0] = True
-    assert average_precision(np.ones((4, 4)), truth) == pytest.approx(0.25)
-
-
-def test_average_precision_depends_on_the_order_alone():
-    rng = np.random.default_rng(0)
-    saliency, truth = rng.random((8, 8)), rng.random((8, 8)) > 0.7
-    assert average_precision(np.exp(5 * saliency), truth) == average_precision(saliency, truth)
 
 
 def test_cells_are_repeated():

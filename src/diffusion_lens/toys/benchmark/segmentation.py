@@ -8,6 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
+from diffusion_lens.metrics.segmentation import (
+    above_mean,
+    confusion,
+    mean_average_precision,
+    miou_fg_bg,
+    pixel_accuracy,
+)
 from diffusion_lens.toys.shapes.captions import read_caption
 from diffusion_lens.toys.shapes.render import render
 from diffusion_lens.toys.shapes.sampling import Example, full_caption, held_out
@@ -123,29 +130,6 @@ def enlarge(
     return saliency.repeat(size // rows, 0).repeat(size // columns, 1)
 
 
-def average_precision(
-    saliency: Float[np.ndarray, "height width"], mask: Bool[np.ndarray, "height width"]
-) -> float:
-    """Area under precision against recall over all thresholds; ties count as one threshold.
-
-    The share of the mask in the image is what an uninformed map reaches.
-
-    Args:
-        saliency: More means more salient.
-        mask: The truth; at least one pixel.
-
-    Returns:
-        In (0, 1].
-    """
-    values, truth = saliency.ravel(), mask.ravel()
-    order = np.argsort(-values, kind="stable")
-    hits = np.cumsum(truth[order])
-    last = np.append(np.diff(values[order]) != 0, True)
-    hits, taken = hits[last], np.flatnonzero(last) + 1
-    recall_steps = np.diff(np.append(0, hits)) / truth.sum()
-    return float((recall_steps * hits / taken).sum())
-
-
 @dataclass(frozen=True)
 class SegmentationScore:
     """How well maps find one kind of thing.
@@ -190,16 +174,13 @@ def score_segmentation(
 
 
 def _score(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> SegmentationScore:
-    cut = np.stack([saliency > saliency.mean() for saliency, _ in pairs])
-    truth = np.stack([mask for _, mask in pairs])
-    inside = (cut & truth).sum() / (cut | truth).sum()
-    outside = (~cut & ~truth).sum() / (~cut | ~truth).sum()
-    precision = [average_precision(saliency, mask) for saliency, mask in pairs]
+    maps, masks = zip(*pairs, strict=True)
+    counts = confusion(map(above_mean, maps), masks)
     return SegmentationScore(
         count=len(pairs),
-        average_precision=float(np.mean(precision)),
-        miou=float((inside + outside) / 2),
-        accuracy=float((cut == truth).mean()),
+        average_precision=mean_average_precision(maps, masks),
+        miou=miou_fg_bg(counts),
+        accuracy=pixel_accuracy(counts),
     )
 
 

@@ -1,0 +1,1 @@
+"""Scores of plain arrays and tensors; nothing here knows of models."""
