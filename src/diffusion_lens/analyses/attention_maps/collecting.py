@@ -1,0 +1,199 @@
+"""Adding up patterns while a model runs, and the one resizing at the end.
+
+Held at any time: one sum for each resolution (and for each block, head or step that is kept apart).
+Sums are in float32; nothing grows with the number of steps unless steps are kept apart.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from diffusion_lens import HookContext
+
+Pair = tuple[int, int]
+"""Block and head."""
+
+AXES = ("step", "block", "head")
+"""What can be kept apart."""
+
+
+@dataclass
+class Sum:
+    """Patterns added up.
+
+    Attributes:
+        value: Axes batch, (head), query, key; the head axis where heads are kept apart.
+        weight: Sum of the heads' weights over everything that was added.
+    """
+
+    value: Tensor
+    weight: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is kept apart and how the rest is put together.
+
+    Attributes:
+        keep: Names of `AXES`.
+        weights: Weight of each (block, head); None for 1 each.
+        apart: Blocks whose heads are clamped one by one after resizing.
+        over_steps: `"mean"` or `"sum"`.
+        upsample: Mode of interpolation; as `torch.nn.functional.interpolate` calls it.
+    """
+
+    keep: frozenset[str] = frozenset()
+    weights: Mapping[Pair, float] | None = None
+    apart: frozenset[int] = frozenset()
+    over_steps: str = "mean"
+    upsample: str = "bicubic"
+
+
+class PatternSums:
+    """A reader of patterns whose queries are the image; `result()` gives maps.
+
+    Args:
+        plan: What is kept apart.
+    """
+
+    read_only = True
+    keeps = False
+
+    def __init__(self, plan: Plan) -> None:
+        """Start from nothing."""
+        self.plan = plan
+        self.sums: dict[tuple[int | None, int], Sum] = {}
+        self.calls: dict[tuple[int | None, int], int] = {}
+        self.grids: dict[int, tuple[int, ...]] = {}
+        self.heads: dict[int, tuple[int, ...]] = {}
+        self.steps: dict[int, None] = {}
+        self._shared: dict[tuple[int, ...], int] = {}
+
+    def __call__(
+        self, activation: Float[Tensor, "batch head query key"], hook: HookContext
+    ) -> None:
+        """Add one pattern."""
+        assert hook.heads is not None
+        block = hook.layer()
+        if block not in self.grids:
+            self.grids[block], self.heads[block] = hook.grid, hook.heads
+        self.steps[hook.step] = None
+        self.add(activation.detach(), block, hook.step if "step" in self.plan.keep else None)
+
+    def add(
+        self, pattern: Float[Tensor, "batch head query key"], block: int, step: int | None
+    ) -> None:
+        """Add a pattern of a block whose grid and heads are known."""
+        weights = self.weights(block)
+        place = (step, self._place(block))
+        self.calls[step, block] = self.calls.get((step, block), 0) + 1
+        held = self.sums.get(place)
+        if not self._apart(block):
+            pattern = _over_heads(pattern, weights)
+        if held is None:
+            self.sums[place] = Sum(pattern.clone() if self._apart(block) else pattern, sum(weights))
+        else:
+            held.value.add_(pattern)
+            held.weight += sum(weights)
+
+    def weights(self, block: int) -> list[float]:
+        """The weights of a block's heads."""
+        given = self.plan.weights
+        return [1.0 if given is None else given[block, head] for head in self.heads[block]]
+
+    def _apart(self, block: int) -> bool:
+        return "head" in self.plan.keep or block in self.plan.apart
+
+    def _place(self, block: int) -> int:
+        """The block under whose number a pattern is added: the first one of the same grid."""
+        if self._apart(block) or self.plan.keep & {"block", "head"}:
+            return block
+        return self._shared.setdefault(self.grids[block], block)
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """Every (block, head) that was added."""
+        return [(block, head) for block in sorted(self.heads) for head in self.heads[block]]
+
+    def finest(self) -> tuple[int, ...]:
+        """Height and width of the finest grid."""
+        return max((grid[-2:] for grid in self.grids.values()), key=math.prod)
+
+    def result(self, size: Sequence[int] | None = None) -> Float[Tensor, ...]:
+        """Maps with axes batch, (step), (block or head), token, (frame), height, width.
+
+        Args:
+            size: Height and width; by default those of the finest grid.
+        """
+        size = tuple(size or self.finest())
+        steps = sorted(self.steps) if "step" in self.plan.keep else [None]
+        found = torch.stack([self._of_step(step, size) for step in steps], 1)
+        return found if "step" in self.plan.keep else found.squeeze(1)
+
+    def _of_step(self, step: int | None, size: Sequence[int]) -> Tensor:
+        blocks = [block for one, block in self.sums if one == step]
+        if "head" in self.plan.keep:
+            return torch.cat([self._of_heads(step, block, size) for block in sorted(blocks)], 1)
+        if "block" in self.plan.keep:
+            return torch.stack([self._mean(step, [block], size) for block in sorted(blocks)], 1)
+        return self._mean(step, blocks, size)
+
+    def _of_heads(self, step: int | None, block: int, size: Sequence[int]) -> Tensor:
+        maps = self._resized(step, block, size).clamp_(min=0)
+        return maps if self.plan.over_steps == "sum" else maps / self.calls[step, block]
+
+    def _mean(self, step: int | None, blocks: Sequence[int], size: Sequence[int]) -> Tensor:
+        """Weighted mean over heads and blocks."""
+        total, weight = None, 0.0
+        for block in blocks:
+            maps = self._resized(step, block, size)
+            if self._apart(block):
+                maps = _over_heads(maps.clamp_(min=0), self.weights(block))
+            total = maps if total is None else total.add_(maps)
+            weight += self.sums[step, block].weight
+        assert total is not None
+        total = total.clamp_(min=0) / weight
+        if self.plan.over_steps == "mean":
+            return total
+        return total * max(count for (one, _), count in self.calls.items() if one == step)
+
+    def _resized(self, step: int | None, block: int, size: Sequence[int]) -> Tensor:
+        grid = self.grids[block]
+        value = self.sums[step, block].value
+        # Reference images follow the image's own tokens and are no part of its grid.
+        return resized(value.narrow(-2, 0, math.prod(grid)).mT.unflatten(-1, grid), size, self.plan)
+
+    def __repr__(self) -> str:
+        """As a report shows it."""
+        return f"PatternSums({', '.join(sorted(self.plan.keep)) or 'one map'})"
+
+
+def _over_heads(value: Tensor, weights: Sequence[float]) -> Tensor:
+    """The weighted sum over axis 1."""
+    if all(weight == 1 for weight in weights):
+        return value.sum(1)
+    factors = torch.tensor(weights, device=value.device, dtype=value.dtype)
+    return torch.tensordot(value.movedim(1, -1), factors, 1)
+
+
+def resized(maps: Tensor, size: Sequence[int], plan: Plan = Plan()) -> Tensor:
+    """Maps with their last two axes brought to a size; a fresh tensor, not clamped.
+
+    Args:
+        maps: Any axes, then height and width.
+        size: Height and width.
+        plan: Gives the mode of interpolation.
+    """
+    if tuple(maps.shape[-2:]) == tuple(size):
+        return maps.clone(memory_format=torch.contiguous_format)
+    options = {} if plan.upsample.startswith("nearest") else {"align_corners": False}
+    flat = maps.reshape(1, -1, *maps.shape[-2:])
+    found = F.interpolate(flat, size=tuple(size), mode=plan.upsample, **options)
+    return found.reshape(*maps.shape[:-2], *size)

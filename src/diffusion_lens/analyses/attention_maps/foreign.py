@@ -1,0 +1,218 @@
+"""Patterns of words that need not be in the prompt: their keys meet the image's own queries.
+
+In a U-Net the keys are the layer's projection of the word, encoded alone, as head relevance vectors
+use them. In a model with joint attention they come from concept-token streams, which pass through
+the text's own weights. The image is the same bit for bit: nothing attends to these keys.
+
+Source: Cross-Attention Head Position Patterns Can Align with Human Visual Concepts, arXiv
+2412.02237, section 3 (keys of words encoded alone); ConceptAttention, arXiv 2502.04320, section 4
+(concept tokens). Maps made this way are our own reading.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffusion_lens import HookContext, HookedDiffusion, Site
+from diffusion_lens.analyses.attention_maps.collecting import PatternSums, Plan
+from diffusion_lens.analyses.attention_maps.selecting import Chosen
+from diffusion_lens.concept_streams.encoding import encode_concepts
+from diffusion_lens.errors import SiteError, UnsupportedModelError
+
+AMONG = ("prompt", "foreign")
+REFERENCE = ("txt", [0])
+"""The text token from whose score and share of attention a row's normaliser is found."""
+
+
+def appended(
+    scores: Float[Tensor, "*some word"],
+    normaliser: Float[Tensor, "*some"],
+    owners: Sequence[slice],
+) -> Float[Tensor, "*some word"]:
+    """Attention to the tokens of each word, if that word alone were appended to the keys.
+
+    Args:
+        scores: Scaled products of queries with the words' keys.
+        normaliser: Logarithm of the sum of exponentials over the keys that are there.
+        owners: The columns of each word.
+
+    Returns:
+        Shares in [0, 1]; one word's do not depend on the other words.
+    """
+    scores = scores - normaliser.unsqueeze(-1)
+    parts = []
+    for columns in owners:
+        own = scores[..., columns]
+        total = torch.logsumexp(torch.cat([torch.zeros_like(own[..., :1]), own], -1), -1)
+        parts.append((own - total.unsqueeze(-1)).exp())
+    return torch.cat(parts, -1)
+
+
+class ForeignKeys:
+    """Hooks that add up the patterns of foreign words, block by block.
+
+    Args:
+        sums: Where they are added.
+        owners: The columns of each word.
+        among: `"prompt"` or `"foreign"`; see `attention_maps`.
+        keys: Keys of each block with axes head, word, d_head, where they are the same throughout.
+    """
+
+    def __init__(
+        self,
+        sums: PatternSums,
+        owners: Sequence[slice],
+        *,
+        among: str,
+        keys: Mapping[int, Tensor] | None = None,
+    ) -> None:
+        """Nothing was seen yet."""
+        self.sums = sums
+        self.owners = tuple(owners)
+        self.among = among
+        self.keys = keys
+        self._query: Tensor | None = None
+        self._reference: Tensor | None = None
+        self._normaliser: Tensor | None = None
+
+    def on_query(self, activation: Tensor, hook: HookContext) -> None:
+        """Keep the image's queries of a block."""
+        assert hook.heads is not None
+        block = hook.layer()
+        if block not in self.sums.grids:
+            self.sums.grids[block], self.sums.heads[block] = hook.grid, hook.heads
+        wide = torch.promote_types(activation.dtype, torch.float32)
+        self._query = activation.detach().transpose(1, 2).to(wide) * activation.shape[-1] ** -0.5
+
+    def on_reference(self, activation: Tensor, _hook: HookContext) -> None:
+        """Keep the key of the reference token."""
+        self._reference = activation.detach().transpose(1, 2).to(torch.float32)
+
+    def on_pattern(self, activation: Tensor, hook: HookContext) -> None:
+        """Find the normaliser of each row: score minus logarithm of the share of attention."""
+        assert self._query is not None and self._reference is not None
+        share = activation.detach()[..., 0].clamp_min(torch.finfo(activation.dtype).tiny)
+        score = (self._query @ self._reference.to(self._query.dtype).mT)[..., 0]
+        self._normaliser = score - share.log()
+        if self.keys is not None:
+            self._add(self.keys[hook.layer()][None], hook)
+
+    def on_concept(self, activation: Tensor, hook: HookContext) -> None:
+        """Take the keys of a concept stream."""
+        self._add(activation.detach().transpose(1, 2), hook)
+
+    for _hook in (on_query, on_reference, on_pattern, on_concept):
+        _hook.read_only = True  # type: ignore[attr-defined]
+    del _hook
+
+    def _add(self, keys: Tensor, hook: HookContext) -> None:
+        assert self._query is not None and self._normaliser is not None
+        scores = self._query @ keys.to(self._query.dtype).mT
+        if self.among == "foreign":
+            pattern = scores.softmax(-1)
+        else:
+            pattern = appended(scores, self._normaliser, self.owners)
+        self._query = self._normaliser = None
+        self.sums.steps[hook.step] = None
+        self.sums.add(pattern, hook.layer(), hook.step if "step" in self.sums.plan.keep else None)
+
+
+@contextlib.contextmanager
+def foreign_hooks(
+    model: HookedDiffusion,
+    words: Sequence[str],
+    chosen: Chosen,
+    plan: Plan,
+    *,
+    among: str,
+    **selectors: Any,
+) -> Iterator[tuple[list[tuple[Site, Any]], PatternSums, dict[str, slice]]]:
+    """The hooks for foreign words; concept streams are open while the context is.
+
+    Args:
+        model: The model.
+        words: The words.
+        chosen: Heads.
+        plan: What is kept apart.
+        among: `"prompt"` or `"foreign"`.
+        **selectors: Steps and branch.
+
+    Yields:
+        Hooks, what they add up, and the columns of each word.
+
+    Raises:
+        SiteError: If `among` is unknown.
+        UnsupportedModelError: If no chosen block can take foreign words.
+    """
+    if among not in AMONG:
+        raise SiteError(f"foreign_among={among!r} is none of {list(AMONG)}")
+    sums = PatternSums(plan)
+    if model.spec.concepts is None:
+        embeddings, rows = _encoded(model, words)
+        keys = {block: _keys(model, chosen, block, embeddings) for block in chosen.heads}
+        collector = ForeignKeys(sums, list(rows.values()), among=among, keys=keys)
+        yield _sites(chosen, list(chosen.heads), collector, **selectors), sums, dict(rows)
+        return
+    with model.concept_streams(list(words)) as streams:
+        blocks = [
+            block
+            for block in chosen.heads
+            if _prefix(chosen, block) + ".concept.hook_k" in model.points
+        ]
+        if not blocks:
+            raise UnsupportedModelError(
+                f"foreign= needs concept streams, which only the blocks {list(streams.blocks)} of "
+                f"{type(model.denoiser).__name__} carry; the chosen ones are {list(chosen.heads)}"
+            )
+        collector = ForeignKeys(sums, list(streams.rows.values()), among=among)
+        hooks = _sites(chosen, blocks, collector, **selectors)
+        for block in blocks:
+            heads = [(block, head) for head in chosen.heads[block]]
+            site = Site(_prefix(chosen, block) + ".concept.hook_k", heads=heads, **selectors)
+            hooks.append((site, collector.on_concept))
+        yield hooks, sums, dict(streams.rows)
+
+
+def _prefix(chosen: Chosen, block: int) -> str:
+    return chosen.names[block].removesuffix(".hook_pattern")
+
+
+def _sites(
+    chosen: Chosen, blocks: Sequence[int], collector: ForeignKeys, **selectors: Any
+) -> list[tuple[Site, Any]]:
+    hooks: list[tuple[Site, Any]] = []
+    for block in blocks:
+        prefix = _prefix(chosen, block)
+        heads = [(block, head) for head in chosen.heads[block]]
+        given = {"heads": heads, **selectors}
+        hooks += [
+            (Site(f"{prefix}.img.hook_q", **given), collector.on_query),
+            (Site(f"{prefix}.txt.hook_k", pos=REFERENCE, **given), collector.on_reference),
+            (
+                Site(chosen.names[block], query="img", key=REFERENCE, **given),
+                collector.on_pattern,
+            ),
+        ]
+    return hooks
+
+
+def _encoded(model: HookedDiffusion, words: Sequence[str]) -> tuple[Tensor, Mapping[str, slice]]:
+    """Each word encoded alone: rows of all of them, and which are whose."""
+    found, rows = encode_concepts(
+        model.pipe, model.spec.text_parts, list(words), first=False, device=model.device
+    )
+    return found[0], rows
+
+
+def _keys(model: HookedDiffusion, chosen: Chosen, block: int, embeddings: Tensor) -> Tensor:
+    """Keys of text rows by a cross-attention layer's own projection; axes head, word, d_head."""
+    attention: Any = model.denoiser.get_submodule(model.points[chosen.names[block]].module)
+    with torch.no_grad():
+        keys = attention.to_k(embeddings.to(model.device, model.dtype))
+    return keys.unflatten(-1, (attention.heads, -1)).transpose(0, 1)[list(chosen.heads[block])]

@@ -1,0 +1,305 @@
+"""Attention maps as a result: words, masks, figures, saving."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from diffusion_lens.analyses.attention_maps.collecting import Pair, Plan, resized
+from diffusion_lens.analyses.saving import load_fields, save_fields
+from diffusion_lens.engine.words import PromptTokens
+from diffusion_lens.errors import ResultError, WordError, closest, listing
+
+CITATION = "Tang et al., What the DAAM, ACL 2023, arXiv 2210.04885"
+
+
+@dataclass(frozen=True)
+class AttentionMaps:
+    """How much each place of an image attends to each token of its text.
+
+    Attributes:
+        maps: Not negative. With `over_steps="mean"` a value is a share of attention, in [0, 1] up
+            to the overshoot of the interpolation; with `"sum"` it grows with the number of steps.
+        axes: Names of the axes: batch, (step), (block or head), token, (frame), height, width.
+        positions: For each entry of the token axis its place in the text stream; foreign words come
+            after them.
+        foreign: For each word that need not be in the prompt, its entries on the token axis.
+        prompts: The tokens of each sample's prompt; empty where the run had embeddings.
+        steps: The steps, as counted by the scheduler.
+        heads: The (block, head) pairs that went in; the head axis has them in this order.
+        blocks: The blocks that went in; the block axis has them in this order.
+        images: The images, where the pipeline gave pictures.
+        made_by: What was run and how.
+        citation: What to cite.
+    """
+
+    maps: Tensor
+    axes: tuple[str, ...]
+    positions: tuple[int, ...]
+    foreign: Mapping[str, tuple[int, ...]]
+    prompts: tuple[PromptTokens, ...]
+    steps: tuple[int, ...]
+    heads: tuple[Pair, ...]
+    blocks: tuple[int, ...]
+    images: tuple[Any, ...] = ()
+    made_by: dict[str, Any] = field(default_factory=dict, repr=False)
+    citation: str = CITATION
+
+    def __post_init__(self) -> None:
+        """Bring back the tokens of a result that was read from a folder."""
+        object.__setattr__(self, "prompts", tuple(PromptTokens(*one) for one in self.prompts))
+
+    # -- words --------------------------------------------------------------------------------
+
+    def word(
+        self, word: str | int, *, occurrence: int | None = None, sample: int | None = None
+    ) -> Float[Tensor, ...]:
+        """The map of a word or phrase: the mean over its tokens.
+
+        Args:
+            word: A word or phrase of the prompt, or a foreign one; upper and lower case are not
+                told apart. A number is a position in the text stream.
+            occurrence: Which one, counted from 0; None for the mean over all.
+            sample: Only this sample, whose axis is dropped; None for all.
+
+        Returns:
+            The axes of `maps` without token.
+
+        Raises:
+            WordError: If the word is not in a sample's prompt, not as often, or was not mapped.
+        """
+        samples = range(len(self.maps)) if sample is None else [self._sample(sample)]
+        axis = self.axes.index("token")
+        found = []
+        for one in samples:
+            rows = torch.tensor(self._rows(word, occurrence, one), device=self.maps.device)
+            found.append(self.maps[one].index_select(axis - 1, rows).mean(axis - 1))
+        return found[0] if sample is not None else torch.stack(found)
+
+    def mask(
+        self,
+        threshold: float = 0.4,
+        *,
+        word: str | int | None = None,
+        occurrence: int | None = None,
+        size: Sequence[int] | None = None,
+        absolute: bool = False,
+    ) -> Bool[Tensor, ...]:
+        """Where a map lies above a threshold.
+
+        Each map is first brought to [0, 1] by its own least and largest value, so that some place
+        always lies above: a mask does not tell whether the word is in the image at all.
+
+        Args:
+            threshold: What a value must exceed; the paper evaluates 0.3, 0.4 and 0.5.
+            word: As for `word`; None for every entry of the token axis.
+            occurrence: As for `word`.
+            size: Height and width to enlarge to before cutting (bicubic).
+            absolute: Cut the values as they are.
+
+        Raises:
+            WordError: As for `word`.
+
+        Source: DAAM, arXiv 2210.04885, and its released code. Differs: sizes need not be square.
+        """
+        maps = self.maps if word is None else self.word(word, occurrence=occurrence)
+        if size is not None:
+            maps = resized(maps, size, Plan())
+        if absolute:
+            return maps > threshold
+        over = [
+            axis - maps.ndim for axis in range(maps.ndim - (3 if self._frames else 2), maps.ndim)
+        ]
+        low, high = maps.amin(over, keepdim=True), maps.amax(over, keepdim=True)
+        return (maps - low) / (high - low).clamp_min(torch.finfo(maps.dtype).tiny) > threshold
+
+    def normalized(self) -> Tensor:
+        """Maps divided by their sum over the prompt's tokens, start and end left out.
+
+        Which word gets the attention of a place, in place of how much of it.
+
+        Raises:
+            WordError: If not every token of the prompts was mapped.
+
+        Source: `normalize=True` of DAAM's released code.
+        """
+        for tokens in self.prompts:
+            missing = [one for one in tokens.positions if one not in self.positions]
+            if missing or self.foreign:
+                raise WordError(
+                    "normalized maps need every token of the prompt and no other; make the maps "
+                    "without words= and foreign="
+                )
+        if len({tokens.positions for tokens in self.prompts}) != 1:
+            raise WordError("normalized maps need prompts with the same number of tokens")
+        inner = [at for at, one in enumerate(self.positions) if self._is_text(one)]
+        axis = self.axes.index("token")
+        rows = torch.tensor(inner, device=self.maps.device)
+        return self.maps / (self.maps.index_select(axis, rows).sum(axis, keepdim=True) + 1e-6)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What each entry of the token axis is called: characters, or a number."""
+        names = [self._label(position) for position in self.positions]
+        for word, rows in self.foreign.items():
+            names += [word] * len(rows)
+        return tuple(names)
+
+    def _label(self, position: int) -> str:
+        found = {
+            tokens.label(position)
+            for tokens in self.prompts
+            if position in tokens.positions and tokens.label(position)
+        }
+        return found.pop() if len(found) == 1 else f"[{position}]"
+
+    def _is_text(self, position: int) -> bool:
+        """Whether a token covers characters; start and end cover none."""
+        return any(tokens.label(position) for tokens in self.prompts)
+
+    @property
+    def _frames(self) -> bool:
+        return "frame" in self.axes
+
+    def _sample(self, sample: int) -> int:
+        if not -len(self.maps) <= sample < len(self.maps):
+            raise ResultError(f"sample {sample} was asked for, there are {len(self.maps)}")
+        return sample % len(self.maps)
+
+    def _rows(self, word: str | int, occurrence: int | None, sample: int) -> list[int]:
+        """Entries of the token axis."""
+        if isinstance(word, str):
+            foreign = {name.casefold(): rows for name, rows in self.foreign.items()}
+            if word.casefold() in foreign:
+                return list(foreign[word.casefold()])
+        wanted = [word] if isinstance(word, int) else self._positions(word, occurrence, sample)
+        missing = [one for one in wanted if one not in self.positions]
+        if missing:
+            raise WordError(
+                f"{word!r} was not mapped: there are maps of the tokens "
+                f"{listing([f'{at} {self._label(at)!r}' for at in self.positions], most=20)}; "
+                "name it in words="
+            )
+        return [self.positions.index(one) for one in wanted]
+
+    def _positions(self, word: str, occurrence: int | None, sample: int) -> tuple[int, ...]:
+        if not self.prompts:
+            near = closest(word, self.foreign)
+            hint = f" Closest: {near[0]!r}." if near else ""
+            raise WordError(
+                f"{word!r} cannot be looked up: the prompts are not known.{hint} Give a position "
+                "in the text stream"
+            )
+        try:
+            return self.prompts[sample].find(word, occurrence=occurrence)
+        except WordError as error:
+            raise WordError(
+                f"{error} (sample {sample}; a word that is not in the prompt gets a map with "
+                f"foreign=[{word!r}], there are {list(self.foreign)})"
+            ) from None
+
+    # -- figures ------------------------------------------------------------------------------
+
+    def overlay(
+        self,
+        words: str | Sequence[str] | None = None,
+        *,
+        sample: int = 0,
+        images: Any = None,
+        **settings: Any,
+    ) -> Any:
+        """Maps of words over an image: a plotly figure, with a slider over kept steps or frames.
+
+        Args:
+            words: Panels; None for every word or token that was mapped.
+            sample: Which sample.
+            images: The image to draw over, where the run gave none.
+            **settings: Further arguments of `viz.overlays`, such as `alpha`.
+
+        Raises:
+            ResultError: If there is no image.
+        """
+        asked = [words] if isinstance(words, str) else words
+        if asked is None:
+            rows = self.maps[self._sample(sample)].movedim(self.axes.index("token") - 1, -3)
+            titles = list(self.labels)
+        else:
+            rows = torch.stack([self.word(word, sample=sample) for word in asked], -3)
+            titles = list(asked)
+        for axis in ("head", "block"):
+            if axis in self.axes:
+                rows = rows.mean(self.axes.index(axis) - 1)
+        return self._drawn(rows, titles, sample, images, settings)
+
+    def plot(self, word: str | int, *, sample: int = 0, images: Any = None, **settings: Any) -> Any:
+        """The map of a word, a panel for each block or head that was kept.
+
+        Args:
+            word: As for `word`.
+            sample: Which sample.
+            images: The image to draw over, where the run gave none.
+            **settings: Further arguments of `viz.overlays`.
+
+        Raises:
+            ResultError: If there is no image.
+        """
+        rows = self.word(word, sample=sample)
+        titles = [str(word)]
+        if "head" in self.axes:
+            titles = [f"block {block}, head {head}" for block, head in self.heads]
+        elif "block" in self.axes:
+            titles = [f"block {block}" for block in self.blocks]
+        kept = next((axis for axis in ("head", "block") if axis in self.axes), None)
+        at = 1 if "step" in self.axes else 0
+        rows = rows.unsqueeze(-3) if kept is None else rows.movedim(at, -3)
+        return self._drawn(rows, titles, sample, images, settings)
+
+    def _drawn(
+        self, rows: Tensor, titles: Sequence[str], sample: int, images: Any, settings: Any
+    ) -> Any:
+        from diffusion_lens import viz
+
+        if images is None and not self.images:
+            raise ResultError(
+                "there is no image to draw over: the run gave latents; give images=, or run "
+                "without output_type='latent'"
+            )
+        image = self.images[sample] if images is None else images
+        names = [axis for axis in ("step", "frame") if axis in self.axes]
+        slider = None
+        if names:
+            rows = rows.flatten(0, len(names) - 1)
+            counted = [
+                self.steps if axis == "step" else range(self._count("frame")) for axis in names
+            ]
+            slider = [f"{one}" for one in counted[0]]
+            if len(counted) == 2:
+                slider = [f"step {one}, frame {two}" for one in counted[0] for two in counted[1]]
+        return viz.overlays(image, rows, titles=list(titles), steps=slider, **settings)
+
+    def _count(self, axis: str) -> int:
+        return self.maps.shape[self.axes.index(axis)]
+
+    # -- files --------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the result to a folder."""
+        return save_fields(self, folder)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> AttentionMaps:
+        """Read what `save` wrote."""
+        return load_fields(cls, folder)
+
+    def __repr__(self) -> str:
+        """Axes, sizes and tokens in one line."""
+        sizes = ", ".join(
+            f"{axis} {size}" for axis, size in zip(self.axes, self.maps.shape, strict=True)
+        )
+        return f"AttentionMaps({sizes}; tokens {listing(self.labels, most=12)})"
