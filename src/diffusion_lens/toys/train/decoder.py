@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from diffusion_lens.toys.codec import half_codec
 from diffusion_lens.toys.shapes.render import render
-from diffusion_lens.toys.shapes.sampling import training_examples
+from diffusion_lens.toys.shapes.sampling import sample_example
 from diffusion_lens.toys.train.batches import to_pixels
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ LATENT_NOISE = 0.03
 
 def train_decoder(*, steps: int, batch: int = 32, seed: int = 0) -> "AutoencoderTiny":
     """Train the decoder of `half_codec`; its encoder stays as constructed.
+
+    It reads no text, so it sees every combination of colour and shape, held-out ones too.
 
     Args:
         steps: Optimizer steps.
@@ -38,9 +40,8 @@ def train_decoder(*, steps: int, batch: int = 32, seed: int = 0) -> "Autoencoder
     optimizer = torch.optim.AdamW(codec.decoder.parameters(), lr=2e-3, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
     rng = np.random.default_rng(seed)
-    scenes = training_examples(seed + 17)
     for _ in tqdm(range(steps), desc="decoder", mininterval=5.0):
-        images = [render(next(scenes).scene, rng=rng).image for _ in range(batch)]
+        images = [render(sample_example(rng).scene, rng=rng).image for _ in range(batch)]
         pixels = to_pixels(np.stack(images))
         with torch.no_grad():
             latents = codec.encode(pixels).latents
@@ -59,7 +60,7 @@ def main() -> None:
     """Train the decoder and write the codec in fp16."""
     parser = argparse.ArgumentParser(prog="python -m diffusion_lens.toys.train.decoder")
     parser.add_argument("--out", required=True, type=Path, help="folder of the codec")
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
