@@ -73,6 +73,10 @@ class ResultError(DiffusionLensError, ValueError):
     """A folder holds no result, or another than was asked for; or a result lacks what was asked."""
 
 
+class PatchingError(DiffusionLensError, ValueError):
+    """A patching sweep whose runs, sites, axes or metric do not fit together."""
+
+
 class ContractError(DiffusionLensError, AssertionError):
     """A model breaks the contract that every architecture keeps; the message lists where."""
 

@@ -1,0 +1,186 @@
+"""Single evaluations of the denoiser on the clean trajectory, with either prompt, row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusion_lens import HookContext, HookedDiffusion
+from diffusion_lens.analyses.patching.outcome import Outcome
+from diffusion_lens.analyses.patching.pair import Pair, Side
+
+BRANCH = "cond"
+Place = tuple[int, int]
+"""(step, sample): one evaluation of the trajectory."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """The clean run's latents at every step, and where they lie on the noise schedule.
+
+    Attributes:
+        inputs: What the denoiser reads at each step, for every sample.
+        latents: The loop's own latents at each step, likewise.
+        times: The denoiser's timestep argument at each step.
+        levels: The noise level of each step.
+        names: The denoiser's arguments that take latents and timestep.
+    """
+
+    inputs: Mapping[int, Tensor]
+    latents: Mapping[int, Tensor]
+    times: Mapping[int, Tensor]
+    levels: Mapping[int, Any]
+    names: tuple[str, str]
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The steps of the run."""
+        return tuple(self.inputs)
+
+
+@torch.no_grad()
+def follow(model: HookedDiffusion, pair: Pair) -> Trajectory:
+    """Run the clean side once, for all samples, without decoding."""
+    inputs: dict[int, Tensor] = {}
+    latents: dict[int, Tensor] = {}
+    times: dict[int, Tensor] = {}
+    levels: dict[int, Any] = {}
+
+    def read(value: Tensor, hook: HookContext) -> None:
+        evaluation: Any = hook.evaluation
+        inputs[hook.step] = value.clone()
+        times[hook.step] = torch.as_tensor(evaluation.arguments["timestep"]).reshape(-1)[0].clone()
+        levels[hook.step] = evaluation.level()
+
+    def sample(value: Tensor, hook: HookContext) -> None:
+        latents[hook.step] = value.clone()
+
+    for reader in (read, sample):
+        reader.read_only = True  # type: ignore[attr-defined]
+    run = pair.batch(pair.clean, range(len(pair.seeds)))
+    hooks = [(f"hook_latents[branch={BRANCH}]", read), ("hook_sample", sample)]
+    with pair.clean.encoding(model):
+        model.run_with_hooks(run, fwd_hooks=hooks, output_type="latent")
+    return Trajectory(inputs, latents, times, levels, (model.spec.latents, "timestep"))
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """A tensor with the batch in front, for one row."""
+
+    value: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Conditions:
+    """What one prompt gives the denoiser besides latents and timestep.
+
+    Attributes:
+        arguments: The arguments as the denoiser takes them, nested ones too; what has the batch in
+            front is a `Row`.
+    """
+
+    arguments: Mapping[str, Any]
+
+    def rows(self, count: int) -> dict[str, Any]:
+        """The arguments for a batch."""
+        return _mapped(self.arguments, lambda row: row.value.expand(count, *row.value.shape[1:]))
+
+    def mixed(self, other: Conditions, weight: float) -> Conditions:
+        """On the straight way to another prompt's conditions: 0 is here, 1 is there."""
+
+        def mix(here: Row, there: Row) -> Row:
+            return Row(torch.lerp(here.value, there.value, weight))
+
+        return Conditions(_mapped(self.arguments, mix, other.arguments))
+
+
+@torch.no_grad()
+def conditions(model: HookedDiffusion, side: Side, trajectory: Trajectory) -> Conditions:
+    """Encode one side's prompt, as the pipeline does it, for one sample."""
+    found: dict[str, Any] = {}
+
+    def read(_value: Tensor, hook: HookContext) -> None:
+        evaluation: Any = hook.evaluation
+        at = dict(evaluation.rows)[BRANCH]
+
+        def cut(given: Any) -> Any:
+            if isinstance(given, Tensor) and given.ndim and given.shape[0] == evaluation.batch:
+                return Row(given[at].clone())
+            if isinstance(given, dict):
+                return {name: cut(one) for name, one in given.items()}
+            return given
+
+        for name, given in evaluation.arguments.items():
+            if name not in trajectory.names:
+                found[name] = cut(given)
+
+    read.read_only = True  # type: ignore[attr-defined]
+    first = trajectory.steps[0]
+    given = trajectory.latents[first][:1]
+    with side.encoding(model), model.hooks([(f"hook_latents[branch={BRANCH}]", read)]):
+        model.denoise(given, prompt=side.prompt, step=first, **side.run.settings)
+    return Conditions({**found, "return_dict": False})
+
+
+def _mapped(given: Any, change: Callable[..., Any], *others: Any) -> Any:
+    """Nested arguments with every row changed."""
+    if isinstance(given, dict):
+        return {
+            name: _mapped(one, change, *(other[name] for other in others))
+            for name, one in given.items()
+        }
+    return change(given, *others) if isinstance(given, Row) else given
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluator:
+    """Evaluates the denoiser on any rows of the trajectory, each at a step of its own."""
+
+    model: HookedDiffusion
+    pair: Pair
+    trajectory: Trajectory
+
+    def arguments(self, given: Conditions, places: Sequence[Place]) -> dict[str, Any]:
+        """What the denoiser is called with; latents and timestep differ from row to row."""
+        path = self.trajectory
+        latents, time = path.names
+        return {
+            **given.rows(len(places)),
+            latents: torch.stack([path.inputs[step][sample] for step, sample in places]),
+            time: torch.stack([path.times[step] for step, _ in places]),
+        }
+
+    def __call__(self, arguments: Mapping[str, Any]) -> Tensor:
+        """The raw conditional prediction; hooks see the branch `cond`."""
+        return self.model.denoiser(**arguments)[0]
+
+    def outcome(self, value: Tensor, places: Sequence[Place]) -> Outcome:
+        """What a metric is given of these predictions."""
+
+        def clean(prediction: Tensor) -> Tensor:
+            rows = zip(prediction, places, strict=True)
+            return torch.stack(
+                [
+                    self.trajectory.levels[step].clean(row, self.trajectory.latents[step][sample])
+                    for row, (step, sample) in rows
+                ]
+            )
+
+        steps = tuple(step for step, _ in places)
+        samples = tuple(sample for _, sample in places)
+        return Outcome(value, samples, steps, _clean=clean, _decode=self.decode)
+
+    def decode(self, latents: Tensor) -> Any:
+        """Latents as images."""
+        return decoded(self.model, latents, self.pair.clean.run.settings)
+
+
+def decoded(model: HookedDiffusion, latents: Tensor, settings: Mapping[str, Any]) -> Any:
+    """Latents as an array of images in [0, 1]."""
+    size = {name: settings[name] for name in ("height", "width") if name in settings}
+    return model.decode_latents(latents, output_type="np", **size)

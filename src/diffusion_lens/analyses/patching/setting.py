@@ -1,0 +1,99 @@
+"""The hook that puts, in each row of a batch, the source's values in the place of one cell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from diffusion_lens import HookContext, Site
+from diffusion_lens.analyses.patching.plan import Cell, Change, Plan
+from diffusion_lens.engine.selection import Part, contiguous, put, take
+
+Lookup = Callable[[HookContext], Tensor]
+"""Gives the source's value where a hook fires, for every recorded row."""
+
+
+@dataclass(eq=False)
+class Batch:
+    """Several patches as rows of one batch: each cell once for every one of some recorded rows.
+
+    Attributes:
+        cells: The patches.
+        recorded: The recorded rows that each is run on.
+    """
+
+    cells: Sequence[Cell]
+    recorded: Tensor
+
+    @property
+    def rows(self) -> Tensor:
+        """For each row of the batch, the recorded row."""
+        return self.recorded.repeat(len(self.cells))
+
+    def changes(self) -> Iterator[tuple[slice, Change]]:
+        """Every change with the rows that it is made in."""
+        count = len(self.recorded)
+        for number, cell in enumerate(self.cells):
+            for change in cell.changes:
+                yield slice(number * count, (number + 1) * count), change
+
+    def hooks(
+        self, plan: Plan, lookup: Lookup, *, steps: Sequence[int] | None = None
+    ) -> list[tuple[Site, PutRows]]:
+        """A hook for each hook point that a cell changes.
+
+        Args:
+            plan: For the Sites.
+            lookup: The source's values.
+            steps: Steps at which to patch; None for every one.
+        """
+        hooks: dict[str, PutRows] = {}
+        for rows, change in self.changes():
+            hook = hooks.setdefault(change.name, PutRows(lookup, self.recorded))
+            hook.changes.append((rows, change))
+        return [(plan.sites[name].with_(steps=steps), hook) for name, hook in hooks.items()]
+
+
+@dataclass(eq=False)
+class PutRows:
+    """A hook that replaces another part in each of several stretches of rows."""
+
+    lookup: Lookup
+    recorded: Tensor
+    changes: list[tuple[slice, Change]] = field(default_factory=list)
+
+    def __call__(self, activation: Tensor, hook: HookContext) -> Tensor:
+        """Replace the parts in place."""
+        recorded = self.lookup(hook).to(activation)
+        source = recorded.index_select(0, self.recorded.to(recorded.device))
+        for rows, change in self.changes:
+            mine, theirs = part_of(change, hook)
+            put(activation, ((0, rows), *mine), take(source, theirs))
+        return activation
+
+    def __repr__(self) -> str:
+        """As a report shows it."""
+        return f"patch({len(self.changes)} rows of cells)"
+
+
+def part_of(change: Change, hook: HookContext) -> tuple[Part, Part]:
+    """What a change replaces of the value that a hook sees, in base and source."""
+    heads: Part = ()
+    if change.heads is not None:
+        assert hook.heads is not None
+        shown = contiguous(tuple(hook.heads.index(head) for head in change.heads))
+        heads = ((hook.axis("head"), shown),)  # type: ignore[assignment]
+    if change.pos is None or change.source_pos is None:
+        return heads, heads
+    axis = hook.axis("pos")
+    return (*heads, (axis, change.pos)), (*heads, (axis, change.source_pos))
+
+
+def packed(cells: Sequence[Cell], recorded: Sequence[int], *, rows: int) -> Iterator[Batch]:
+    """Batches of at most `rows` rows (or of a single cell, where that has more)."""
+    count = max(1, rows // len(recorded))
+    for start in range(0, len(cells), count):
+        yield Batch(cells[start : start + count], torch.tensor(recorded))

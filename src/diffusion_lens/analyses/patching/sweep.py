@@ -1,0 +1,299 @@
+"""Activation patching: one generic loop over parts of hook points, in three modes.
+
+Put values of a source run in the place of those of a base run, one part at a time, and see how far
+the outcome moves from base to source. The published protocols are special cases: Basu et al.
+(arXiv 2310.13730) restore one module at all steps of a run whose word embeddings were corrupted
+(`mode="on-trajectory"`, `corrupted=WordNoise(...)`); direct effects of single evaluations are
+`mode="teacher-forced"`; causal curves over steps are `mode="window"`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm.auto import tqdm
+
+from diffusion_lens import HookedDiffusion, Run
+from diffusion_lens.analyses.patching.alignment import align
+from diffusion_lens.analyses.patching.corruption import WordNoise
+from diffusion_lens.analyses.patching.outcome import Metric
+from diffusion_lens.analyses.patching.pair import Pair, told
+from diffusion_lens.analyses.patching.plan import Plan, plan
+from diffusion_lens.analyses.patching.result import PatchingResult, gathered
+from diffusion_lens.analyses.patching.scoreboard import Scoreboard
+from diffusion_lens.analyses.patching.scores import latent_recovery
+from diffusion_lens.analyses.patching.teacher_forced import TeacherForced
+from diffusion_lens.analyses.patching.trajectory import OnTrajectory, runs_of
+from diffusion_lens.errors import PatchingError, closest
+from diffusion_lens.hooked_diffusion.caching import quiet
+from diffusion_lens.metrics.recovery import normalised
+
+MODES = ("teacher-forced", "on-trajectory", "window")
+
+
+def activation_patching(
+    model: HookedDiffusion,
+    clean: str | Run,
+    corrupted: str | Run | WordNoise,
+    *,
+    sites: Any,
+    axes: Sequence[str] = ("block",),
+    metric: Metric = latent_recovery,
+    mode: str = "teacher-forced",
+    direction: str = "denoise",
+    seeds: int | Sequence[int] | None = None,
+    steps: Sequence[int] | None = None,
+    window: int = 1,
+    positions: Sequence[str | int] | None = None,
+    branch: str | None = "cond",
+    batch_size: int = 32,
+    restart: bool = True,
+    level: float = 0.95,
+    least: float = 1e-6,
+    resume: str | Path | None = None,
+    show_progress: bool = True,
+    **settings: Any,
+) -> PatchingResult:
+    """Patch one part after another and score what becomes of it.
+
+    An effect shows that a part is *sufficient* in its place (`direction="denoise"`), or that it
+    was *needed* (`"noise"`); the two disagree where parts stand in for each other. No effect alone
+    does not mean no role. Patches at different steps do not add up.
+
+    Args:
+        model: The model.
+        clean: Prompt or `Run` of the clean side.
+        corrupted: That of the corrupted side, or noise on words of the clean one.
+        sites: Names, patterns or Sites; everything that they select takes part.
+        axes: What is patched apart: `"block"`, `"stream"`, `"attention"` (attn, cross_attn),
+            `"point"` (the quantity), `"head"`, `"pos"` (words) and `"step"`. Parts with the same
+            labels are patched together.
+        metric: Any function of an `Outcome` that gives one number for each of its rows.
+        mode: `"teacher-forced"`: each step by itself, both prompts on the clean trajectory;
+            `"on-trajectory"`: whole runs, patched at all `steps`; `"window"`: whole runs, patched
+            at `window` steps from each step on.
+        direction: `"denoise"` puts clean values into the corrupted run, `"noise"` the reverse.
+        seeds: Seeds; 8 by default, or one for each of given latents.
+        steps: Steps to patch; None for all.
+        window: Steps of one window.
+        positions: Along `"pos"`: words of the base's prompt, or positions; None for all words.
+        branch: Guidance branch to patch; None for each.
+        batch_size: Rows of a batch. More does not change results but for rounding.
+        restart: Start patched evaluations in the middle, and patched runs at the first patched
+            step. It changes results no more than rounding.
+        level: Share of the bootstrap's means inside the interval.
+        least: Samples in which source and base score closer to each other are dropped.
+        resume: Keep scores in this folder, and go on from those that lie there.
+        show_progress: Show a bar with the time left.
+        **settings: Arguments of the pipeline's own call, for both runs.
+
+    Returns:
+        Effects, normalised so that 0 is the base and 1 the source.
+
+    Raises:
+        PatchingError: If the runs make no pair, prompts cannot be aligned, or sites, axes, mode
+            and metric do not fit together.
+
+    Source: Basu et al., arXiv 2310.13730, section 3; normalised recovery as in language models.
+    Differs: samples are seeds, the interval is a bootstrap over them.
+    """
+    _refuse_unknown_mode(mode, axes)
+    pair = Pair.of(clean, corrupted, direction=direction, seeds=seeds, settings=settings)
+    alignment = align(model, pair.source.prompt, pair.base.prompt)
+    grid = plan(
+        model,
+        sites,
+        [axis for axis in axes if axis != "step"],
+        alignment=alignment,
+        base=pair.base.prompt,
+        positions=positions,
+        branch=branch,
+    )
+    about = _about(model, pair, grid, alignment.unmatched, axes=axes, metric=metric, mode=mode)
+    about |= {"steps": None if steps is None else list(steps), "restart": restart}
+    about |= {"window": window if mode == "window" else None}
+    run = _teacher_forced if mode == "teacher-forced" else _whole_runs
+    with quiet(model.pipe), torch.no_grad():
+        board = run(
+            model,
+            pair,
+            grid,
+            steps=steps,
+            window=window if mode == "window" else None,
+            batch_size=batch_size,
+            restart=restart,
+            metric=metric,
+            resume=None if resume is None else Path(resume),
+            about=about,
+            show_progress=show_progress,
+        )
+    source, base = board.scores[-2], board.scores[-1]
+    effects = normalised(
+        board.scores[:-2],
+        source=source.expand_as(board.scores[:-2]),
+        base=base.expand_as(board.scores[:-2]),
+        least=least,
+    )
+    found = gathered(
+        effects,
+        places=[cell.place for cell in grid.cells],
+        axes=axes,
+        labels=grid.labels,
+        steps=board.steps,
+        level=level,
+    )
+    return PatchingResult(
+        **found,
+        seeds=pair.seeds,
+        source=source,
+        base=base,
+        left_out=dict(grid.left_out),
+        made_by=about,
+    )
+
+
+def _teacher_forced(
+    model: HookedDiffusion,
+    pair: Pair,
+    grid: Plan,
+    *,
+    steps: Sequence[int] | None,
+    batch_size: int,
+    restart: bool,
+    metric: Metric,
+    resume: Path | None,
+    about: dict[str, Any],
+    show_progress: bool,
+    **_others: Any,
+) -> Scoreboard:
+    sweep = TeacherForced(model, pair, grid, batch_size, restart)
+    chosen = _steps(steps, sweep.prepare())
+    board = Scoreboard(grid.cells, chosen, len(pair.seeds), resume)
+    _filled(board, about, show_progress, lambda tell: sweep.run(board, chosen, metric, tell))
+    return board
+
+
+def _whole_runs(
+    model: HookedDiffusion,
+    pair: Pair,
+    grid: Plan,
+    *,
+    steps: Sequence[int] | None,
+    window: int | None,
+    batch_size: int,
+    restart: bool,
+    metric: Metric,
+    resume: Path | None,
+    about: dict[str, Any],
+    show_progress: bool,
+) -> Scoreboard:
+    sweep = OnTrajectory(model, pair, grid, batch_size, restart)
+    chosen = _steps(steps, sweep.prepare(steps))
+    windows = runs_of(chosen, window=window)
+    board = Scoreboard(grid.cells, tuple(step for step, _ in windows), len(pair.seeds), resume)
+    _filled(board, about, show_progress, lambda tell: sweep.run(board, windows, metric, tell))
+    return board
+
+
+def _filled(
+    board: Scoreboard,
+    about: dict[str, Any],
+    show: bool,
+    run: Callable[[Callable[[int], Any]], None],
+) -> None:
+    """Run a sweep with a progress bar; what is known is written when it ends, however it does."""
+    board.resume(about)
+    total = board.scores[:-2].numel()
+    try:
+        with tqdm(
+            total=total, desc="patching", unit=" patches", delay=2, leave=False, disable=not show
+        ) as bar:
+            run(bar.update)
+    finally:
+        board.write()
+
+
+def _steps(wanted: Sequence[int] | None, there: tuple[int, ...]) -> tuple[int, ...]:
+    if wanted is None:
+        return there
+    missing = [step for step in wanted if step not in there]
+    if missing or not len(wanted):
+        raise PatchingError(
+            f"steps={list(wanted)}: the run has the steps {there[0]} to {there[-1]}; raise "
+            "num_inference_steps"
+        )
+    return tuple(sorted(set(wanted)))
+
+
+def _refuse_unknown_mode(mode: str, axes: Sequence[str]) -> None:
+    if mode not in MODES:
+        near = closest(mode, MODES, count=1)
+        hint = f" Closest: {near[0]!r}." if near else ""
+        raise PatchingError(f"mode={mode!r} is none of {MODES}.{hint}")
+    if mode == "on-trajectory" and "step" in axes:
+        raise PatchingError(
+            "on a trajectory all steps are patched in one run, so that there is no effect of a "
+            "single step; use mode='window' or 'teacher-forced'"
+        )
+    if mode == "window" and "step" not in axes:
+        raise PatchingError("mode='window' patches steps apart: put 'step' among the axes")
+
+
+def _about(
+    model: HookedDiffusion,
+    pair: Pair,
+    grid: Plan,
+    unmatched: Sequence[str],
+    *,
+    axes: Sequence[str],
+    metric: Metric,
+    mode: str,
+) -> dict[str, Any]:
+    """What a sweep depends on, as json has it."""
+    return {
+        "model": model.name,
+        "mode": mode,
+        **pair.about(),
+        "metric": described(metric),
+        "sites": [str(site) for site in grid.sites.values()],
+        "axes": list(axes),
+        "labels": {axis: list(labels) for axis, labels in grid.labels.items()},
+        "unmatched words": list(unmatched),
+    }
+
+
+def described(metric: Any) -> str:
+    """A metric by its name and arguments, the same in every process."""
+    if isinstance(metric, partial):
+        given = {name: told(value) for name, value in metric.keywords.items()}
+        return f"{described(metric.func)}({given})"
+    return getattr(metric, "__qualname__", None) or repr(metric)
+
+
+patch_residuals = partial(
+    activation_patching, sites="blocks.*.*.hook_resid_post", axes=("block", "stream")
+)
+"""Each residual stream as it leaves each block."""
+
+patch_attention = partial(
+    activation_patching, sites=["blocks.*.*.hook_*attn_out"], axes=("block", "point")
+)
+"""The raw output of each attention."""
+
+patch_mlps = partial(activation_patching, sites="blocks.*.*.hook_mlp_out", axes=("block", "stream"))
+"""The raw output of each MLP."""
+
+patch_heads = partial(
+    activation_patching, sites="blocks.*.*.*.hook_z", axes=("block", "attention", "head")
+)
+"""Each head's z, of all streams that it serves."""
+
+patch_words = partial(activation_patching, sites="hook_text_emb", axes=("pos",))
+"""Each word of the text embedding."""
+
+patch_steps = partial(activation_patching, sites="hook_text_emb", axes=("step",), mode="window")
+"""The text embedding in each window of steps: when does the prompt matter?"""

@@ -1,0 +1,152 @@
+"""Patching whole runs: at every step, or in windows of steps, with the rest of the run left free.
+
+The latents of the two runs differ, so that a patch also carries layout, and what is patched early
+changes what later patches meet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusion_lens import HookContext, HookedDiffusion
+from diffusion_lens.analyses.patching.evaluations import decoded
+from diffusion_lens.analyses.patching.outcome import Metric, Outcome, scored
+from diffusion_lens.analyses.patching.pair import Pair
+from diffusion_lens.analyses.patching.plan import Plan
+from diffusion_lens.analyses.patching.scoreboard import Scoreboard
+from diffusion_lens.analyses.patching.setting import Batch, packed
+from diffusion_lens.engine.restart import TrajectoryReplay
+from diffusion_lens.errors import PatchingError
+
+
+@dataclass(eq=False)
+class OnTrajectory:
+    """The sweep of one plan over whole runs.
+
+    Attributes:
+        model: The model.
+        pair: Source and base.
+        plan: The patches.
+        batch_size: Runs in a batch.
+        restart: Whether patched runs begin where they are first patched.
+    """
+
+    model: HookedDiffusion
+    pair: Pair
+    plan: Plan
+    batch_size: int
+    restart: bool = True
+
+    @torch.no_grad()
+    def prepare(self, steps: Any = None) -> tuple[int, ...]:
+        """Run source and base once, without decoding; the steps that there are."""
+        everyone = range(len(self.pair.seeds))
+        source = self.pair.batch(self.pair.source, everyone)
+        with self.pair.source.encoding(self.model):
+            out, self.values = self.model.run_with_cache(
+                source,
+                names_filter=list(self.plan.sites.values()),
+                steps=steps,
+                branch="all",
+                output_type="latent",
+                show_progress=False,
+            )
+        self.replay = TrajectoryReplay(self.model.denoiser, lambda: self.model.tracker.step)
+        with self.model.following(), self.replay.recording():
+            base = self._run(everyone)
+        sides = [self._outcome(_latents(one), everyone) for one in (out, base)]
+        self.source, self.base = (side.beside(*sides) for side in sides)
+        return tuple(range(base.made_by.steps))
+
+    @torch.no_grad()
+    def run(
+        self,
+        board: Scoreboard,
+        windows: Sequence[tuple[int, Sequence[int]]],
+        metric: Metric,
+        advance: Callable[[int], Any],
+    ) -> None:
+        """Score what is not yet on the board.
+
+        Args:
+            board: The scores.
+            windows: For each of the board's steps those at which cells are patched.
+            metric: The metric.
+            advance: Told how many patched runs are done.
+        """
+        everyone = range(len(self.pair.seeds))
+        sides = [scored(metric, side) for side in (self.source, self.base)]
+        for label, steps in windows:
+            places = [(label, sample) for sample in everyone]
+            board.put_sides(places, *sides)
+            missing = [cell for cell in self.plan.cells if not board.has(cell, places)]
+            advance((len(self.plan.cells) - len(missing)) * len(places))
+            for batch in packed(missing, everyone, rows=self.batch_size):
+                latents = self.patched(batch, steps)
+                rows = batch.rows.tolist()
+                sources, bases = (
+                    self._outcome(side.value[rows], rows) for side in (self.source, self.base)
+                )
+                outcome = self._outcome(latents, rows).beside(sources, bases)
+                scores = scored(metric, outcome).unflatten(0, (len(batch.cells), len(everyone)))
+                for cell, found in zip(batch.cells, scores, strict=True):
+                    board.put(cell, places, found)
+                advance(len(rows))
+
+    @torch.no_grad()
+    def patched(self, batch: Batch, steps: Sequence[int]) -> Tensor:
+        """Final latents with each cell patched at some steps."""
+        hooks = batch.hooks(self.plan, self._lookup, steps=steps)
+        first = min(steps) if self.restart else 0
+        replay = self.replay.until(first, batch.rows, samples=len(self.pair.seeds))
+        with self.model.hooks(hooks), replay:
+            return _latents(self._run(batch.rows.tolist()))
+
+    def _run(self, samples: Sequence[int]) -> Any:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self.pair.base.encoding(self.model))
+            run = self.pair.batch(self.pair.base, samples)
+            return self.model(run, output_type="latent")
+
+    def _lookup(self, hook: HookContext) -> Tensor:
+        found = self.values.entries.get((hook.name, hook.branch))
+        if found is None or hook.step not in found:
+            raise PatchingError(
+                f"{hook.name} fired in branch {hook.branch!r} at step {hook.step} of the base, but "
+                "not of the source: both runs need the same guidance and number of steps"
+            )
+        return found[hook.step]
+
+    def _outcome(self, latents: Tensor, samples: Sequence[int]) -> Outcome:
+        settings = self.pair.base.run.settings
+
+        def decode(value: Tensor) -> Any:
+            return decoded(self.model, value, settings)
+
+        return Outcome(latents, tuple(samples), _decode=decode)
+
+
+def _latents(out: Any) -> Tensor:
+    assert out.latents is not None
+    return out.latents
+
+
+def runs_of(steps: Sequence[int], *, window: int | None) -> list[tuple[int, Sequence[int]]]:
+    """The stretches of steps that are patched apart, by their first step.
+
+    Args:
+        steps: The steps to patch.
+        window: Steps of one stretch, which start at each step; None patches all at once.
+    """
+    if window is None:
+        return [(steps[0], tuple(steps))]
+    return [
+        (steps[start], tuple(steps[start : start + window]))
+        for start in range(len(steps) - window + 1)
+    ]
