@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +21,13 @@ from diffusion_lens.hook_points.point import HookPoint
 CONCEPT = "concept"
 ATTENDED = {"concepts": CONCEPT, "image": "img"}
 """What concepts may attend to, and the stream that each is."""
+
+IMAGE_PRODUCT = 1
+IMAGE_ASKS = "img_with_concepts"
+"""The second product of the concepts' pass, by number and name: the image's queries over image and
+concepts in place of image and text."""
+
+THROWN_AWAY = "no image token of a run sees a concept; what this product gives is only read"
 
 
 def called(stream: str) -> str:
@@ -73,9 +80,58 @@ def _view_of_attention(attention: Attention, attend: Sequence[str]) -> Attention
     )
 
 
-def find_concept_points(denoiser: nn.Module, views: Iterable[BlockSite]) -> dict[str, HookPoint]:
-    """Every hook point of the concept tokens by name, block by block."""
-    return {point.name: point for view in views for point in _points(denoiser, view)}
+def find_concept_points(
+    denoiser: nn.Module, views: Mapping[BlockSite, BlockSite], *, image_queries: bool = False
+) -> dict[str, HookPoint]:
+    """Every hook point of the concept tokens by name, block by block.
+
+    Args:
+        denoiser: The denoiser.
+        views: Each block as it is, and as concepts see it.
+        image_queries: Whether the image's queries over image and concepts have points as well.
+    """
+    found = [point for view in views.values() for point in _points(denoiser, view)]
+    if image_queries:
+        for block, view in views.items():
+            found += _image_points(denoiser, block, view)
+    return {point.name: point for point in found}
+
+
+def joined(block: BlockSite) -> tuple[str, ...]:
+    """Concepts and image in the order in which a block joins text and image."""
+    assert block.spec.concepts is not None
+    return tuple(map(called, block.spec.attention(block.spec.concepts.attention).keys))
+
+
+def _image_points(denoiser: nn.Module, block: BlockSite, view: BlockSite) -> Iterator[HookPoint]:
+    (attention,) = view.spec.attentions
+    heads, d_head = head_sizes(denoiser, view, attention)
+    rows: list[tuple[str, tuple[str, ...], Any, dict[str, tuple[str, ...]], dict[str, int]]] = [
+        (
+            point,
+            ("batch", "head", "query", "key"),
+            ProductWeights(view, attention, which, IMAGE_PRODUCT),
+            {"query": ("img",), "key": joined(block)},
+            {"head": heads},
+        )
+        for which, point in (("scores", "attn_scores"), ("pattern", "pattern"))
+    ]
+    values = ProductOutput(view, attention, "img", IMAGE_PRODUCT)
+    rows.append(("z", PER_HEAD, values, {"pos": ("img",)}, {"head": heads, "d_head": d_head}))
+    for point, axes, source, sequences, sizes in rows:
+        yield HookPoint(
+            name=f"{view.prefix}.{attention.name}.{IMAGE_ASKS}.hook_{point}",
+            axes=axes,
+            source=source,
+            module=view.inside(attention.module),
+            block=view.index,
+            stream="img" if point == "z" else None,
+            heads=heads,
+            sequences=sequences,
+            sizes=sizes,
+            level=view.level,
+            dead=THROWN_AWAY,
+        )
 
 
 def _points(denoiser: nn.Module, view: BlockSite) -> Iterator[HookPoint]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lens.architectures.spec import TextPart
-from diffusion_lens.engine.words import word_tokens
+from diffusion_lens.engine.words import PromptTokens, word_tokens
 from diffusion_lens.errors import ConceptError
 
 
@@ -54,6 +54,54 @@ def encode_concepts(
         found.append(embeddings[list(kept)])
         rows[concept] = slice(start, start + len(kept))
     return torch.cat(found)[None], rows
+
+
+def encode_together(
+    pipe: Any,
+    parts: Sequence[TextPart],
+    concepts: Sequence[str],
+    *,
+    device: torch.device,
+    max_sequence_length: int | None = None,
+) -> tuple[Tensor, Mapping[str, slice]]:
+    """Encode all concepts as one prompt, joined by spaces, so that each depends on the others.
+
+    Kept are the tokens of the first tokenizer from the beginning to the last concept. A start token
+    is among them: it belongs to no concept, but concepts attend to it.
+
+    Args:
+        pipe: The pipeline.
+        parts: How its tokenizers fill the text stream.
+        concepts: Words or phrases.
+        device: Where to encode.
+        max_sequence_length: As for `encode_concepts`.
+
+    Returns:
+        As for `encode_concepts`.
+
+    Raises:
+        ConceptError: Likewise.
+
+    Source: the release of ConceptAttention for SD3. Differs: a concept of several tokens keeps all
+    of them, where the release takes it for several concepts.
+    """
+    _refuse_bad(concepts)
+    settings = _settings(pipe, device, max_sequence_length)
+    prompt = " ".join(concepts)
+    _refuse_long(pipe, parts, prompt, settings.get("max_sequence_length"))
+    tokens = PromptTokens.of(pipe, tuple(parts[:1]), prompt)
+    rows: dict[str, slice] = {}
+    start = 0
+    for concept in concepts:
+        stop = start + len(concept)
+        own = [
+            position
+            for position, (first, last) in zip(tokens.positions, tokens.spans, strict=True)
+            if first < stop and last > start and prompt[max(first, start) : last].strip()
+        ]
+        rows[concept] = slice(own[0], own[-1] + 1)
+        start = stop + 1
+    return _encode(pipe, prompt, settings)[: rows[concepts[-1]].stop][None], rows
 
 
 def pooled_of(pipe: Any, concepts: Sequence[str], *, device: torch.device) -> Tensor:

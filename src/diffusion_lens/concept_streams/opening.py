@@ -3,38 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from diffusion_lens.architectures.concept_view import ATTENDED
 from diffusion_lens.architectures.spec import ConceptEntry
-from diffusion_lens.concept_streams.encoding import encode_concepts, pooled_of
+from diffusion_lens.concept_streams.encoding import encode_concepts, encode_together, pooled_of
 from diffusion_lens.engine.concept_pass import ConceptInput
 from diffusion_lens.errors import ConceptError, UnsupportedModelError, closest, listing
 from diffusion_lens.hooked_diffusion.model import HookedDiffusion
 from diffusion_lens.hooked_diffusion.streams import ConceptStreams, carriers
 
-TOKENS = ("all", "first")
+TOKENS = ("all", "first", "joint")
 POOLED = ("zeros", "prompt", "concepts")
 
 
 def open_streams(
     model: HookedDiffusion,
     concepts: Sequence[str] | Tensor,
+    *,
     tokens: str,
     pooled: str | Tensor | None,
     attend: Sequence[str],
     blocks: Sequence[int] | None,
     max_sequence_length: int | None,
+    slots: int | None,
+    image_queries: bool,
 ) -> ConceptStreams:
     """Make the streams of `HookedDiffusion.concept_streams`, whose arguments these are."""
     entry = model.spec.concepts
     if entry is None:
         raise UnsupportedModelError(
             f"{type(model.denoiser).__name__} has no concept streams: they run through a text "
-            "stream's own weights, and here text enters by cross-attention only. Use attention "
-            "maps of words of the prompt: `analyses.attention_maps`, or the hook points of "
+            "stream's own weights, and here text enters by cross-attention only. Use "
+            "`analyses.attention_maps`, which maps words that are not in the prompt as well, "
+            "`analyses.head_relevance` for what single heads do, or the hook points of "
             "`model.text_pattern_sites()`."
         )
     _refuse_unknown("tokens", tokens, TOKENS)
@@ -53,22 +59,40 @@ def open_streams(
                 "embedding as a tensor"
             )
     else:
-        if model.pipe is None:
-            raise ConceptError(
-                "a bare denoiser has no text encoder; give embeddings with axes batch, concept, "
-                "d_text, or wrap the pipeline"
-            )
-        embeddings, rows = encode_concepts(
-            model.pipe,
-            model.spec.text_parts,
-            [concepts] if isinstance(concepts, str) else list(concepts),
-            first=tokens == "first",
-            device=model.device,
-            max_sequence_length=max_sequence_length,
-        )
+        words = [concepts] if isinstance(concepts, str) else list(concepts)
+        embeddings, rows = _encoded(model, words, tokens, max_sequence_length)
         if isinstance(own, str) and own == "concepts":
-            own = pooled_of(model.pipe, tuple(rows), device=model.device)
-    return ConceptStreams(rows, ConceptInput(embeddings, own), attended, chosen)
+            own = pooled_of(model.pipe, words, device=model.device)
+    given = ConceptInput(_filled(embeddings, slots), own)
+    return ConceptStreams(rows, given, attended, chosen, image_queries)
+
+
+def _encoded(
+    model: HookedDiffusion, words: Sequence[str], tokens: str, length: int | None
+) -> tuple[Tensor, Mapping[str, slice]]:
+    if model.pipe is None:
+        raise ConceptError(
+            "a bare denoiser has no text encoder; give embeddings with axes batch, concept, "
+            "d_text, or wrap the pipeline"
+        )
+    encode = partial(encode_concepts, first=tokens == "first")
+    if tokens == "joint":
+        encode = encode_together
+    parts = model.spec.text_parts
+    return encode(model.pipe, parts, words, device=model.device, max_sequence_length=length)
+
+
+def _filled(embeddings: Tensor, slots: int | None) -> Tensor:
+    """Embeddings with rows of zeros behind them, up to a number of rows."""
+    count = embeddings.shape[1]
+    if slots is None:
+        return embeddings
+    if slots < count:
+        raise ConceptError(
+            f"slots={slots} cannot hold the {count} tokens of these concepts; raise it, or leave "
+            "it out"
+        )
+    return F.pad(embeddings, (0, 0, 0, slots - count))
 
 
 def _refuse_unknown(argument: str, given: object, valid: Sequence[str]) -> None:

@@ -6,7 +6,8 @@ and the image's keys as the main pass made them. Norms, modulation, projections,
 thus the block's own code, and no image or prompt token ever sees a concept.
 
 Source: ConceptAttention, arXiv 2502.04320, section 4. Differs: the image's queries are not computed
-a second time, so that the cost is that of the concept rows.
+a second time, so that the cost is that of the concept rows. Where somebody reads what they would
+see (the published code for SD3 does), they attend to image and concepts as well, and only then.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from diffusion_lens.architectures.concept_view import CONCEPT, called
+from diffusion_lens.architectures.concept_view import CONCEPT, IMAGE_PRODUCT, joined
 from diffusion_lens.architectures.spec import Attention, BlockSite
 from diffusion_lens.engine.attention import AttentionHooks
 from diffusion_lens.engine.firing import Tap
@@ -46,6 +47,20 @@ class ConceptInput:
 
     embeddings: Tensor
     pooled: str | Tensor
+
+
+class Captured(NamedTuple):
+    """What the image brought to an attention product, axes batch, head, pos, d_head.
+
+    Attributes:
+        key: Its keys.
+        value: Its values.
+        query: Its queries, where somebody asks what they see.
+    """
+
+    key: Tensor
+    value: Tensor
+    query: Tensor | None
 
 
 class BlockAgain(nn.Module):
@@ -85,7 +100,8 @@ class ConceptPass:
         self.given = given
         self.views = dict(views)
         self.taps: list[Tap] = []
-        self.captured: tuple[Tensor, Tensor] | None = None
+        self.captured: Captured | None = None
+        self.asks_image = False
         self._running = False
         self._wanted = False
         self._rows: Tensor | None = None
@@ -96,11 +112,7 @@ class ConceptPass:
             view: BlockAgain(self.denoiser.get_submodule(view.path)) for view in views.values()
         }
 
-        self._joined = {
-            view: tuple(map(called, block.spec.attention(view.spec.concepts.attention).keys))
-            for block, view in views.items()
-            if view.spec.concepts is not None
-        }
+        self._joined = {view: joined(block) for block, view in views.items()}
 
     def plan(self, taps: Mapping[str, Sequence[Tap]]) -> bool:
         """Keep the blocks up to the last one that somebody asks for; whether there are any."""
@@ -110,6 +122,9 @@ class ConceptPass:
             for tap in some
         ]
         self.taps = [tap for block, tap in flat if block in self._again]
+        self.asks_image = any(
+            getattr(tap.point.source, "product", 0) == IMAGE_PRODUCT for tap in self.taps
+        )
         last = max((tap.point.block or 0 for tap in self.taps), default=-1)
         self.views = {block: view for block, view in self.views.items() if block.index <= last}
         return bool(self.taps)
@@ -247,7 +262,7 @@ class ConceptPass:
 
 
 class CapturingHooks(AttentionHooks):
-    """Hooks of the main pass that keep the image's keys and values for the concepts."""
+    """Hooks of the main pass that keep the image's keys and values for the concepts' pass."""
 
     def __init__(self, concepts: ConceptPass, *arguments: Any) -> None:
         """Like those of any attention module."""
@@ -258,7 +273,11 @@ class CapturingHooks(AttentionHooks):
         """Keep the image's part."""
         if number == 0:
             image = stream_slice(self.attention.keys, "img", lengths, product.key.shape[2])
-            self.concepts.captured = product.key[:, :, image], product.value[:, :, image]
+            self.concepts.captured = Captured(
+                product.key[:, :, image],
+                product.value[:, :, image],
+                product.query[:, :, image] if self.concepts.asks_image else None,
+            )
 
 
 class AskingHooks(AttentionHooks):
@@ -278,40 +297,59 @@ class AskingHooks(AttentionHooks):
         super().__init__(attention, *arguments)
         self.concepts = concepts
         self.joined = tuple(joined)
+        self._own: tuple[Tensor, Tensor]
         self._measured = self.lengths
         self.lengths = self._with_image
 
     def _with_image(self) -> dict[str, int]:
         """Token counts with the whole image, where the block was called with a single token."""
         assert self.concepts.captured is not None
-        return {**self._measured(), "img": self.concepts.captured[0].shape[2]}
+        return {**self._measured(), "img": self.concepts.captured.key.shape[2]}
 
     def attend(self, call: int, product: Product) -> Tensor:
         """Attention of the concepts' rows; the image token of this run gets zeros."""
         if call > 0:
             return product.fused()
-        assert self.concepts.captured is not None
         lengths = self._with_image()
         rows = stream_slice(self.joined, CONCEPT, lengths | {"img": DUMMY}, product.key.shape[2])
-        own = (product.key[:, :, rows], product.value[:, :, rows])
-        parts = {CONCEPT: own, "img": self.concepts.captured}
+        query, key, value = (
+            part[:, :, rows] for part in (product.query, product.key, product.value)
+        )
+        self._own = key, value
         if self.attention.keys:
-            keys, values = zip(*(parts[name] for name in self.attention.keys), strict=True)
-            z = super().attend(
-                call,
-                Product(
-                    product.query[:, :, rows],
-                    torch.cat(keys, 2),
-                    torch.cat(values, 2),
-                    scale=product.scale,
-                    shared=product.shared,
-                ),
-            )
+            z = super().attend(call, self._over(self.attention.keys, query, product))
         else:
-            value = self._streams(call, "v", own[1], (CONCEPT,), lengths)
+            value = self._streams(call, "v", value, (CONCEPT,), lengths)
+            self._own = key, value
             z = self._streams(call, "z", value, (CONCEPT,), lengths)
+        self._image_asks(product, lengths)
         image = z.new_zeros(*z.shape[:2], DUMMY, z.shape[3])
         return torch.cat([{CONCEPT: z, "img": image}[name] for name in self.joined], 2)
+
+    def entering(self, number: int, product: Product, lengths: Mapping[str, int]) -> None:
+        """Keep the concepts' keys and values as hooks left them."""
+        if number == 0 and CONCEPT in self.attention.keys:
+            rows = stream_slice(self.attention.keys, CONCEPT, lengths, product.key.shape[2])
+            self._own = product.key[:, :, rows], product.value[:, :, rows]
+
+    def _over(self, streams: Sequence[str], query: Tensor, like: Product) -> Product:
+        """Queries over the keys of concepts, of the image, or of both."""
+        assert self.concepts.captured is not None
+        parts = {CONCEPT: self._own, "img": self.concepts.captured[:2]}
+        keys, values = zip(*(parts[name] for name in streams), strict=True)
+        key, value = torch.cat(keys, 2), torch.cat(values, 2)
+        return Product(query, key, value, scale=like.scale, shared=like.shared)
+
+    def _image_asks(self, like: Product, lengths: Mapping[str, int]) -> None:
+        """Show what the image's queries see where concepts are in the place of the text."""
+        evaluation = self.evaluation()
+        taps = [tap for key, some in self.taps.items() if key[0] == IMAGE_PRODUCT for tap in some]
+        if not any(tap.active(evaluation, branch) for tap in taps for branch, _ in evaluation.rows):
+            return
+        assert self.concepts.captured is not None and self.concepts.captured.query is not None
+        product = self._over(self.joined, self.concepts.captured.query, like)
+        output = self._output(IMAGE_PRODUCT, product, evaluation, lengths)
+        self._streams(IMAGE_PRODUCT, "z", output, ("img",), lengths)
 
 
 def _bound(module: nn.Module, args: tuple, kwargs: dict) -> dict[str, Any]:

@@ -535,8 +535,10 @@ class HookedDiffusion:
         attend: Sequence[str] = ("concepts", "image"),
         blocks: Sequence[int] | None = None,
         max_sequence_length: int | None = None,
+        slots: int | None = None,
+        image_queries: bool = False,
     ) -> Iterator[ConceptStreams]:
-        """Send concept tokens through the double blocks beside the image while the context is open.
+        """Send concept tokens through the blocks beside the image while the context is open.
 
         Their queries, keys, values, patterns, z, sublayer outputs and residuals become hook points
         (`blocks.0.attn.concept.hook_z`, `blocks.0.concept.hook_resid_post`, …) that are read and
@@ -544,19 +546,30 @@ class HookedDiffusion:
         bit those without concepts. Nothing is computed that no hook asks for.
 
         Args:
-            concepts: Words or phrases, each encoded alone by the pipeline's own text encoder; or
-                text embeddings with axes batch, concept, d_text (a batch of 1 serves every image).
-            tokens: `"all"` tokens of each phrase, or the `"first"` one, as published.
+            concepts: Words or phrases, encoded by the pipeline's own text encoder; or text
+                embeddings with axes batch, concept, d_text (a batch of 1 serves every image).
+            tokens: `"all"` tokens of each phrase, encoded alone; the `"first"` one only, as
+                published for Flux and CogVideoX; or `"joint"`, as published for SD3: all concepts
+                encoded as one prompt, whose start token rides along as a further key.
             pooled: The pooled text embedding of their modulation: `"zeros"`, `"prompt"` (that of
                 each image), `"concepts"` (that of all concepts joined by spaces), or a tensor with
                 axes batch, d_pooled. None is the published choice for the family: zeros for Flux,
-                the prompt for SD3.
+                the prompt for SD3. CogVideoX has none: concepts share the video's modulation.
             attend: What concepts attend to: `"concepts"`, `"image"`, both, or none, in which case
                 a concept's z is its own value.
-            blocks: Blocks that get hook points; None for all double blocks. The streams always
+            blocks: Blocks that get hook points; None for every block that treats text apart from
+                the image. Flux's single blocks, before which ConceptAttention stops, carry concepts
+                where they are named here (`range(model.n_blocks)` names all). The streams always
                 start before the first block, since that is where the later ones' come from.
             max_sequence_length: Length to which T5 pads each concept, which changes its embedding;
                 None is the pipeline's default.
+            slots: Fill the stream up with zero embeddings to so many rows, which are attended to,
+                as the release for CogVideoX does (226). They belong to no concept.
+            image_queries: Add `attn.img_with_concepts.hook_z`, `hook_pattern` and
+                `hook_attn_scores`: what the image's queries see where concepts are in the place of
+                the text, whose vectors the release for SD3 multiplies with those of the concepts.
+                They are worked out only where a hook reads them, at the price of one more attention
+                of the whole image, and cannot be edited: no image token of the run sees a concept.
 
         Yields:
             What says which rows belong to which concept.
@@ -576,7 +589,17 @@ class HookedDiffusion:
                 "concept streams are open already; leave that context first, or give all concepts "
                 "to one"
             )
-        streams = open_streams(self, concepts, tokens, pooled, attend, blocks, max_sequence_length)
+        streams = open_streams(
+            self,
+            concepts,
+            tokens=tokens,
+            pooled=pooled,
+            attend=attend,
+            blocks=blocks,
+            max_sequence_length=max_sequence_length,
+            slots=slots,
+            image_queries=image_queries,
+        )
         self._beside = streams
         try:
             yield streams

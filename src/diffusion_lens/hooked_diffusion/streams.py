@@ -28,12 +28,14 @@ class ConceptStreams:
         given: What the concept tokens start from.
         attend: What they attend to.
         blocks: The blocks that have hook points for them.
+        image_queries: Whether the image's queries over image and concepts have points as well.
     """
 
     rows: Mapping[str, slice]
     given: ConceptInput
     attend: tuple[str, ...]
     blocks: tuple[int, ...]
+    image_queries: bool = False
     _found: tuple[object, Views, dict[str, HookPoint]] | None = field(default=None, repr=False)
 
     @property
@@ -66,8 +68,9 @@ class ConceptStreams:
         """
         if self._found is None or self._found[0] is not main:
             views = {block: concept_view(block, attend=self.attend) for block in carriers(main)}
-            shown = [view for block, view in views.items() if block.index in self.blocks]
-            points = {**main, **find_concept_points(denoiser, shown)}
+            shown = {block: view for block, view in views.items() if block.index in self.blocks}
+            beside = find_concept_points(denoiser, shown, image_queries=self.image_queries)
+            points = {**main, **beside}
             self._found = (main, views, points)
         return self._found[2]
 
