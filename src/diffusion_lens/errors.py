@@ -77,6 +77,10 @@ class PatchingError(DiffusionLensError, ValueError):
     """A patching sweep whose runs, sites, axes or metric do not fit together."""
 
 
+class FigureError(DiffusionLensError, ValueError):
+    """Values, labels and images that do not fit together in one figure."""
+
+
 class ContractError(DiffusionLensError, AssertionError):
     """A model breaks the contract that every architecture keeps; the message lists where."""
 

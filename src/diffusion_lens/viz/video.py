@@ -1,0 +1,77 @@
+"""Video: frames with a slider, and gif files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import torch
+from PIL import Image
+
+from diffusion_lens.errors import FigureError
+from diffusion_lens.viz.panels import add_slider, backdrop, finish_panels, frame_panel, panels
+from diffusion_lens.viz.pictures import coloured, pictures, source
+from diffusion_lens.viz.values import array, labels, limits
+
+
+def frames(
+    frames: Any, *, captions: Sequence[Any] | None = None, title: str | None = None
+) -> go.Figure:
+    """A video, or a map over the frames of one, with a slider over frames.
+
+    Args:
+        frames: Images (a list, or an array with axes frame, height, width, 3), or a map with axes
+            frame, height, width.
+        captions: Labels of the slider; by default counted from 0.
+        title: Above the figure.
+
+    Raises:
+        FigureError: If these are no frames, or there are not as many captions.
+    """
+    drawn = _drawn(frames)
+    shown = labels(range(len(drawn)) if captions is None else captions, len(drawn), name="captions")
+    figure = panels(1, titles=None)
+    figure.add_trace(go.Scatter(x=[], y=[], showlegend=False))
+    frame_panel(figure, 0, drawn[0].size)
+    slides = [[backdrop(0, source(one), one.size)] for one in drawn]
+    figure.update_layout(images=slides[0])
+    figure.frames = [
+        go.Frame(name=str(number), layout={"images": slide}) for number, slide in enumerate(slides)
+    ]
+    add_slider(figure, shown, "frame ", start=0)
+    return finish_panels(figure, 1, drawn[0], title=title)
+
+
+def gif(frames: Any, path: str | Path, *, fps: float = 8.0) -> Path:
+    """Write a video, or a map over the frames of one, as a gif file that repeats.
+
+    Args:
+        frames: As for `frames`.
+        path: Where; `.gif`.
+        fps: Frames per second.
+
+    Returns:
+        The path.
+
+    Raises:
+        FigureError: If these are no frames, or `fps` is not positive.
+    """
+    if fps <= 0:
+        raise FigureError(f"fps={fps} is not positive")
+    first, *others = _drawn(frames)
+    written = Path(path).with_suffix(".gif")
+    written.parent.mkdir(parents=True, exist_ok=True)
+    first.save(written, save_all=True, append_images=others, duration=round(1000 / fps), loop=0)
+    return written
+
+
+def _drawn(given: Any) -> list[Image.Image]:
+    """Frames as images; a map is coloured, on one scale for all frames."""
+    if isinstance(given, np.ndarray | torch.Tensor) and given.ndim == 3:
+        values = array(given, axes="frame height width", name="frames")
+        ends = limits(values)
+        return [coloured(one, ends) for one in values]
+    return pictures(given)
