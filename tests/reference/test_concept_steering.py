@@ -16,7 +16,7 @@ from diffusion_lens.analyses.concept_steering import (
     steer_word,
 )
 from diffusion_lens.analyses.head_relevance import text_heads
-from diffusion_lens.analyses.head_relevance_result import HeadRelevance
+from diffusion_lens.analyses.head_relevance.result import HeadRelevance
 from diffusion_lens.analyses.ordered_weakening import weaken_words
 from tests.pipelines import FOLDER, golden, latents_of
 from tests.reference.test_head_relevance import model_of

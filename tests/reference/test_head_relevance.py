@@ -10,7 +10,7 @@ import torch
 
 from diffusion_lens import HookedDiffusion
 from diffusion_lens.analyses.head_relevance import head_relevance, text_heads
-from diffusion_lens.analyses.head_relevance_result import HeadRelevance
+from diffusion_lens.analyses.head_relevance.result import HeadRelevance
 from tests.pipelines import FOLDER, fresh_pipe, golden, shared_pipe
 
 EVERY = slice(None)

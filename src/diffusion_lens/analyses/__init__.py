@@ -5,3 +5,16 @@ from diffusion_lens.analyses.attention_maps import attention_maps as attention_m
 from diffusion_lens.analyses.concept_attention import ConceptMaps as ConceptMaps
 from diffusion_lens.analyses.concept_attention import concept_attention as concept_attention
 from diffusion_lens.analyses.concept_attention import concept_scores as concept_scores
+from diffusion_lens.analyses.concept_steering import random_vector_like as random_vector_like
+from diffusion_lens.analyses.concept_steering import rescale_word as rescale_word
+from diffusion_lens.analyses.concept_steering import rescaling_vector as rescaling_vector
+from diffusion_lens.analyses.concept_steering import steer_word as steer_word
+from diffusion_lens.analyses.head_relevance import PUBLISHED_CONCEPTS as PUBLISHED_CONCEPTS
+from diffusion_lens.analyses.head_relevance import HeadRelevance as HeadRelevance
+from diffusion_lens.analyses.head_relevance import fetch_published as fetch_published
+from diffusion_lens.analyses.head_relevance import head_relevance as head_relevance
+from diffusion_lens.analyses.head_relevance import load_published as load_published
+from diffusion_lens.analyses.ordered_weakening import WeakeningCurves as WeakeningCurves
+from diffusion_lens.analyses.ordered_weakening import ordered_weakening as ordered_weakening
+from diffusion_lens.analyses.ordered_weakening import weaken_words as weaken_words
+from diffusion_lens.analyses.ordered_weakening import weakening_prompts as weakening_prompts

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_lens import HookedDiffusion, Output, Run, Site
-from diffusion_lens.analyses.head_relevance_result import HeadRelevance
+from diffusion_lens.analyses.head_relevance.result import HeadRelevance
 from diffusion_lens.errors import ConceptError, RunError
 from diffusion_lens.interventions import scale_token_columns
 from diffusion_lens.interventions.tokens import ScaleTokenColumns

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion_lens.analyses.head_relevance_result import CITATION
+from diffusion_lens.analyses.head_relevance.result import CITATION
 from diffusion_lens.analyses.saving import load_fields, save_fields
 from diffusion_lens.errors import ResultError
 

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from diffusion_lens import HookedDiffusion
-from diffusion_lens.analyses.head_relevance import text_heads
-from diffusion_lens.analyses.head_relevance_concepts import PUBLISHED_CONCEPTS
-from diffusion_lens.analyses.head_relevance_result import Head, HeadRelevance, vectors_of
+from diffusion_lens.analyses.head_relevance.concepts import PUBLISHED_CONCEPTS
+from diffusion_lens.analyses.head_relevance.counting import text_heads
+from diffusion_lens.analyses.head_relevance.result import Head, HeadRelevance, vectors_of
 from diffusion_lens.errors import ResultError, closest
 
 PUBLISHED_CALLS = 2100 * 51

@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from diffusion_lens import HookContext, HookedDiffusion, Site
 from diffusion_lens.analyses.concept_steering import refuse_other_heads
-from diffusion_lens.analyses.head_relevance_result import ORDERS, HeadRelevance
-from diffusion_lens.analyses.ordered_weakening_prompts import PUBLISHED_SEEDS
-from diffusion_lens.analyses.ordered_weakening_result import WeakeningCurves
+from diffusion_lens.analyses.head_relevance.result import ORDERS, HeadRelevance
+from diffusion_lens.analyses.ordered_weakening.curves import WeakeningCurves
+from diffusion_lens.analyses.ordered_weakening.prompts import PUBLISHED_SEEDS
 from diffusion_lens.errors import ResultError, RunError
 
 Score = Callable[[list[Any], list[str]], Any]

@@ -26,7 +26,7 @@ class WeakeningPrompt(NamedTuple):
 
 @cache
 def _templates() -> dict[str, dict]:
-    path = Path(__file__).with_name("ordered_weakening_templates.json")
+    path = Path(__file__).with_name("templates.json")
     return {one["concept"]: one for one in json.loads(path.read_text(encoding="utf-8"))}
 
 

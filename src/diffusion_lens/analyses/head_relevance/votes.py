@@ -13,8 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffusion_lens import HookContext
-from diffusion_lens.analyses.head_relevance_result import Head
-from diffusion_lens.analyses.head_relevance_words import ConceptWords
+from diffusion_lens.analyses.head_relevance.result import Head
+from diffusion_lens.analyses.head_relevance.words import ConceptWords
 from diffusion_lens.errors import ConceptError, closest
 
 VOTES = ("argmax", "strength", "margin")

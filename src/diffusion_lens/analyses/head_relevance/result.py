@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from diffusion_lens.analyses.head_relevance_words import concept_index
+from diffusion_lens.analyses.head_relevance.words import concept_index
 from diffusion_lens.analyses.saving import load_fields, save_fields
 from diffusion_lens.errors import ResultError
 

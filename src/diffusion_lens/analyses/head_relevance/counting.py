@@ -18,10 +18,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffusion_lens import HookedDiffusion, Run, Site
-from diffusion_lens.analyses.head_relevance_concepts import PUBLISHED_CONCEPTS
-from diffusion_lens.analyses.head_relevance_result import Head, HeadRelevance, vectors_of
-from diffusion_lens.analyses.head_relevance_votes import VOTES, HeadRelevanceVotes
-from diffusion_lens.analyses.head_relevance_words import (
+from diffusion_lens.analyses.head_relevance.concepts import PUBLISHED_CONCEPTS
+from diffusion_lens.analyses.head_relevance.result import Head, HeadRelevance, vectors_of
+from diffusion_lens.analyses.head_relevance.votes import VOTES, HeadRelevanceVotes
+from diffusion_lens.analyses.head_relevance.words import (
     CROSS_QUERIES,
     ConceptWords,
     cross_attention_keys,
