@@ -11,6 +11,7 @@ import torch
 
 from diffusion_lens import HookedDiffusion
 from diffusion_lens.analyses import ConceptMaps, concept_attention, concept_scores
+from diffusion_lens.analyses.concept_attention import Preset
 from diffusion_lens.errors import ConceptError
 from tests.pipelines import shared_pipe, short, traces
 
@@ -47,11 +48,11 @@ class TestMaps:
         assert torch.equal(found.segment(), found.maps.argmax(1))
 
     def test_kept_steps_and_blocks_average_to_the_map(self, family: str) -> None:
-        apart = maps(family, keep=["step", "block"], choices={"last_blocks": 2})
+        apart = maps(family, keep=["step", "block"], preset=Preset(last_blocks=2))
         assert apart.axes == ("batch", "step", "block", "concept", "height", "width")
         assert apart.maps.shape == (1, 2, 2, 3, 8, 8)
         assert (apart.steps, len(apart.blocks)) == ((0, 1), 2)
-        whole = maps(family, choices={"last_blocks": 2})
+        whole = maps(family, preset=Preset(last_blocks=2))
         torch.testing.assert_close(apart.maps.mean((1, 2)), whole.maps)
         assert maps(family, keep=["block"], steps=1).maps.ndim == 5
 
@@ -86,8 +87,8 @@ def test_maps_survive_saving(tmp_path: Path) -> None:
     ("message", "more"),
     [
         ("preset='papers' is none of .* Closest: 'paper'", {"preset": "papers"}),
-        ("space='y' is none of", {"choices": {"space": "y"}}),
-        ("softmax_over='concept' is none of", {"choices": {"softmax_over": "concept"}}),
+        ("space='y' is none of", {"space": "y"}),
+        ("softmax_over='concept' is none of", {"softmax_over": "concept"}),
         ("keep='steps' is none of .* Closest: 'step'", {"keep": ["steps"]}),
         ("belong to a given image", {"noise_level": 0.5}),
         ("block 7 has none", {"blocks": [7]}),

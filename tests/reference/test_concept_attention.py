@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from diffusion_lens import HookedDiffusion
 from diffusion_lens.analyses import ConceptMaps, concept_attention
+from diffusion_lens.analyses.concept_attention import PRESETS
 from tests.pipelines import golden, shared_pipe
 
 RUN = ("prompt", "height", "width", "num_inference_steps", "guidance_scale", "max_sequence_length")
@@ -35,9 +37,9 @@ def agree(found: Tensor, name: str) -> None:
 
 @pytest.mark.parametrize("preset", ["paper", "flux-release"])
 def test_maps_before_the_projections_agree(preset: str) -> None:
-    padded = {"choices": {"max_sequence_length": 64}}
-    agree(maps(preset=preset, **padded).maps, "ca_pre.heatmap")
-    agree(maps(preset=preset, **padded, **SUBSET).maps, "ca_pre.heatmap_subset")
+    padded = replace(PRESETS[preset], max_sequence_length=64)
+    agree(maps(preset=padded).maps, "ca_pre.heatmap")
+    agree(maps(preset=padded, **SUBSET).maps, "ca_pre.heatmap_subset")
 
 
 def test_maps_of_the_diffusers_port_agree() -> None:
@@ -46,12 +48,11 @@ def test_maps_of_the_diffusers_port_agree() -> None:
 
 
 def test_maps_after_the_projections_agree() -> None:
-    over_concepts = {"softmax_over": "concepts"}
-    agree(maps(preset="flux-diffusers", choices=over_concepts).maps, "ca.heatmap")
-    found = maps(preset="flux-diffusers", choices={"softmax_over": "nothing"})
+    agree(maps(preset="flux-diffusers", softmax_over="concepts").maps, "ca.heatmap")
+    found = maps(preset="flux-diffusers", softmax_over="nothing")
     agree(found.maps[0].softmax(0), "ca.heatmap_mean_then_softmax")
 
 
 def test_maps_of_queries_agree() -> None:
-    choices = {"space": "query-query", "max_sequence_length": 64}
-    agree(maps(choices=choices).maps, "ca_pre.cross_heatmap")
+    padded = replace(PRESETS["flux-release"], max_sequence_length=64)
+    agree(maps(preset=padded, space="query-query").maps, "ca_pre.cross_heatmap")

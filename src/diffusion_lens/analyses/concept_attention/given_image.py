@@ -1,0 +1,119 @@
+"""Real images for the models: their size kept as far as the model's patches allow."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL.Image import Image
+from torch import Tensor
+
+from diffusion_lens import HookedDiffusion
+from diffusion_lens.errors import ConceptError
+
+
+@dataclass(frozen=True)
+class GivenImage:
+    """A real image as a model takes it.
+
+    Attributes:
+        latents: Its latents, without noise.
+        shown: The images at the size that the model sees.
+        given_size: Height and width in pixels as they came.
+        size: Height and width in pixels as they are used.
+    """
+
+    latents: Tensor
+    shown: tuple[Image, ...]
+    given_size: tuple[int, int]
+    size: tuple[int, int]
+
+
+def take_image(
+    model: HookedDiffusion, image: Any, *, height: int | None = None, width: int | None = None
+) -> GivenImage:
+    """Encode a real image at its own size and shape.
+
+    Sides that the model's patches don't tile are rounded down to ones that they do, by resizing;
+    that is said in a warning.
+
+    Args:
+        model: The model.
+        image: One (PIL, array with axes height, width, channel, or tensor with axes channel,
+            height, width), or several of one size.
+        height: Resize to this height in pixels; the width follows unless it is given.
+        width: Likewise.
+
+    Raises:
+        ConceptError: If the model takes no images, images differ in size, or one is too small.
+    """
+    pipe: Any = model.pipe
+    if not hasattr(pipe, "image_processor"):
+        raise ConceptError(
+            f"{model.name} has no image processor, so it takes no image=; leave it out to map what "
+            "the model generates"
+        )
+    given = _size_of(image)
+    wanted = _with_aspect(given, height, width)
+    multiple = _multiple(pipe)
+    size = (wanted[0] // multiple * multiple, wanted[1] // multiple * multiple)
+    if 0 in size:
+        raise ConceptError(
+            f"an image of {wanted[0]} x {wanted[1]} pixels is too small for {model.name}, whose "
+            f"patches are {multiple} pixels wide; give height= and width="
+        )
+    if size != wanted:
+        warnings.warn(
+            f"the image is resized from {given[0]} x {given[1]} to {size[0]} x {size[1]} pixels "
+            f"(height x width): sides must be multiples of {multiple}",
+            stacklevel=4,
+        )
+    pixels = pipe.image_processor.preprocess(image, height=size[0], width=size[1])
+    return GivenImage(
+        latents=model.encode_image(image, height=size[0], width=size[1]).to(model.dtype),
+        shown=tuple(pipe.image_processor.postprocess(pixels, output_type="pil")),
+        given_size=given,
+        size=size,
+    )
+
+
+def _size_of(image: Any) -> tuple[int, int]:
+    """Height and width of one image or of several."""
+    if isinstance(image, Image):
+        return image.height, image.width
+    if isinstance(image, np.ndarray) and image.ndim in (2, 3, 4):
+        height, width = image.shape[:2] if image.ndim == 2 else image.shape[-3:-1]
+        return height, width
+    if isinstance(image, Tensor) and image.ndim in (3, 4):
+        return image.shape[-2], image.shape[-1]
+    if isinstance(image, Sequence) and not isinstance(image, str) and image:
+        sizes = {_size_of(one) for one in image}
+        if len(sizes) == 1:
+            return sizes.pop()
+        raise ConceptError(
+            f"images of different sizes ({sorted(sizes)}) cannot share a batch; give one at a time"
+        )
+    raise ConceptError(
+        f"image= takes PIL images, arrays (height, width, channel) or tensors (channel, height, "
+        f"width), one or a list of them; got {type(image).__name__}. Open a file with PIL first"
+    )
+
+
+def _with_aspect(given: tuple[int, int], height: int | None, width: int | None) -> tuple[int, int]:
+    if height is None and width is None:
+        return given
+    if width is None:
+        return height or 0, round(given[1] * (height or 0) / given[0])
+    if height is None:
+        return round(given[0] * width / given[1]), width
+    return height, width
+
+
+def _multiple(pipe: Any) -> int:
+    """What both sides must be multiples of: the VAE's factor times the patch of the denoiser."""
+    patch = getattr(pipe.transformer.config, "patch_size", 1)
+    return math.lcm(pipe.image_processor.config.vae_scale_factor, pipe.vae_scale_factor * patch)

@@ -1,0 +1,37 @@
+"""Concept and image vectors to saliency: dot products and a softmax."""
+
+from __future__ import annotations
+
+from jaxtyping import Float
+from torch import Tensor
+
+from diffusion_lens.analyses.concept_attention.presets import SOFTMAX, refuse_unknown
+
+
+def concept_scores(
+    concepts: Float[Tensor, "batch concept d"],
+    image: Float[Tensor, "batch pos d"],
+    *,
+    softmax_over: str = "concepts",
+) -> Float[Tensor, "batch concept pos"]:
+    """Dot products of concept and image vectors, normalised.
+
+    Args:
+        concepts: One vector for each concept; heads joined, neither scaled nor normalised.
+        image: One vector for each image token, in the same space.
+        softmax_over: `"concepts"`: which concept is it here; `"patches"`: where is this concept;
+            `"nothing"`: the products themselves.
+
+    Returns:
+        In [0, 1] after a softmax, summing to 1 over the axis that it went over.
+
+    Raises:
+        ConceptError: If `softmax_over` is unknown.
+
+    Source: ConceptAttention, arXiv 2502.04320, equation 11; their $o_c$ is `concepts`, their $o_x$
+    is `image`.
+    """
+    refuse_unknown("softmax_over", softmax_over, SOFTMAX)
+    products = concepts.float() @ image.float().mT
+    dim = SOFTMAX[softmax_over]
+    return products if dim is None else products.softmax(dim)
