@@ -27,7 +27,7 @@ def write(figure: go.Figure, path: str | Path) -> Path:
     written = Path(path)
     written.parent.mkdir(parents=True, exist_ok=True)
     if written.suffix == ".html":
-        figure.write_html(written, include_plotlyjs=True)
+        figure.write_html(written, include_plotlyjs=True, auto_play=False)
     elif written.suffix in PICTURES:
         try:
             figure.write_image(written)
