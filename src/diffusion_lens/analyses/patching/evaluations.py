@@ -12,6 +12,7 @@ from torch import Tensor
 from diffusion_lens import HookContext, HookedDiffusion
 from diffusion_lens.analyses.patching.outcome import Outcome
 from diffusion_lens.analyses.patching.pair import Pair, Side
+from diffusion_lens.errors import PatchingError
 
 BRANCH = "cond"
 Place = tuple[int, int]
@@ -86,14 +87,30 @@ class Conditions:
 
     arguments: Mapping[str, Any]
 
-    def rows(self, count: int) -> dict[str, Any]:
-        """The arguments for a batch."""
-        return _mapped(self.arguments, lambda row: row.value.expand(count, *row.value.shape[1:]))
+    def rows(self, count: int, *, grad: bool = False) -> dict[str, Any]:
+        """The arguments for a batch; with `grad` autograd records from them on."""
+
+        def repeated(row: Row) -> Tensor:
+            value = row.value.expand(count, *row.value.shape[1:])
+            return value.requires_grad_(grad and value.is_floating_point())
+
+        return _mapped(self.arguments, repeated)
 
     def mixed(self, other: Conditions, weight: float) -> Conditions:
-        """On the straight way to another prompt's conditions: 0 is here, 1 is there."""
+        """On the straight way to another prompt's conditions: 0 is here, 1 is there.
+
+        Raises:
+            PatchingError: If the text of the prompts has different lengths.
+        """
 
         def mix(here: Row, there: Row) -> Row:
+            if here.value.shape != there.value.shape:
+                raise PatchingError(
+                    f"there is no straight way between text of shape {tuple(here.value.shape)} "
+                    f"and {tuple(there.value.shape)}; pad both prompts to one length"
+                )
+            if not here.value.is_floating_point():
+                return here
             return Row(torch.lerp(here.value, there.value, weight))
 
         return Conditions(_mapped(self.arguments, mix, other.arguments))
@@ -145,13 +162,16 @@ class Evaluator:
     pair: Pair
     trajectory: Trajectory
 
-    def arguments(self, given: Conditions, places: Sequence[Place]) -> dict[str, Any]:
+    def arguments(
+        self, given: Conditions, places: Sequence[Place], *, grad: bool = False
+    ) -> dict[str, Any]:
         """What the denoiser is called with; latents and timestep differ from row to row."""
         path = self.trajectory
         latents, time = path.names
+        inputs = torch.stack([path.inputs[step][sample] for step, sample in places])
         return {
-            **given.rows(len(places)),
-            latents: torch.stack([path.inputs[step][sample] for step, sample in places]),
+            **given.rows(len(places), grad=grad),
+            latents: inputs.requires_grad_(grad),
             time: torch.stack([path.times[step] for step, _ in places]),
         }
 

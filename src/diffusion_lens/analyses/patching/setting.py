@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffusion_lens import HookContext, Site
 from diffusion_lens.analyses.patching.plan import Cell, Change, Plan
-from diffusion_lens.engine.selection import Part, contiguous, put, take
+from diffusion_lens.engine.selection import Part, put, take
 
 Lookup = Callable[[HookContext], Tensor]
 """Gives the source's value where a hook fires, for every recorded row."""
@@ -70,7 +70,7 @@ class PutRows:
         recorded = self.lookup(hook).to(activation)
         source = recorded.index_select(0, self.recorded.to(recorded.device))
         for rows, change in self.changes:
-            mine, theirs = part_of(change, hook)
+            mine, theirs = part_along(hook.axes, change)
             put(activation, ((0, rows), *mine), take(source, theirs))
         return activation
 
@@ -79,16 +79,12 @@ class PutRows:
         return f"patch({len(self.changes)} rows of cells)"
 
 
-def part_of(change: Change, hook: HookContext) -> tuple[Part, Part]:
-    """What a change replaces of the value that a hook sees, in base and source."""
-    heads: Part = ()
-    if change.heads is not None:
-        assert hook.heads is not None
-        shown = contiguous(tuple(hook.heads.index(head) for head in change.heads))
-        heads = ((hook.axis("head"), shown),)  # type: ignore[assignment]
+def part_along(axes: Sequence[str], change: Change) -> tuple[Part, Part]:
+    """What a change replaces of a whole hook point, in base and source."""
+    heads: Part = () if change.heads is None else ((axes.index("head"), change.heads),)
     if change.pos is None or change.source_pos is None:
         return heads, heads
-    axis = hook.axis("pos")
+    axis = axes.index("pos")
     return (*heads, (axis, change.pos)), (*heads, (axis, change.source_pos))
 
 

@@ -18,19 +18,18 @@ import torch
 from tqdm.auto import tqdm
 
 from diffusion_lens import HookedDiffusion, Run
-from diffusion_lens.analyses.patching.alignment import align
 from diffusion_lens.analyses.patching.corruption import WordNoise
 from diffusion_lens.analyses.patching.outcome import Metric
-from diffusion_lens.analyses.patching.pair import Pair, told
-from diffusion_lens.analyses.patching.plan import Plan, plan
-from diffusion_lens.analyses.patching.result import PatchingResult, gathered
+from diffusion_lens.analyses.patching.pair import Pair
+from diffusion_lens.analyses.patching.plan import Plan
+from diffusion_lens.analyses.patching.result import PatchingResult
 from diffusion_lens.analyses.patching.scoreboard import Scoreboard
 from diffusion_lens.analyses.patching.scores import latent_recovery
+from diffusion_lens.analyses.patching.summary import chosen_steps, laid_out, summed_up
 from diffusion_lens.analyses.patching.teacher_forced import TeacherForced
 from diffusion_lens.analyses.patching.trajectory import OnTrajectory, runs_of
 from diffusion_lens.errors import PatchingError, closest
 from diffusion_lens.hooked_diffusion.caching import quiet
-from diffusion_lens.metrics.recovery import normalised
 
 MODES = ("teacher-forced", "on-trajectory", "window")
 
@@ -50,7 +49,7 @@ def activation_patching(
     window: int = 1,
     positions: Sequence[str | int] | None = None,
     branch: str | None = "cond",
-    batch_size: int = 32,
+    batch_size: int = 16,
     restart: bool = True,
     level: float = 0.95,
     least: float = 1e-6,
@@ -103,18 +102,10 @@ def activation_patching(
     """
     _refuse_unknown_mode(mode, axes)
     pair = Pair.of(clean, corrupted, direction=direction, seeds=seeds, settings=settings)
-    alignment = align(model, pair.source.prompt, pair.base.prompt)
-    grid = plan(
-        model,
-        sites,
-        [axis for axis in axes if axis != "step"],
-        alignment=alignment,
-        base=pair.base.prompt,
-        positions=positions,
-        branch=branch,
+    grid, about = laid_out(
+        model, pair, sites=sites, axes=axes, positions=positions, branch=branch, metric=metric
     )
-    about = _about(model, pair, grid, alignment.unmatched, axes=axes, metric=metric, mode=mode)
-    about |= {"steps": None if steps is None else list(steps), "restart": restart}
+    about |= {"mode": mode, "steps": None if steps is None else list(steps), "restart": restart}
     about |= {"window": window if mode == "window" else None}
     run = _teacher_forced if mode == "teacher-forced" else _whole_runs
     with quiet(model.pipe), torch.no_grad():
@@ -131,29 +122,7 @@ def activation_patching(
             about=about,
             show_progress=show_progress,
         )
-    source, base = board.scores[-2], board.scores[-1]
-    effects = normalised(
-        board.scores[:-2],
-        source=source.expand_as(board.scores[:-2]),
-        base=base.expand_as(board.scores[:-2]),
-        least=least,
-    )
-    found = gathered(
-        effects,
-        places=[cell.place for cell in grid.cells],
-        axes=axes,
-        labels=grid.labels,
-        steps=board.steps,
-        level=level,
-    )
-    return PatchingResult(
-        **found,
-        seeds=pair.seeds,
-        source=source,
-        base=base,
-        left_out=dict(grid.left_out),
-        made_by=about,
-    )
+    return summed_up(board, grid, pair, axes=axes, level=level, least=least, about=about)
 
 
 def _teacher_forced(
@@ -171,7 +140,7 @@ def _teacher_forced(
     **_others: Any,
 ) -> Scoreboard:
     sweep = TeacherForced(model, pair, grid, batch_size, restart)
-    chosen = _steps(steps, sweep.prepare())
+    chosen = chosen_steps(steps, sweep.prepare())
     board = Scoreboard(grid.cells, chosen, len(pair.seeds), resume)
     _filled(board, about, show_progress, lambda tell: sweep.run(board, chosen, metric, tell))
     return board
@@ -192,7 +161,7 @@ def _whole_runs(
     show_progress: bool,
 ) -> Scoreboard:
     sweep = OnTrajectory(model, pair, grid, batch_size, restart)
-    chosen = _steps(steps, sweep.prepare(steps))
+    chosen = chosen_steps(steps, sweep.prepare(steps))
     windows = runs_of(chosen, window=window)
     board = Scoreboard(grid.cells, tuple(step for step, _ in windows), len(pair.seeds), resume)
     _filled(board, about, show_progress, lambda tell: sweep.run(board, windows, metric, tell))
@@ -217,18 +186,6 @@ def _filled(
         board.write()
 
 
-def _steps(wanted: Sequence[int] | None, there: tuple[int, ...]) -> tuple[int, ...]:
-    if wanted is None:
-        return there
-    missing = [step for step in wanted if step not in there]
-    if missing or not len(wanted):
-        raise PatchingError(
-            f"steps={list(wanted)}: the run has the steps {there[0]} to {there[-1]}; raise "
-            "num_inference_steps"
-        )
-    return tuple(sorted(set(wanted)))
-
-
 def _refuse_unknown_mode(mode: str, axes: Sequence[str]) -> None:
     if mode not in MODES:
         near = closest(mode, MODES, count=1)
@@ -241,37 +198,6 @@ def _refuse_unknown_mode(mode: str, axes: Sequence[str]) -> None:
         )
     if mode == "window" and "step" not in axes:
         raise PatchingError("mode='window' patches steps apart: put 'step' among the axes")
-
-
-def _about(
-    model: HookedDiffusion,
-    pair: Pair,
-    grid: Plan,
-    unmatched: Sequence[str],
-    *,
-    axes: Sequence[str],
-    metric: Metric,
-    mode: str,
-) -> dict[str, Any]:
-    """What a sweep depends on, as json has it."""
-    return {
-        "model": model.name,
-        "mode": mode,
-        **pair.about(),
-        "metric": described(metric),
-        "sites": [str(site) for site in grid.sites.values()],
-        "axes": list(axes),
-        "labels": {axis: list(labels) for axis, labels in grid.labels.items()},
-        "unmatched words": list(unmatched),
-    }
-
-
-def described(metric: Any) -> str:
-    """A metric by its name and arguments, the same in every process."""
-    if isinstance(metric, partial):
-        given = {name: told(value) for name, value in metric.keywords.items()}
-        return f"{described(metric.func)}({given})"
-    return getattr(metric, "__qualname__", None) or repr(metric)
 
 
 patch_residuals = partial(

@@ -45,7 +45,7 @@ class Recorded:
     Attributes:
         places: The places; one row for each.
         values: The source's value of every hook point of the plan.
-        before: The base's value of those at which patches start behind the attention.
+        before: The base's value of those where it is needed.
         source: The source's outcome.
         base: The base's outcome.
     """
@@ -110,17 +110,22 @@ class TeacherForced:
                     board.put(cell, chunk, found)
                 advance(len(batch.rows))
 
-    def record(self, places: Sequence[Place]) -> Recorded:
-        """Evaluate source and base at some places."""
+    def record(self, places: Sequence[Place], *, keep_base: bool = False) -> Recorded:
+        """Evaluate source and base at some places.
+
+        Args:
+            places: The places.
+            keep_base: Keep the base's value of every hook point.
+        """
         with self.model.caching(list(self.plan.sites.values()), branches=HOLDS) as values:
             source = self.evaluate(self.evaluate.arguments(self.conditions["source"], places))
-        behind = [self.plan.sites[name] for one in self._behind.values() for name in one.weights]
+        wanted = {name for one in self._behind.values() for name in one.weights}
+        kept = [site for name, site in self.plan.sites.items() if keep_base or name in wanted]
         before = ActivationCache()
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.replay.recording(len(places)))
-            if behind:
-                sites = list(dict.fromkeys(behind))
-                before = stack.enter_context(self.model.caching(sites, branches=HOLDS))
+            if kept:
+                before = stack.enter_context(self.model.caching(kept, branches=HOLDS))
             base = self.evaluate(self.evaluate.arguments(self.conditions["base"], places))
         sides = [self.evaluate.outcome(value, places) for value in (source, base)]
         outcomes = [side.beside(*sides) for side in sides]
