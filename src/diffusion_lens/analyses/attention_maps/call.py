@@ -94,7 +94,8 @@ def attention_maps(
         words: Words or phrases of the prompts, or positions in the text stream; None for every
             token. Joint attention computes only the columns that are asked for.
         foreign: Words that need not be in the prompt; see the module `foreign` for their keys. In
-            Flux and SD3 they are seen by the blocks that carry concept streams only.
+            Flux and SD3 only blocks that carry concept streams see them; then no other block takes
+            part, so that maps of all words compare.
         heads: (block, head) pairs, as `relevance.top(concept, fraction=0.25)` gives them; a mapping
             from pairs to weights; indices, the same in every block; None for all.
         blocks: Only these blocks; negative ones count from the last.
@@ -149,22 +150,24 @@ def attention_maps(
     )
     selectors = {"steps": steps, "branch": branch}
     sums, hooks = PatternSums(plan), []
-    if positions != ():
-        key = "txt" if positions is None else ("txt", list(positions))
-        hooks.append((chosen.site(key=key, **selectors), sums))
     with contextlib.ExitStack() as stack:
-        beside, rows = None, {}
+        beside = None
         if others:
-            more, beside, rows = stack.enter_context(
+            beside = stack.enter_context(
                 foreign_hooks(model, others, chosen, plan, among=foreign_among, **selectors)
             )
-            hooks += more
+            chosen, hooks = beside.chosen, beside.hooks
+        if positions != ():
+            key = "txt" if positions is None else ("txt", list(positions))
+            hooks = [(chosen.site(key=key, **selectors), sums), *hooks]
         pictures, made_by = _executed(
             model, run, hooks, image=image, level=noise_level, samples=num_samples
         )
-    found = [one.result(size) for one in (sums, beside) if one is not None and one.steps]
-    source = sums if sums.steps else beside
-    assert source is not None
+    rows = {} if beside is None else beside.rows
+    parts = [sums] if beside is None else [sums, beside.sums]
+    parts = [one for one in parts if one.steps]
+    found = [one.result(size) for one in parts]
+    source = parts[0]
     axes = _axes(kept, source)
     count = found[0].shape[axes.index("token")] if sums.steps else 0
     return AttentionMaps(

@@ -2,7 +2,8 @@
 
 In a U-Net the keys are the layer's projection of the word, encoded alone, as head relevance vectors
 use them. In a model with joint attention they come from concept-token streams, which pass through
-the text's own weights. The image is the same bit for bit: nothing attends to these keys.
+the text's own weights and see each other, too. The image is the same bit for bit: nothing attends
+to these keys.
 
 Source: Cross-Attention Head Position Patterns Can Align with Human Visual Concepts, arXiv
 2412.02237, section 3 (keys of words encoded alone); ConceptAttention, arXiv 2502.04320, section 4
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -123,6 +125,23 @@ class ForeignKeys:
         self.sums.add(pattern, hook.layer(), hook.step if "step" in self.sums.plan.keep else None)
 
 
+@dataclass(frozen=True)
+class ForeignHooks:
+    """What the foreign words of a run need.
+
+    Attributes:
+        hooks: The hooks.
+        sums: What they add up.
+        rows: The columns of each word.
+        chosen: The heads that see foreign words.
+    """
+
+    hooks: list[tuple[Site, Any]]
+    sums: PatternSums
+    rows: dict[str, slice]
+    chosen: Chosen
+
+
 @contextlib.contextmanager
 def foreign_hooks(
     model: HookedDiffusion,
@@ -132,7 +151,7 @@ def foreign_hooks(
     *,
     among: str,
     **selectors: Any,
-) -> Iterator[tuple[list[tuple[Site, Any]], PatternSums, dict[str, slice]]]:
+) -> Iterator[ForeignHooks]:
     """The hooks for foreign words; concept streams are open while the context is.
 
     Args:
@@ -144,7 +163,7 @@ def foreign_hooks(
         **selectors: Steps and branch.
 
     Yields:
-        Hooks, what they add up, and the columns of each word.
+        The hooks, and which heads they see: in Flux and SD3 those of blocks with concept streams.
 
     Raises:
         SiteError: If `among` is unknown.
@@ -157,47 +176,43 @@ def foreign_hooks(
         embeddings, rows = _encoded(model, words)
         keys = {block: _keys(model, chosen, block, embeddings) for block in chosen.heads}
         collector = ForeignKeys(sums, list(rows.values()), among=among, keys=keys)
-        yield _sites(chosen, list(chosen.heads), collector, **selectors), sums, dict(rows)
+        yield ForeignHooks(_sites(chosen, collector, **selectors), sums, dict(rows), chosen)
         return
     with model.concept_streams(list(words)) as streams:
-        blocks = [
-            block
-            for block in chosen.heads
-            if _prefix(chosen, block) + ".concept.hook_k" in model.points
-        ]
-        if not blocks:
+        seen = chosen.only(
+            block for block in chosen.heads if _concept_keys(chosen, block) in model.points
+        )
+        if not seen.heads:
             raise UnsupportedModelError(
                 f"foreign= needs concept streams, which only the blocks {list(streams.blocks)} of "
                 f"{type(model.denoiser).__name__} carry; the chosen ones are {list(chosen.heads)}"
             )
         collector = ForeignKeys(sums, list(streams.rows.values()), among=among)
-        hooks = _sites(chosen, blocks, collector, **selectors)
-        for block in blocks:
-            heads = [(block, head) for head in chosen.heads[block]]
-            site = Site(_prefix(chosen, block) + ".concept.hook_k", heads=heads, **selectors)
+        hooks = _sites(seen, collector, **selectors)
+        for block, heads in seen.heads.items():
+            site = Site(_concept_keys(seen, block), heads=heads, **selectors)
             hooks.append((site, collector.on_concept))
-        yield hooks, sums, dict(streams.rows)
+        yield ForeignHooks(hooks, sums, dict(streams.rows), seen)
+
+
+def _concept_keys(chosen: Chosen, block: int) -> str:
+    return _prefix(chosen, block) + ".concept.hook_k"
 
 
 def _prefix(chosen: Chosen, block: int) -> str:
     return chosen.names[block].removesuffix(".hook_pattern")
 
 
-def _sites(
-    chosen: Chosen, blocks: Sequence[int], collector: ForeignKeys, **selectors: Any
-) -> list[tuple[Site, Any]]:
+def _sites(chosen: Chosen, collector: ForeignKeys, **selectors: Any) -> list[tuple[Site, Any]]:
     hooks: list[tuple[Site, Any]] = []
-    for block in blocks:
+    for block, heads in chosen.heads.items():
         prefix = _prefix(chosen, block)
-        heads = [(block, head) for head in chosen.heads[block]]
         given = {"heads": heads, **selectors}
+        pattern = Site(chosen.names[block], query="img", key=REFERENCE, **given)
         hooks += [
             (Site(f"{prefix}.img.hook_q", **given), collector.on_query),
             (Site(f"{prefix}.txt.hook_k", pos=REFERENCE, **given), collector.on_reference),
-            (
-                Site(chosen.names[block], query="img", key=REFERENCE, **given),
-                collector.on_pattern,
-            ),
+            (pattern, collector.on_pattern),
         ]
     return hooks
 

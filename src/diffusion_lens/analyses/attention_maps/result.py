@@ -30,7 +30,7 @@ class AttentionMaps:
         positions: For each entry of the token axis its place in the text stream; foreign words come
             after them.
         foreign: For each word that need not be in the prompt, its entries on the token axis.
-        prompts: The tokens of each sample's prompt; empty where the run had embeddings.
+        prompts: The `PromptTokens` of each sample; empty where the run had embeddings.
         steps: The steps, as counted by the scheduler.
         heads: The (block, head) pairs that went in; the head axis has them in this order.
         blocks: The blocks that went in; the block axis has them in this order.
@@ -43,7 +43,7 @@ class AttentionMaps:
     axes: tuple[str, ...]
     positions: tuple[int, ...]
     foreign: Mapping[str, tuple[int, ...]]
-    prompts: tuple[PromptTokens, ...]
+    prompts: tuple[Any, ...]
     steps: tuple[int, ...]
     heads: tuple[Pair, ...]
     blocks: tuple[int, ...]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from diffusion_lens import HookedDiffusion, Run, Site
@@ -44,6 +44,10 @@ class Chosen:
     def pairs(self) -> list[Pair]:
         """Every (block, head)."""
         return [(block, head) for block, heads in self.heads.items() for head in heads]
+
+    def only(self, blocks: Iterable[int]) -> Chosen:
+        """The same heads of fewer blocks."""
+        return replace(self, heads={block: self.heads[block] for block in blocks})
 
     def site(self, **selectors: Any) -> Site:
         """One Site for all of them."""
