@@ -7,8 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion_lens import viz
+import diffusion_lens.viz
 from diffusion_lens.errors import FigureError
+
+viz: Any = diffusion_lens.viz  # type checkers do not know the attributes of plotly's figures
 
 IMAGE = Image.new("RGB", (64, 32), (10, 200, 30))
 

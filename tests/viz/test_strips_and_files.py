@@ -12,8 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion_lens import viz
+import diffusion_lens.viz
 from diffusion_lens.errors import FigureError
+
+viz: Any = diffusion_lens.viz  # type checkers do not know the attributes of plotly's figures
 
 IMAGES = [Image.new("RGB", (16, 8), (60 * n, 0, 0)) for n in range(4)]
 

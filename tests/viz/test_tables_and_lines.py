@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from diffusion_lens import viz
+import diffusion_lens.viz
 from diffusion_lens.errors import FigureError
+
+viz: Any = diffusion_lens.viz  # type checkers do not know the attributes of plotly's figures
 
 MARKUP = "<b>&$"
 DRAWN = "&lt;b&gt;&amp;&#36;"

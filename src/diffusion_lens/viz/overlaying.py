@@ -10,14 +10,7 @@ import plotly.graph_objects as go
 from PIL import Image
 
 from diffusion_lens.errors import FigureError, closest
-from diffusion_lens.viz.panels import (
-    add_slider,
-    backdrop,
-    finish_panels,
-    frame_panel,
-    panels,
-    place,
-)
+from diffusion_lens.viz.panels import Panels, backdrop
 from diffusion_lens.viz.pictures import pictures, source
 from diffusion_lens.viz.style import colour_axis
 from diffusion_lens.viz.values import array, labels, limits
@@ -66,28 +59,31 @@ def overlays(
     shown = None if titles is None else labels(titles, panel_count, name="titles")
     backdrops = _backdrops(pictures(images), count if slides else 1, panel_count, images_over)
     first = backdrops[-1]
-    figure = panels(panel_count, titles=shown)
+    drawn = Panels.empty(panel_count, titles=shown)
     for panel in range(panel_count):
-        heat = _heat(values[-1, panel], first[panel].size, alpha=alpha, upsample=upsample)
-        row, column = place(figure, panel)
-        figure.add_trace(heat, row=row, col=column)
-        frame_panel(figure, panel, first[panel].size)
-    figure.update_layout(
+        size = first[panel].size
+        drawn.add(panel, _heat(values[-1, panel], size, alpha=alpha, upsample=upsample), size)
+    drawn.figure.update_layout(
         images=_layout_images(first), coloraxis=colour_axis(limits(values, zmin, zmax), "")
     )
     if slides:
-        moving = len({id(one) for row in backdrops for one in row[:1]}) > 1
-        figure.frames = [
-            go.Frame(
-                name=str(number),
-                data=[{"type": "heatmap", "z": one} for one in values[number]],
-                traces=list(range(panel_count)),
-                layout={"images": _layout_images(backdrops[number])} if moving else None,
-            )
-            for number in range(count)
-        ]
-        add_slider(figure, slides, "step ", start=count - 1)
-    return finish_panels(figure, panel_count, first[0], title=title)
+        drawn.figure.frames = _frames(values, backdrops)
+        drawn.slide(slides, "step ", start=count - 1)
+    return drawn.finish(first[0], title=title)
+
+
+def _frames(values: np.ndarray, backdrops: list[list[Image.Image]]) -> list[go.Frame]:
+    """What changes from step to step: values, and images where there is one for each step."""
+    moving = backdrops[0][0] is not backdrops[-1][0]
+    return [
+        go.Frame(
+            name=str(number),
+            data=[{"type": "heatmap", "z": one} for one in row],
+            traces=list(range(len(row))),
+            layout={"images": _layout_images(backdrops[number])} if moving else None,
+        )
+        for number, row in enumerate(values)
+    ]
 
 
 def _slides(maps: Any, steps: Sequence[Any] | None) -> tuple[list[str] | None, np.ndarray]:

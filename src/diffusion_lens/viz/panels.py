@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import plotly.graph_objects as go
@@ -12,53 +13,83 @@ from plotly.subplots import make_subplots
 from diffusion_lens.viz.style import finish
 
 MOST_IN_A_ROW = 6
-SIDE = 190
+WIDTH = 900
+HIGHEST, LOWEST = 420, 150
 
 
-def panels(count: int, *, titles: Sequence[str] | None, columns: int | None = None) -> go.Figure:
-    """Empty panels in rows; titles are drawn above each."""
-    across = columns or min(count, MOST_IN_A_ROW)
-    rows = -(-count // across)
-    figure = make_subplots(
-        rows,
-        across,
-        subplot_titles=list(titles) if titles else None,
-        horizontal_spacing=0.12 / across,
-        vertical_spacing=min(0.12, 0.28 / rows),
-    )
-    figure.update_annotations(font={"size": 12})
-    figure.update_xaxes(visible=False)
-    figure.update_yaxes(visible=False)
-    return figure
+@dataclass(frozen=True)
+class Panels:
+    """A figure of panels that are filled row by row.
 
+    Attributes:
+        figure: The figure.
+        count: How many panels.
+        across: How many in a row.
+    """
 
-def frame_panel(figure: go.Figure, panel: int, size: tuple[int, int]) -> None:
-    """Make a panel's axes those of an image: pixels, counted from the upper left corner."""
-    width, height = size
-    row, column = place(figure, panel)
-    figure.update_xaxes(range=[0, width], constrain="domain", row=row, col=column)
-    figure.update_yaxes(
-        range=[height, 0],
-        constrain="domain",
-        scaleanchor="x" if panel == 0 else f"x{panel + 1}",
-        row=row,
-        col=column,
-    )
+    figure: go.Figure
+    count: int
+    across: int
 
+    @classmethod
+    def empty(
+        cls, count: int, *, titles: Sequence[str] | None = None, across: int | None = None
+    ) -> Panels:
+        """Panels with nothing in them; titles are drawn above each."""
+        columns = across or min(count, MOST_IN_A_ROW)
+        rows = -(-count // columns)
+        figure = make_subplots(
+            rows,
+            columns,
+            subplot_titles=list(titles) if titles else None,
+            horizontal_spacing=0.12 / columns,
+            vertical_spacing=min(0.12, 0.28 / rows),
+        )
+        figure.update_annotations(font={"size": 12})
+        figure.update_xaxes(visible=False)
+        figure.update_yaxes(visible=False)
+        return cls(figure, count, columns)
 
-def place(figure: go.Figure, panel: int) -> tuple[int, int]:
-    """Row and column of a panel, from 1."""
-    across = len(figure._grid_ref[0])
-    return panel // across + 1, panel % across + 1
+    def add(self, panel: int, trace: Any, size: tuple[int, int]) -> None:
+        """Draw a trace on axes that count an image's pixels from its upper left corner."""
+        row, column = panel // self.across + 1, panel % self.across + 1
+        width, height = size
+        self.figure.add_trace(trace, row=row, col=column)
+        self.figure.update_xaxes(range=[0, width], constrain="domain", row=row, col=column)
+        self.figure.update_yaxes(
+            range=[height, 0],
+            constrain="domain",
+            scaleanchor=_axis("x", panel),
+            row=row,
+            col=column,
+        )
+
+    def slide(self, shown: Sequence[str], name: str, *, start: int) -> None:
+        """Put a slider over the figure's frames, which are named by their number from 0."""
+        now = {"duration": 0, "redraw": True}
+        move = {"mode": "immediate", "frame": now, "transition": {"duration": 0}}
+        steps = [
+            {"label": label, "method": "animate", "args": [[str(number)], move]}
+            for number, label in enumerate(shown)
+        ]
+        slider = {"active": start, "steps": steps, "pad": {"t": 20}}
+        self.figure.update_layout(sliders=[{**slider, "currentvalue": {"prefix": name}}])
+
+    def finish(self, image: Image.Image, *, title: str | None) -> go.Figure:
+        """Give the figure the common look and a height that suits its images."""
+        side = min(HIGHEST, max(LOWEST, WIDTH // self.across))
+        tall = round(min(2.0, image.height / image.width) * side)
+        rows = -(-self.count // self.across)
+        slider = 90 if self.figure.layout["sliders"] else 0
+        return finish(self.figure, title=title, height=rows * (tall + 34) + 70 + slider)
 
 
 def backdrop(panel: int, address: str, size: tuple[int, int]) -> dict[str, Any]:
     """An image that fills a panel, below everything else in it."""
-    number = "" if panel == 0 else str(panel + 1)
     return {
         "source": address,
-        "xref": f"x{number}",
-        "yref": f"y{number}",
+        "xref": _axis("x", panel),
+        "yref": _axis("y", panel),
         "x": 0,
         "y": 0,
         "sizex": size[0],
@@ -68,40 +99,10 @@ def backdrop(panel: int, address: str, size: tuple[int, int]) -> dict[str, Any]:
     }
 
 
-def finish_panels(figure: go.Figure, count: int, image: Image.Image, **layout: Any) -> go.Figure:
-    """Give panels the common look and a height that suits their images."""
-    across = len(figure._grid_ref[0])
-    side = min(420, max(SIDE, 900 // across))
-    tall = round(min(2.0, image.height / image.width) * side)
-    slider = 90 if figure.layout.sliders else 0
-    height = -(-count // across) * (tall + 34) + 70 + slider
-    return finish(figure, **layout, height=height)
+def nothing() -> go.Scatter:
+    """An empty trace: without one plotly draws neither the axes of a panel nor its image."""
+    return go.Scatter(x=[], y=[], showlegend=False)
 
 
-def add_slider(figure: go.Figure, shown: Sequence[str], name: str, *, start: int) -> None:
-    """A slider over the figure's frames, named by their number from 0."""
-    steps = [
-        {
-            "label": label,
-            "method": "animate",
-            "args": [
-                [str(number)],
-                {
-                    "mode": "immediate",
-                    "frame": {"duration": 0, "redraw": True},
-                    "transition": {"duration": 0},
-                },
-            ],
-        }
-        for number, label in enumerate(shown)
-    ]
-    figure.update_layout(
-        sliders=[
-            {
-                "active": start,
-                "steps": steps,
-                "currentvalue": {"prefix": name},
-                "pad": {"t": 20},
-            }
-        ]
-    )
+def _axis(letter: str, panel: int) -> str:
+    return letter if panel == 0 else f"{letter}{panel + 1}"

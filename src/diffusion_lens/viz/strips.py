@@ -8,7 +8,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from diffusion_lens.errors import FigureError
-from diffusion_lens.viz.panels import backdrop, finish_panels, frame_panel, panels, place
+from diffusion_lens.viz.panels import Panels, backdrop, nothing
 from diffusion_lens.viz.pictures import pictures, source
 from diffusion_lens.viz.values import labels
 
@@ -31,19 +31,16 @@ def image_strip(
     Raises:
         FigureError: If there are no images, or not as many captions.
     """
-    drawn = pictures(images)
-    shown = None if captions is None else labels(captions, len(drawn), name="captions")
-    if rows is not None and not 0 < rows <= len(drawn):
-        raise FigureError(f"rows={rows} for {len(drawn)} images; give 1 to {len(drawn)}")
-    figure = panels(
-        len(drawn), titles=shown, columns=None if rows is None else -(-len(drawn) // rows)
+    shown = pictures(images)
+    texts = None if captions is None else labels(captions, len(shown), name="captions")
+    if rows is not None and not 0 < rows <= len(shown):
+        raise FigureError(f"rows={rows} for {len(shown)} images; give 1 to {len(shown)}")
+    drawn = Panels.empty(
+        len(shown), titles=texts, across=None if rows is None else -(-len(shown) // rows)
     )
-    for panel, image in enumerate(drawn):
-        row, column = place(figure, panel)
-        # An empty trace: without one plotly draws neither axes nor their images.
-        figure.add_trace(go.Scatter(x=[], y=[], showlegend=False), row=row, col=column)
-        frame_panel(figure, panel, image.size)
-    figure.update_layout(
-        images=[backdrop(panel, source(one), one.size) for panel, one in enumerate(drawn)]
+    for panel, image in enumerate(shown):
+        drawn.add(panel, nothing(), image.size)
+    drawn.figure.update_layout(
+        images=[backdrop(panel, source(one), one.size) for panel, one in enumerate(shown)]
     )
-    return finish_panels(figure, len(drawn), drawn[0], title=title)
+    return drawn.finish(shown[0], title=title)

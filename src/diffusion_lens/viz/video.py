@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from diffusion_lens.errors import FigureError
-from diffusion_lens.viz.panels import add_slider, backdrop, finish_panels, frame_panel, panels
+from diffusion_lens.viz.panels import Panels, backdrop, nothing
 from diffusion_lens.viz.pictures import coloured, pictures, source
 from diffusion_lens.viz.values import array, labels, limits
 
@@ -33,16 +33,15 @@ def frames(
     """
     drawn = _drawn(frames)
     shown = labels(range(len(drawn)) if captions is None else captions, len(drawn), name="captions")
-    figure = panels(1, titles=None)
-    figure.add_trace(go.Scatter(x=[], y=[], showlegend=False))
-    frame_panel(figure, 0, drawn[0].size)
+    video = Panels.empty(1)
+    video.add(0, nothing(), drawn[0].size)
     slides = [[backdrop(0, source(one), one.size)] for one in drawn]
-    figure.update_layout(images=slides[0])
-    figure.frames = [
+    video.figure.update_layout(images=slides[0])
+    video.figure.frames = [
         go.Frame(name=str(number), layout={"images": slide}) for number, slide in enumerate(slides)
     ]
-    add_slider(figure, shown, "frame ", start=0)
-    return finish_panels(figure, 1, drawn[0], title=title)
+    video.slide(shown, "frame ", start=0)
+    return video.finish(drawn[0], title=title)
 
 
 def gif(frames: Any, path: str | Path, *, fps: float = 8.0) -> Path:
