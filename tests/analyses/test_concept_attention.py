@@ -8,11 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from diffusion_lens import HookedDiffusion
 from diffusion_lens.analyses import ConceptMaps, concept_attention, concept_scores
 from diffusion_lens.analyses.concept_attention import Preset
-from diffusion_lens.errors import ConceptError
+from diffusion_lens.errors import (
+    ConceptError,
+    HookNeverFiredError,
+    ResultError,
+    UnsupportedModelError,
+)
 from tests.pipelines import shared_pipe, short, traces
 
 CONCEPTS = ["cat", "glass table", "sky"]
@@ -22,7 +28,17 @@ def maps(family: str, **more: Any) -> ConceptMaps:
     settings = short(family)
     prompt = settings.pop("prompt")
     model = HookedDiffusion(shared_pipe(family))
-    return concept_attention(model, prompt, concepts=CONCEPTS, **settings, **more)
+    return concept_attention(model, prompt, **{"concepts": CONCEPTS, **settings, **more})
+
+
+def photo(height: int, width: int, *, seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def over_photo(family: str, image: Any, prompt: Any = "a cat", **more: Any) -> ConceptMaps:
+    model = HookedDiffusion(shared_pipe(family))
+    return concept_attention(model, prompt, **{"concepts": CONCEPTS, "image": image, **more})
 
 
 def test_scores_of_a_case_worked_out_by_hand() -> None:
@@ -56,17 +72,26 @@ class TestMaps:
         torch.testing.assert_close(apart.maps.mean((1, 2)), whole.maps)
         assert maps(family, keep=["block"], steps=1).maps.ndim == 5
 
-    def test_a_given_image_is_mapped_at_a_noise_level(self, family: str) -> None:
-        model = HookedDiffusion(shared_pipe(family))
-        settings = short(family)
-        size = {name: settings[name] for name in ("height", "width")}
-        image = np.random.default_rng(0).random((size["height"], size["width"], 3))
-        guidance = {"guidance_scale": settings["guidance_scale"]}
-        given = {"concepts": CONCEPTS, "image": image.astype(np.float32), **size, **guidance}
-        one = concept_attention(model, "a cat", noise_level=0.7, **given)
-        other = concept_attention(model, "a cat", noise_level=0.7, seed=1, **given)
-        both = concept_attention(model, "a cat", noise_level=0.7, num_samples=2, **given)
+    def test_the_generated_image_is_the_same_as_without(self, family: str) -> None:
+        found = maps(family, output_type="np", steps=0)
+        plain = HookedDiffusion(shared_pipe(family))(**{**short(family), "output_type": "np"})
+        assert found.images is not None and found.steps == (0,)
+        assert np.array_equal(np.stack(found.images), plain.images)
+
+    def test_noise_samples_of_a_given_image_are_averaged(self, family: str) -> None:
+        given = {"image": photo(64, 96), "noise_level": 0.7, "guidance_scale": 1.0}
+        one = over_photo(family, **given)
+        other = over_photo(family, **given, seed=1)
+        both = over_photo(family, **given, num_samples=2)
         torch.testing.assert_close(both.maps, (one.maps + other.maps) / 2)
+        assert not torch.allclose(one.maps, other.maps)
+
+    def test_a_given_image_keeps_its_shape(self, family: str) -> None:
+        patch = {"flux": 16, "sd3": 8, "sd35": 8}[family]
+        found = over_photo(family, photo(64, 96))
+        assert found.maps.shape == (1, 3, 64 // patch, 96 // patch)
+        assert found.images is not None and found.images[0].size == (96, 64)
+        assert (found.made_by["given_size"], found.made_by["size"]) == ([64, 96], [64, 96])
 
     def test_nothing_is_left_on_the_model(self, family: str) -> None:
         pipe = shared_pipe(family)
@@ -75,12 +100,101 @@ class TestMaps:
         assert traces(pipe) == before
 
 
-def test_maps_survive_saving(tmp_path: Path) -> None:
-    found = maps("flux", keep=["block"])
+def test_sides_that_patches_do_not_tile_are_rounded_down_and_said() -> None:
+    said = r"resized from 70 x 100 to 64 x 96 pixels \(height x width\).* multiples of 16"
+    with pytest.warns(UserWarning, match=said):
+        found = over_photo("flux", photo(70, 100))
+    assert found.maps.shape == (1, 3, 4, 6)
+    assert (found.made_by["given_size"], found.made_by["size"]) == ([70, 100], [64, 96])
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((64, 96, 3), np.float32),
+        torch.zeros(3, 64, 96),
+        photo(128, 192),
+    ],
+    ids=["array", "tensor", "resized"],
+)
+def test_images_come_in_any_form(image: Any) -> None:
+    assert over_photo("flux", image, height=64).maps.shape == (1, 3, 4, 6)
+    assert over_photo("flux", image, width=96).maps.shape == (1, 3, 4, 6)
+
+
+def test_a_batch_of_images_is_as_its_members() -> None:
+    pair = [photo(64, 96), photo(64, 96, seed=1)]
+    both = over_photo("flux", pair, ["a cat", "a dog"])
+    assert both.images is not None and len(both.images) == 2
+    alone = over_photo("flux", pair[1], "a dog")
+    torch.testing.assert_close(both.maps[1:], alone.maps, atol=1e-5, rtol=1e-4)
+
+
+def test_frames_of_a_video_are_kept_or_averaged() -> None:
+    video = maps("cogvideox", output_type="pil")
+    assert video.axes == ("batch", "concept", "frame", "height", "width")
+    assert video.maps.shape == (1, 3, 3, 4, 4)
+    assert video.segment().shape == (1, 3, 4, 4)
+    assert video.images is not None and len(video.images[0]) == 9
+    mean = maps("cogvideox", frames="mean")
+    assert mean.axes == ("batch", "concept", "height", "width")
+    torch.testing.assert_close(mean.maps, video.maps.mean(2))
+    titles = [note.text for note in video.overlay("sky").layout.annotations]
+    assert titles == ["frame 0", "frame 1", "frame 2"]
+    titles = [note.text for note in video.plot().layout.annotations]
+    assert titles[:4] == ["cat, frame 0", "cat, frame 1", "cat, frame 2", "glass table, frame 0"]
+
+
+def test_figures_show_what_was_kept() -> None:
+    found = maps("flux", keep=["step", "block"], blocks=[0, 2], output_type="pil")
+    figure = found.overlay("sky", alpha=0.4)
+    assert [note.text for note in figure.layout.annotations] == ["block 0", "block 2"]
+    assert [frame.name for frame in figure.frames] == ["0", "1"]
+    np.testing.assert_allclose(figure.frames[1].data[1].z, found.of("sky")[0, 1, 1], rtol=1e-5)
+    figure = found.plot()
+    assert [note.text for note in figure.layout.annotations] == CONCEPTS
+    expected = found.maps.mean(2)[0, 0, 2]
+    np.testing.assert_allclose(figure.frames[0].data[2].z, expected, rtol=1e-5)
+
+
+def test_figures_without_images() -> None:
+    found = maps("flux")
+    with pytest.raises(ResultError, match=r"no images.* give image="):
+        found.overlay("sky")
+    figure = found.overlay("sky", image=photo(128, 128))
+    np.testing.assert_allclose(figure.data[0].z, found.of("sky")[0], rtol=1e-5)
+    assert len(found.plot(image=photo(128, 128)).data) == 3
+    with pytest.raises(ResultError, match="2 images for a batch of 1"):
+        found.overlay("sky", image=[photo(128, 128)] * 2)
+    with pytest.raises(ResultError, match="sample 1 does not exist: there are 1"):
+        found.plot(1)
+
+
+@pytest.mark.parametrize("family", ["flux", "cogvideox"])
+def test_maps_survive_saving(family: str, tmp_path: Path) -> None:
+    found = maps(family, keep=["block"], output_type="pil")
     again = ConceptMaps.load(found.save(tmp_path / "maps"))
     assert torch.equal(again.maps, found.maps)
-    kept = ("axes", "concepts", "steps", "blocks", "citation")
+    kept = ("axes", "concepts", "steps", "blocks", "made_by", "citation")
     assert all(getattr(again, name) == getattr(found, name) for name in kept)
+    assert np.array_equal(np.array(again.images), np.array(found.images))
+    assert again.overlay("sky").to_json() == found.overlay("sky").to_json()
+
+
+@pytest.mark.parametrize("tokens", ["all", "first"])
+def test_a_concept_is_the_mean_of_its_tokens(tokens: str) -> None:
+    model = HookedDiffusion(shared_pipe("flux"))
+    found = maps("flux", preset=Preset(tokens=tokens), blocks=[1], steps=0)
+    with model.concept_streams(CONCEPTS) as streams:
+        names = ["blocks.1.attn.concept.hook_z", "blocks.1.attn.img.hook_z"]
+        _, cache = model.run_with_cache(names_filter=names, steps=[0], **short("flux"))
+    rows, image = (cache[name][0].flatten(2) for name in names)
+    assert rows.shape[1] > len(CONCEPTS), "a phrase has several tokens"
+    if tokens == "all":
+        expected = concept_scores(streams.merge(rows), image).unflatten(-1, (8, 8))
+        torch.testing.assert_close(found.maps, expected)
+    else:
+        assert not torch.allclose(found.of("glass table"), maps("flux").of("glass table"))
 
 
 @pytest.mark.parametrize(
@@ -90,9 +204,23 @@ def test_maps_survive_saving(tmp_path: Path) -> None:
         ("space='y' is none of", {"space": "y"}),
         ("softmax_over='concept' is none of", {"softmax_over": "concept"}),
         ("keep='steps' is none of .* Closest: 'step'", {"keep": ["steps"]}),
+        ("frames='men' is none of .* Closest: 'mean'", {"frames": "men"}),
+        (
+            "image_vectors=\"concepts\" are .* got space='value'",
+            {"preset": "sd3", "space": "value"},
+        ),
+        ("there are no maps of single steps", {"preset": "sd3", "keep": ["step"]}),
         ("belong to a given image", {"noise_level": 0.5}),
+        ("belongs to generated images", {"image": photo(64, 64), "steps": [0]}),
+        ("num_samples=0", {"image": photo(64, 64), "num_samples": 0}),
+        ("seed=None", {"image": photo(64, 64), "seed": None}),
+        ("latents= and image= exclude each other", {"image": photo(64, 64)}),
+        ("'  ' is empty", {"concepts": ["cat", "  "]}),
+        ("takes 512; shorten it", {"concepts": ["cat " * 600]}),
+        ("no concepts were given", {"concepts": []}),
         ("block 7 has none", {"blocks": [7]}),
     ],
+    ids=lambda value: None if isinstance(value, dict) else value[:24],
 )
 def test_bad_input_is_refused(message: str, more: dict[str, Any]) -> None:
     with pytest.raises(ConceptError, match=message):
@@ -102,3 +230,32 @@ def test_bad_input_is_refused(message: str, more: dict[str, Any]) -> None:
 def test_a_map_that_does_not_exist() -> None:
     with pytest.raises(ConceptError, match=r"no map of 'skye'.* Closest: 'sky'"):
         maps("flux").of("skye")
+
+
+def test_a_step_that_does_not_exist() -> None:
+    with pytest.raises(HookNeverFiredError, match="step"):
+        maps("flux", steps=[7])
+
+
+def test_a_unet_is_told_which_analysis_to_use() -> None:
+    with pytest.raises(UnsupportedModelError, match=r"Use `analyses\.attention_maps`"):
+        maps("sd")
+
+
+def test_a_video_model_takes_no_image() -> None:
+    with pytest.raises(ConceptError, match="no image processor, so it takes no image="):
+        over_photo("cogvideox", photo(64, 64))
+
+
+@pytest.mark.parametrize(
+    ("message", "image"),
+    [
+        (r"8 x 8 pixels is too small .* 16 pixels wide", photo(8, 8)),
+        (r"images of different sizes", [photo(64, 64), photo(64, 96)]),
+        (r"got str\. Open a file with PIL", "cat.png"),
+    ],
+    ids=["too small", "sizes", "path"],
+)
+def test_bad_images_are_refused(message: str, image: Any) -> None:
+    with pytest.raises(ConceptError, match=message):
+        over_photo("flux", image)

@@ -143,5 +143,6 @@ class ConceptMaps:
             panels,
             titles=[panel_title(place, names) for place in places],
             steps=list(self.steps) if "step" in axes else None,
+            images_over="panel",
             **style,
         )

@@ -10,6 +10,8 @@ import numpy as np
 from PIL.Image import Image
 from torch import Tensor
 
+from diffusion_lens.errors import ResultError
+
 PLANE = ("height", "width")
 
 
@@ -72,11 +74,11 @@ def as_images(given: Any, batch: int) -> Sequence[Any]:
         batch: How many there are.
 
     Raises:
-        ValueError: If the number is another one.
+        ResultError: If the number is another one.
     """
     images = [given] * batch if _is_image(given) else list(given)
     if len(images) != batch:
-        raise ValueError(f"{len(images)} images for a batch of {batch}; give one, or one for each")
+        raise ResultError(f"{len(images)} images for a batch of {batch}; give one, or one for each")
     return images
 
 

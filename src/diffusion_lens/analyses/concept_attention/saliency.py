@@ -186,6 +186,8 @@ def _taken(
 ) -> tuple[GivenImage, dict[str, Any]]:
     """The image, and the settings of a run of its size."""
     others = dict(settings)
+    if "latents" in others:
+        raise ConceptError("latents= and image= exclude each other: an image has its own; drop one")
     asked = {side: others.pop(side, None) for side in ("height", "width")}
     given = take_image(model, image, **asked)
     return given, {**others, "height": given.size[0], "width": given.size[1]}
