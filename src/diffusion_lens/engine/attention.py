@@ -204,7 +204,7 @@ def _with_hooks(
             for tap in scores:
                 part.show(tap, product.scores(rows, *part.index(tap)), owned=True)
             for tap in patterns:
-                memory = _memory(tap, branch)
+                memory = _memory(tap)
                 pattern = product.pattern(rows, *part.index(tap), workspace=memory)
                 part.show(tap, pattern, owned=memory is None)
             continue
@@ -334,12 +334,17 @@ def _running_products(attention: Attention, module: nn.Module) -> list[tuple[int
     return [products[0], *(product for product, scale in scales if scale != 0)]
 
 
-def _memory(tap: Tap, branch: str) -> Workspace | None:
-    """Memory to use again for a reader that says `keeps = False`; None for fresh memory."""
+def _memory(tap: Tap) -> Workspace | None:
+    """Memory to use again for a reader that says `keeps = False`; None for fresh memory.
+
+    One for all points that a registration reads: it sees them one after the other.
+    """
     registration = tap.registration
     if getattr(registration.fn, "keeps", True):
         return None
-    return registration.memory.setdefault((tap.point.name, branch), Workspace())
+    if registration.memory is None:
+        registration.memory = Workspace()
+    return registration.memory
 
 
 def _own_lengths(sequence: Sequence[str], total: int, lengths: Mapping[str, int]) -> dict[str, int]:

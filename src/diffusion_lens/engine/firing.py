@@ -75,7 +75,7 @@ class Registration:
     read_only: bool = False
     permanent: bool = False
     fired: dict[str, Fired] = field(default_factory=lambda: defaultdict(Fired))
-    memory: dict[tuple[str, str], Any] = field(default_factory=dict)
+    memory: Any = None
 
     def __repr__(self) -> str:
         """Site and function, as a report shows them."""

@@ -31,22 +31,23 @@ FLASH_ON_CPU = 1
 
 
 class Workspace:
-    """Memory for a block of a pattern that is computed again at every step.
+    """Memory for blocks of patterns that are computed again at every step.
 
     Fresh memory costs a page fault for every 4 kB that is written to it, which for large patterns
-    takes longer than the arithmetic. Whoever keeps what is computed here must copy it.
+    takes longer than the arithmetic. Whoever keeps what is computed here must copy it: the next
+    block of the same shape, of another layer or of the next step, is written to the same place.
     """
 
     def __init__(self) -> None:
         """Nothing is allocated yet."""
-        self.buffer: Tensor | None = None
+        self.buffers: dict[tuple[object, ...], Tensor] = {}
 
     def empty(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """Uninitialised memory of a shape, the same as last time where it fits."""
-        buffer = self.buffer
-        if buffer is None or buffer.shape != shape or buffer.dtype != like.dtype:
-            buffer = self.buffer = like.new_empty(shape)
-        return buffer
+        """Uninitialised memory of a shape, the same as last time."""
+        key = (shape, like.dtype, like.device)
+        if key not in self.buffers:
+            self.buffers[key] = like.new_empty(shape)
+        return self.buffers[key]
 
 
 @dataclass
