@@ -83,24 +83,21 @@ class Pair:
             near = closest(direction, DIRECTIONS, count=1)
             hint = f" Closest: {near[0]!r}." if near else ""
             raise PatchingError(f"direction={direction!r} is none of {DIRECTIONS}.{hint}")
-        if isinstance(corrupted, WordNoise):
-            corrupted = (clean, corrupted)
-        runs, noises = [], []
-        for given in (clean, corrupted):
-            run, noise = given if isinstance(given, tuple) else (given, None)
-            runs.append(_one_prompt(Run.of(run, seed=0, settings=settings)))
-            noises.append(noise)
+        noise = corrupted if isinstance(corrupted, WordNoise) else None
+        given = (clean, clean if noise else corrupted)
+        runs = [_one_prompt(Run.of(one, seed=0, settings=settings)) for one in given]
+        if noise and not runs[0].prompts:
+            raise PatchingError("noise on words needs a prompt, not embeddings")
         latents = [run.settings.get("latents") for run in runs]
-        given = [one for one in latents if one is not None]
-        if len(given) == 2 and not torch.equal(*given):
+        if len([one for one in latents if one is not None]) == 2 and not torch.equal(*latents):
             raise PatchingError(
                 "clean and corrupted were given different latents: differences between the runs "
                 "would be due to noise. Give both the same, or only one of them"
             )
         start = latents[0] if latents[0] is not None else latents[1]
         chosen = _seeds(runs, seeds, start)
-        sides = [Side(_bare(run), noise) for run, noise in zip(runs, noises, strict=True)]
-        return cls(sides[0], sides[1], direction, chosen, start)
+        sides = Side(_bare(runs[0])), Side(_bare(runs[1]), noise)
+        return cls(*sides, direction, chosen, start)
 
     @property
     def source(self) -> Side:
