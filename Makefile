@@ -19,7 +19,7 @@ DEV := .venv/.installed-dev
 DOCS := .venv/.installed-docs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint check docs docs-serve bench toys-grade clean distclean
+.PHONY: help setup demo test lint check docs docs-serve bench toys-grade toys-hrv clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -67,6 +67,9 @@ bench: $(DEV)  ## measure what hooks cost
 
 toys-grade: $(DEV)  ## grade the shipped toy models against their known answers
 	$(BIN)/python -m diffusion_lens.toys.grade
+
+toys-hrv: $(DEV)  ## head relevance on the toy UNet: vectors, weakening curves, the word with two meanings
+	$(BIN)/python benchmarks/toys_hrv.py
 
 clean:  ## remove what builds and tests left behind
 	rm -rf build dist site .pytest_cache .ruff_cache .hypothesis

@@ -37,7 +37,7 @@ def head_relevance(
     model: HookedDiffusion,
     prompts: str | Sequence[str] | Run,
     *,
-    concepts: Mapping[str, Sequence[str]] = PUBLISHED_CONCEPTS,
+    concepts: Any = PUBLISHED_CONCEPTS,
     include_start_token: bool = True,
     vote: str = "argmax",
     seed: int = 0,
@@ -222,7 +222,8 @@ def _count(
         words = votes.words
         rows, owners = words.draw(generator, include_start_token=False)
         votes.begin(samples, generator=generator, owners=owners)
-        with model.concept_streams(words.embeddings[None, rows]) as streams:
+        blocks = list(votes.offsets)
+        with model.concept_streams(words.embeddings[None, rows], blocks=blocks) as streams:
             hooks = [
                 (Site(f"blocks.{block}.attn.{name}", steps=steps, branch="cond"), hook)
                 for block in streams.blocks

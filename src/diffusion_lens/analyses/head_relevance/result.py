@@ -68,7 +68,7 @@ class HeadRelevance:
     vectors: Tensor
     concepts: tuple[str, ...]
     words: Mapping[str, tuple[str, ...]]
-    heads: tuple[Head, ...]
+    heads: tuple[Any, ...]
     votes: Tensor | None = None
     parts: Tensor | None = None
     prompts_in_parts: tuple[int, ...] = ()
@@ -365,9 +365,8 @@ def vectors_of(votes: Shaped[Tensor, "*batch head"]) -> Float[Tensor, "*batch he
     return torch.where(total > 0, scaled, 0.0).float()
 
 
-def _cosine(
-    one: Float[Tensor, "*batch head"], other: Float[Tensor, "*batch head"]
-) -> Float[Tensor, "*batch"]:
+def _cosine(one: Tensor, other: Tensor) -> Tensor:
+    """Along the last axis, the others broadcast; nan where one of them is empty."""
     found = torch.cosine_similarity(one.double(), other.double(), dim=-1)
     empty = (one.sum(-1) == 0) | (other.sum(-1) == 0)
     return found.masked_fill(empty, math.nan).float()

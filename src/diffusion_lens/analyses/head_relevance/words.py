@@ -22,7 +22,7 @@ ENCODED_AT_ONCE = 32
 CROSS_QUERIES = "cross_attn.img.hook_q"
 
 
-def checked_concepts(concepts: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, ...]]:
+def checked_concepts(concepts: Any) -> dict[str, tuple[str, ...]]:
     """Concepts with their words, if they can be told apart.
 
     Raises:
@@ -85,7 +85,7 @@ class ConceptWords:
     def encode(
         cls,
         model: HookedDiffusion,
-        concepts: Mapping[str, Sequence[str]],
+        concepts: Any,
         *,
         max_sequence_length: int | None = None,
     ) -> ConceptWords:

@@ -105,3 +105,36 @@ def score_polysemy(
         missing={s: float(np.mean([x is None for x in by_sense[s]])) for s in other},
         fruit=float(np.mean([x == "fruit" for x in by_sense["either"]])),
     )
+
+
+def misreading(drawn: Sequence[str | None], meant: str) -> dict[str, float]:
+    """How often a word that was meant in one sense is drawn in the other.
+
+    Args:
+        drawn: What `drawn_sense` gives for each image.
+        meant: "fruit" or "colour".
+
+    Returns:
+        `rate`: share of the images that show the other sense; `low` and `high`: its 95 % interval
+        (Wilson), over seeds; `missing`: share that shows neither; `count`: number of images.
+
+    Raises:
+        ValueError: If the sense is unknown, or there are no images.
+    """
+    other = {"fruit": "colour", "colour": "fruit"}
+    if meant not in other or not drawn:
+        raise ValueError(
+            f"misreading of {len(drawn)} images as {meant!r}: a sense is one of {other}"
+        )
+    count, z = len(drawn), 1.96
+    rate = sum(seen == other[meant] for seen in drawn) / count
+    centre = (rate + z * z / (2 * count)) / (1 + z * z / count)
+    spread = (rate * (1 - rate) / count + (z / (2 * count)) ** 2) ** 0.5
+    half = z / (1 + z * z / count) * spread
+    return {
+        "rate": rate,
+        "low": max(0.0, centre - half),
+        "high": min(1.0, centre + half),
+        "missing": sum(seen is None for seen in drawn) / count,
+        "count": float(count),
+    }

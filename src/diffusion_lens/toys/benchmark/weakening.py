@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
 
+from diffusion_lens.toys.shapes.evaluation import test_captions
 from diffusion_lens.toys.shapes.grading import grade
+from diffusion_lens.toys.shapes.world import RESOLUTION
 
 Head = TypeVar("Head")
 Weakened = Callable[[Sequence[str], Sequence[Head]], UInt8[np.ndarray, "batch height width rgb"]]
@@ -88,3 +90,50 @@ def weakening_curve(
         points.append({part: float(np.mean(right)) for part, right in verdicts.items()})
     shares = {part: tuple(point[part] for point in points) for part in sorted(points[0])}
     return WeakeningCurve(tuple(counts), shares)
+
+
+def attribute_score(part: str) -> Callable[[Sequence[Any], Sequence[str]], list[float]]:
+    """A score for `analyses.ordered_weakening`: is the attribute drawn as the caption says?
+
+    Args:
+        part: A part of a grade, such as "colour", "relation" or "all".
+
+    Returns:
+        A function of images (PIL or arrays) and captions: 1 where the part is right, 0 where it is
+        wrong, nan where the caption says nothing about it.
+
+    Raises:
+        ValueError: When it runs, if there is no such part.
+    """
+
+    def score(images: Sequence[Any], captions: Sequence[str]) -> list[float]:
+        found = []
+        for image, caption in zip(images, captions, strict=True):
+            pixels = np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
+            parts = grade(pixels, caption).parts
+            if part not in parts:
+                raise ValueError(f"a grade has no part {part!r}; it has {', '.join(parts)}")
+            right = parts[part]
+            found.append(float("nan") if right is None else float(right))
+        return found
+
+    return score
+
+
+def captions_naming(*parts: str) -> list[str]:
+    """The held-out captions that say something about each of some attributes.
+
+    Args:
+        *parts: Parts of a grade, such as "colour" and "size".
+
+    Returns:
+        Captions, shuffled, the same at every call.
+    """
+    blank = np.zeros((RESOLUTION, RESOLUTION, 3), np.uint8)
+    said = [
+        one.caption
+        for one in test_captions()
+        if all(grade(blank, one.caption).parts[part] is not None for part in parts)
+    ]
+    order = np.random.default_rng(0).permutation(len(said))
+    return [said[place] for place in order]
