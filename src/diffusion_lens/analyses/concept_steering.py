@@ -23,8 +23,8 @@ Factors = Mapping[tuple[int, int], float]
 
 
 def rescaling_vector(
-    desired: Float[Tensor, " head"],
-    undesired: Float[Tensor, " head"] | None = None,
+    desired: Tensor,
+    undesired: Tensor | None = None,
     *,
     clamp: float | None = None,
 ) -> Float[Tensor, " head"]:
@@ -35,7 +35,7 @@ def rescaling_vector(
     which turns round what a head reads from the word.
 
     Args:
-        desired: Head relevance vector of the concept that the word should mean.
+        desired: Head relevance vector of the concept that the word should mean; one axis.
         undesired: That of the concept that it should not mean.
         clamp: Largest value of an element of either, before they are combined; the published code
             takes 9 for SDXL and none for SD 1.4.
