@@ -33,9 +33,11 @@ CONCEPTS = 8
 
 
 @contextlib.contextmanager
-def saliency(model: HookedDiffusion, embeddings: Tensor) -> Iterator[VectorPairs]:
+def saliency(
+    model: HookedDiffusion, embeddings: Tensor, *, pooled: str = "zeros"
+) -> Iterator[VectorPairs]:
     """Concept streams whose scores are added up in every double block."""
-    with model.concept_streams(embeddings, pooled="zeros") as streams:
+    with model.concept_streams(embeddings, pooled=pooled) as streams:
         sums = ScoreSums(softmax_over="concepts", count=embeddings.shape[1])
         pairs = VectorPairs(Preset(), streams, sums)
         with model.hooks(pairs.hooks(streams.blocks), branches=("cond",)):
@@ -132,7 +134,7 @@ def time(rounds: int) -> None:
         return denoiser(**inputs, return_dict=False)[0]
 
     expected = call()
-    with saliency(model, embeddings) as ours:
+    with saliency(model, embeddings, pooled="prompt") as ours:
         assert torch.equal(call(), expected), "concept streams changed the output"
     with blocks_again(denoiser, embeddings) as theirs:
         call()
