@@ -7,11 +7,13 @@ from diffusion_lens.viz.overlaying import overlays as overlays
 from diffusion_lens.viz.strips import image_strip as image_strip
 from diffusion_lens.viz.video import frames as frames
 from diffusion_lens.viz.video import gif as gif
+from diffusion_lens.viz.words import TokenPatterns as TokenPatterns
 from diffusion_lens.viz.words import token_patterns as token_patterns
 from diffusion_lens.viz.words import tokens as tokens
 from diffusion_lens.viz.writing import write as write
 
 __all__ = [
+    "TokenPatterns",
     "bars",
     "curves",
     "frames",

@@ -1,0 +1,1 @@
+"""Pages: a report that is one file, and the demo that writes one."""

@@ -1,0 +1,153 @@
+"""What a report is made of; every text is escaped."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import Image
+from plotly.graph_objects import Figure
+
+from diffusion_lens.errors import FigureError
+from diffusion_lens.viz import TokenPatterns
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number to be seen first.
+
+    Attributes:
+        value: As it is shown.
+        meaning: What it is, in what unit, against what.
+    """
+
+    value: str
+    meaning: str
+
+    def html(self) -> str:
+        """Markup."""
+        return f"<div><strong>{_text(self.value)}</strong>{_text(self.meaning)}</div>"
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """Numbers side by side.
+
+    Attributes:
+        numbers: The numbers.
+    """
+
+    numbers: Sequence[Number]
+
+    def html(self) -> str:
+        """Markup."""
+        return f'<div class="numbers">{"".join(number.html() for number in self.numbers)}</div>'
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of texts and numbers.
+
+    Attributes:
+        rows: A dict for each row; the first one names the columns.
+        digits: Significant digits of numbers.
+    """
+
+    rows: Sequence[dict[str, Any]]
+    digits: int = 3
+
+    def html(self) -> str:
+        """Markup."""
+        if not self.rows:
+            return "<p>(no rows)</p>"
+        columns = list(self.rows[0])
+        head = "".join(f"<th>{_text(column)}</th>" for column in columns)
+        body = "".join(
+            f"<tr>{''.join(self._cell(row.get(column, '')) for column in columns)}</tr>"
+            for row in self.rows
+        )
+        return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
+
+    def _cell(self, value: Any) -> str:
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            shown = f"{value:.{self.digits}g}" if isinstance(value, float) else str(value)
+            return f'<td class="number">{shown}</td>'
+        return f"<td>{_text(value)}</td>"
+
+
+@dataclass(frozen=True)
+class Images:
+    """Images as they are, pixels kept.
+
+    Attributes:
+        images: PIL images.
+        captions: Below each.
+    """
+
+    images: Sequence[Image.Image]
+    captions: Sequence[str] = field(default=())
+
+    def html(self) -> str:
+        """Markup."""
+        captions = self.captions or [""] * len(self.images)
+        if len(captions) != len(self.images):
+            raise FigureError(f"{len(captions)} captions for {len(self.images)} images")
+        shown = "".join(
+            f'<figure><img src="{_address(image)}" alt="{_text(caption)}">'
+            f"<figcaption>{_text(caption)}</figcaption></figure>"
+            for image, caption in zip(self.images, captions, strict=True)
+        )
+        return f'<div class="images">{shown}</div>'
+
+
+@dataclass(frozen=True)
+class Code:
+    """Text with its line breaks, such as what was run.
+
+    Attributes:
+        text: The text.
+    """
+
+    text: str
+
+    def html(self) -> str:
+        """Markup."""
+        return f"<pre>{_text(self.text)}</pre>"
+
+
+Part = str | Numbers | Table | Images | Code | Figure | TokenPatterns
+"""A text is a paragraph."""
+
+
+def markup(part: Part, name: str) -> str:
+    """A part as markup; `name` is the identity of a figure in the page."""
+    if isinstance(part, str):
+        return f"<p>{_text(part)}</p>"
+    if isinstance(part, Figure):
+        settings = {"displaylogo": False, "responsive": True}
+        drawn = part.to_html(
+            full_html=False,
+            include_plotlyjs=False,
+            auto_play=False,
+            config=settings,
+            div_id=name,
+            default_height=f"{part.layout['height'] or 400}px",
+        )
+        return f'<div class="card">{drawn}</div>'
+    if isinstance(part, TokenPatterns):
+        return f'<div class="card">{part._repr_html_()}</div>'
+    return part.html()
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value), quote=True)
+
+
+def _address(image: Image.Image) -> str:
+    written = io.BytesIO()
+    image.save(written, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(written.getvalue()).decode("ascii")
