@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -204,6 +205,57 @@ def test_no_seed_draws_anew_and_is_recorded() -> None:
     assert one.made_by.seeds != two.made_by.seeds
     again = model("a cat", seed=list(one.made_by.seeds), **run)
     assert torch.equal(latents_of(again), latents_of(one))
+
+
+class TestGridsAreReadOnce:
+    """Flux's grid lies in position ids: reading it waits for an accelerator."""
+
+    def counted(self, wrapped: Any) -> tuple[HookedDiffusion, list[tuple[int, ...]]]:
+        model, read = HookedDiffusion(wrapped), []
+        original = model.spec.grid
+
+        def grid(*arguments: Any) -> tuple[int, ...]:
+            read.append(original(*arguments))
+            return read[-1]
+
+        model.spec = replace(model.spec, grid=grid)
+        return model, read
+
+    def test_once_in_a_run(self) -> None:
+        model, read = self.counted(shared_pipe("flux"))
+        seen = []
+        for size in (32, 48):
+            hook = ("blocks.*.attn.img.hook_z", lambda _value, hook: seen.append(hook.grid))
+            settings = short("flux", height=size, width=32, latents=None, true_cfg_scale=2.0)
+            model.run_with_hooks(fwd_hooks=[hook], negative_prompt="a dog", **settings)
+        blocks = 2 * 2 * model.n_blocks  # two steps, two calls in each
+        assert len(read) == 2 and read[0] != read[1]
+        assert seen == [read[0]] * blocks + [read[1]] * blocks
+
+    def test_again_where_ids_change(self) -> None:
+        model, read = self.counted(shared_pipe("flux").transformer)
+        given = dict(evaluation_of("flux"))
+        seen = []
+        with (
+            torch.no_grad(),
+            model.hooks([("blocks.0.attn.img.hook_z", lambda _v, hook: seen.append(hook.grid))]),
+        ):
+            for _ in range(2):
+                model.denoiser(**given)
+            given["img_ids"] = given["img_ids"].clone()
+            model.denoiser(**given)
+            given["img_ids"][:, 1] += 3
+            model.denoiser(**given)
+        height, width = seen[0]
+        assert seen == [(height, width)] * 3 + [(height + 3, width)]
+        assert len(read) == 3
+
+    def test_once_in_an_evaluation_in_inference_mode(self) -> None:
+        model, read = self.counted(shared_pipe("flux"))
+        hook = ("blocks.*.attn.img.hook_z", lambda _value, hook: hook.grid and None)
+        with torch.inference_mode():
+            model.run_with_hooks(fwd_hooks=[hook], **short("flux"))
+        assert len(read) == 2
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ class Evaluation:
         self.arguments = arguments
         self.batch = int(arguments[tracker.spec.latents].shape[0])
         self.rows = tracker.branch_rows(arguments, self.batch)
+        self._grids: dict[int, tuple[int, ...]] = {}
 
     def level(self) -> NoiseLevel:
         """Where on the noise schedule the latents lie."""
@@ -57,7 +58,9 @@ class Evaluation:
 
     def grid(self, level: int) -> tuple[int, ...]:
         """Token grid of the image at a resolution level."""
-        return self.tracker.spec.grid(self.tracker.denoiser, self.arguments, level)
+        if level not in self._grids:
+            self._grids[level] = self.tracker.grid(self.arguments, level)
+        return self._grids[level]
 
     def tokens(self, level: int) -> dict[str, int]:
         """Token count of each stream at a resolution level."""
@@ -145,6 +148,7 @@ class StepTracker:
         self.on_step: list[Callable[[], None]] = []
         self.on_timesteps: list[Callable[[], None]] = []
         self.tokens_beside: dict[str, int] = {}
+        self._grid_of: tuple[Tensor, int, dict[int, tuple[int, ...]]] | None = None
         self.total = 0
         self.seen_branches: set[str] = set()
         self.seen_steps = 0
@@ -313,6 +317,18 @@ class StepTracker:
         sigma = None if sigmas is None else sigmas[index]
         return noise_level(scheduler, self.schedule.timesteps[index], sigma)
 
+    def grid(self, arguments: Mapping[str, Any], level: int) -> tuple[int, ...]:
+        """Token grid of the image; ids that say it are waited for once, not at every evaluation."""
+        ids = arguments.get(self.spec.grid_from or "")
+        if not isinstance(ids, Tensor) or ids.is_inference():  # which tells of no change in place
+            return self.spec.grid(self.denoiser, arguments, level)
+        known = self._grid_of
+        if known is None or known[0] is not ids or known[1] != ids._version:
+            known = self._grid_of = (ids, ids._version, {})
+        if level not in known[2]:
+            known[2][level] = self.spec.grid(self.denoiser, arguments, level)
+        return known[2][level]
+
     @property
     def steps_ahead(self) -> int | None:
         """How many steps the run will have, as far as the scheduler tells.
@@ -332,6 +348,7 @@ class StepTracker:
         self.prompts = {}
         self.in_pipeline = False
         self.named_branch = None
+        self._grid_of = None
 
     def begin_run(self, steps_ahead: int | None) -> None:
         """Count steps from 0 again."""

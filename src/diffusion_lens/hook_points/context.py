@@ -59,8 +59,8 @@ class HookContext:
         owned: Whether the activation belongs to the hook alone, so that keeping it needs no copy.
 
     `timestep`, `sigma`, `grid` and `words` are worked out when they are read. On an accelerator
-    Flux's `grid` waits for the device, and so do the first two for a denoiser called by hand: read
-    them outside hot loops.
+    Flux's `grid` waits for the device once in a run; the first two do so at each reading for a
+    denoiser called by hand: read them outside hot loops there.
     """
 
     name: str
