@@ -151,7 +151,8 @@ def _run_until_stopped(model: HookedDiffusion, run: Run, latents: Tensor) -> _St
             f"the latents are {latents.dtype}, the denoiser is {model.dtype}; cast them with "
             "`latents.to(model.dtype)`"
         )
-    settings = {**_size_of(pipe, latents, run.settings), **run.settings, "latents": latents}
+    size = _size_of(model, latents, run.settings)
+    settings = {**size, **run.settings, "latents": latents}
     settings.setdefault("generator", generators(run.seeds()))
     settings["output_type"] = "latent"
     prompt = list(run.prompt) if isinstance(run.prompt, tuple) else run.prompt
@@ -166,12 +167,20 @@ def _run_until_stopped(model: HookedDiffusion, run: Run, latents: Tensor) -> _St
     )
 
 
-def _size_of(pipe: Any, latents: Tensor, settings: Mapping[str, Any]) -> dict[str, int]:
-    """Height and width in pixels of unpacked latents; packed ones do not tell."""
+def _size_of(
+    model: HookedDiffusion, latents: Tensor, settings: Mapping[str, Any]
+) -> dict[str, int]:
+    """Height and width in pixels, and frames, of unpacked latents; packed ones do not tell."""
+    pipe: Any = model.pipe
+    axes = model.points["hook_latents"].axes
+    size = {}
+    if "frame" in axes and latents.ndim == len(axes):
+        every = pipe.vae_scale_factor_temporal
+        size["num_frames"] = (latents.shape[axes.index("frame")] - 1) * every + 1
     if latents.ndim < 4 or "height" in settings or "width" in settings:
-        return {}
-    scale = pipe.vae_scale_factor
-    return {"height": latents.shape[-2] * scale, "width": latents.shape[-1] * scale}
+        return size
+    scale = pipe.vae_scale_factor_spatial if "frame" in axes else pipe.vae_scale_factor
+    return size | {"height": latents.shape[-2] * scale, "width": latents.shape[-1] * scale}
 
 
 @contextlib.contextmanager

@@ -1,9 +1,9 @@
-"""Images in and out of latents, in the form that the pipeline's loop holds them."""
+"""Images and videos in and out of latents, in the form that the pipeline's loop holds them."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,12 +13,25 @@ from diffusion_lens.engine.noise import noise_level
 from diffusion_lens.errors import RunError
 from diffusion_lens.hooked_diffusion.run import generators
 
+VIDEO = ("batch", "channel", "frame", "height", "width")
+"""Axes of a video as autoencoders take and give it."""
+
 
 def encode_image(
-    pipe: Any, image: Any, *, height: int | None, width: int | None, seed: int | None
+    pipe: Any,
+    image: Any,
+    *,
+    axes: Sequence[str],
+    height: int | None,
+    width: int | None,
+    seed: int | None,
 ) -> Tensor:
-    """Images as latents; see `HookedDiffusion.encode_image`."""
-    pixels = pipe.image_processor.preprocess(image, height=height, width=width)
+    """Images as latents with some axes; see `HookedDiffusion.encode_image`."""
+    if "frame" in axes:
+        pixels = pipe.video_processor.preprocess_video(image, height=height, width=width)
+        _refuse_frames(pipe, pixels.shape[2])
+    else:
+        pixels = pipe.image_processor.preprocess(image, height=height, width=width)
     with torch.no_grad(), _upcast(pipe.vae) as vae:
         encoded = vae.encode(pixels.to(device=vae.device, dtype=vae.dtype))
     if hasattr(encoded, "latent_dist"):
@@ -31,15 +44,35 @@ def encode_image(
         latents = encoded.latents
     shift, scale = _shift_and_scale(pipe.vae)
     latents = ((latents - shift) * scale).to(pipe.vae.dtype)
+    if "frame" in axes:
+        return latents.permute([VIDEO.index(axis) for axis in axes])
     if hasattr(pipe, "_pack_latents"):
         latents = pipe._pack_latents(latents, *latents.shape)
     return latents
 
 
+def _refuse_frames(pipe: Any, frames: int) -> None:
+    every = pipe.vae_scale_factor_temporal
+    if frames % every != 1 % every:
+        fewer = (frames - 1) // every * every + 1
+        raise RunError(
+            f"{frames} frames were given; {type(pipe.vae).__name__} takes one frame and then "
+            f"{every} at a time: give {fewer} or {fewer + every}"
+        )
+
+
 def decode_latents(
-    pipe: Any, latents: Tensor, *, height: int | None, width: int | None, output_type: str
+    pipe: Any,
+    latents: Tensor,
+    *,
+    axes: Sequence[str],
+    height: int | None,
+    width: int | None,
+    output_type: str,
 ) -> Any:
-    """Latents as images; see `HookedDiffusion.decode_latents`."""
+    """Latents with some axes as images; see `HookedDiffusion.decode_latents`."""
+    if "frame" in axes:
+        latents = latents.permute([axes.index(axis) for axis in VIDEO])
     if hasattr(pipe, "_unpack_latents") and latents.ndim == 3:
         height = height or pipe.default_sample_size * pipe.vae_scale_factor
         width = width or pipe.default_sample_size * pipe.vae_scale_factor
@@ -53,6 +86,8 @@ def decode_latents(
     shift, scale = _shift_and_scale(pipe.vae)
     with torch.no_grad(), _upcast(pipe.vae) as vae:
         pixels = vae.decode((latents / scale + shift).to(vae.dtype), return_dict=False)[0]
+    if "frame" in axes:
+        return pipe.video_processor.postprocess_video(pixels, output_type=output_type)
     return pipe.image_processor.postprocess(pixels, output_type=output_type)
 
 

@@ -420,12 +420,18 @@ class HookedDiffusion:
         """Images (PIL, array or tensor) as latents, as the pipeline's loop holds them.
 
         Args:
-            image: One image or several of one size.
+            image: One image or several of one size. For a video model the list of a video's frames,
+                a list of such lists, or one image, which is a video of one frame.
             height: Resize to this height in pixels.
             width: Resize to this width in pixels.
             seed: Sample the VAE's distribution with this seed; None takes its mode.
+
+        Raises:
+            RunError: If the VAE does not take so many frames.
         """
-        return images.encode_image(self.pipe, image, height=height, width=width, seed=seed)
+        axes = self.points["hook_latents"].axes
+        size = {"height": height, "width": width}
+        return images.encode_image(self.pipe, image, axes=axes, seed=seed, **size)
 
     def decode_latents(
         self,
@@ -435,7 +441,7 @@ class HookedDiffusion:
         width: int | None = None,
         output_type: str = "pil",
     ) -> Any:
-        """Latents as images.
+        """Latents as images; for a video model as a list of frames for each video.
 
         Args:
             latents: As the pipeline's loop holds them.
@@ -444,7 +450,12 @@ class HookedDiffusion:
             output_type: `"pil"`, `"np"` or `"pt"`.
         """
         return images.decode_latents(
-            self.pipe, latents, height=height, width=width, output_type=output_type
+            self.pipe,
+            latents,
+            axes=self.points["hook_latents"].axes,
+            height=height,
+            width=width,
+            output_type=output_type,
         )
 
     def add_noise(
