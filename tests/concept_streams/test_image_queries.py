@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffusion_lens import HookContext, HookedDiffusion, Site
+from diffusion_lens.engine.concept_pass import AskingHooks
 from diffusion_lens.errors import DeadHookPointError, UnknownHookPointError
 from tests.pipelines import latents_of, shared_pipe, short
 
@@ -133,8 +134,6 @@ def test_they_exist_where_they_are_asked_for_only(model: HookedDiffusion) -> Non
 def test_nothing_is_computed_that_no_hook_reads(
     family: str, model: HookedDiffusion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from diffusion_lens.engine.concept_pass import AskingHooks
-
     asked = []
     original = AskingHooks._over
 
@@ -150,3 +149,23 @@ def test_nothing_is_computed_that_no_hook_reads(
     # At step 1 the concepts go through blocks 0 and 1; the image asks in block 1 alone.
     assert len(asked) == 3
     assert asked[:2] == [count, count]
+
+
+def test_no_keys_are_kept_after_their_block(
+    family: str, model: HookedDiffusion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hooks = []
+    original = AskingHooks.attend
+
+    def noted(self: AskingHooks, call: int, product: Any) -> Tensor:
+        hooks.append(self)
+        return original(self, call, product)
+
+    monkeypatch.setattr(AskingHooks, "attend", noted)
+    with (
+        model.concept_streams(CONCEPTS, image_queries=True),
+        model.hooks([(ALL, nothing)]),
+    ):
+        model(**short(family, steps=1))
+        assert hooks
+        assert all(one._own is None and one.concepts.captured is None for one in hooks)

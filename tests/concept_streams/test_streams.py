@@ -10,7 +10,12 @@ import torch
 from torch import Tensor
 
 from diffusion_lens import HookContext, HookedDiffusion, Site
-from diffusion_lens.errors import ConceptError, UnknownHookPointError, UnsupportedModelError
+from diffusion_lens.errors import (
+    ConceptError,
+    HookNeverFiredError,
+    UnknownHookPointError,
+    UnsupportedModelError,
+)
 from tests.pipelines import fresh_pipe, golden, latents_of, shared_pipe, short, traces
 
 CONCEPTS = ["cat", "glass table"]
@@ -379,6 +384,38 @@ class TestContext:
         assert row.nbytes
 
 
+class TestRows:
+    def test_concepts_encoded_together_have_the_rows_of_their_own_tokens(
+        self, model: HookedDiffusion
+    ) -> None:
+        joint: dict[str, Any] = {"tokens": "joint"}
+        with model.concept_streams(CONCEPTS, **joint) as streams:
+            rows, together = streams.rows, streams.given.embeddings
+        with model.concept_streams(["cat glass table"], **joint) as streams:
+            assert torch.equal(streams.given.embeddings, together)
+            (whole,) = streams.rows.values()
+        assert (rows["cat"].start, rows["glass table"].stop) == (whole.start, whole.stop)
+        assert rows["cat"].stop == rows["glass table"].start
+        assert together.shape[1] == whole.stop
+        with model.concept_streams(["glass table", "cat"], **joint) as streams:
+            assert not torch.equal(streams.given.embeddings, together)
+
+    def test_slots_are_zeros_that_concepts_attend_to(
+        self, family: str, model: HookedDiffusion
+    ) -> None:
+        name, found = "blocks.0.attn.concept.hook_z", []
+        for slots in (None, 12):
+            with model.concept_streams(CONCEPTS, slots=slots) as streams:
+                _, cache = model.run_with_cache(names_filter=name, **short(family, steps=1))
+                found.append((streams, cache[name][0]))
+        (own, alone), (filled, among) = found
+        assert filled.rows == own.rows and filled.tokens() == {"concept": 12}
+        count = alone.shape[1]
+        assert not filled.given.embeddings[:, count:].any()
+        assert among.shape[1] == 12 and not torch.allclose(among[:, :count], alone)
+        assert filled.merge(among).shape[1] == len(CONCEPTS)
+
+
 class TestBadInput:
     def refused(self, model: HookedDiffusion, message: str, concepts: Any, **more: Any) -> None:
         with pytest.raises(ConceptError, match=message), model.concept_streams(concepts, **more):
@@ -392,6 +429,22 @@ class TestBadInput:
         self.refused(model, "tokens .* takes .*; shorten it", ["cat " * 600])
         self.refused(model, r"shape \(3, 7\); axes batch, concept, d_text", torch.zeros(3, 7))
         self.refused(model, r"d_text = \d+", torch.zeros(1, 3, 7))
+
+    def test_concepts_encoded_together(self, model: HookedDiffusion) -> None:
+        self.refused(model, "' ' is empty", ["cat", " "], tokens="joint")
+        many = [f"cat{number}" for number in range(600)]
+        self.refused(model, "tokens .* takes .*; shorten it", many, tokens="joint")
+
+    def test_slots_that_do_not_hold_the_concepts(self, model: HookedDiffusion) -> None:
+        self.refused(model, "slots=1 cannot hold the .* tokens", ["cat", "glass table"], slots=1)
+
+    def test_a_step_that_does_not_exist(self, family: str, model: HookedDiffusion) -> None:
+        hooks = [(Site("blocks.0.attn.concept.hook_z", steps=7), nothing)]
+        with (
+            model.concept_streams(["cat"]),
+            pytest.raises(HookNeverFiredError, match=r"never fired at blocks\.0\.attn\.concept"),
+        ):
+            model.run_with_hooks(fwd_hooks=hooks, **short(family, steps=1))
 
     def test_choices(self, model: HookedDiffusion) -> None:
         self.refused(model, "tokens='frist' is none of .* Closest: 'first'", ["a"], tokens="frist")
@@ -433,7 +486,10 @@ class TestBadInput:
 def test_a_unet_says_what_to_use_instead(family: str) -> None:
     model = HookedDiffusion(shared_pipe(family))
     with (
-        pytest.raises(UnsupportedModelError, match=r"attention_maps.*text_pattern_sites"),
+        pytest.raises(
+            UnsupportedModelError,
+            match=r"attention_maps.*not in the prompt.*head_relevance.*text_pattern_sites",
+        ),
         model.concept_streams(["cat"]),
     ):
         pass

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -230,8 +230,10 @@ class ConceptPass:
     def _embedded(self, like: Tensor) -> Tensor:
         """The concepts at the residual width, one copy for each row of the batch."""
         module = self.denoiser.get_submodule(self.entry.projection)
-        embeddings = self._spread(self.given.embeddings, "concept embeddings")
-        return module.forward(embeddings.to(like.device, like.dtype))
+        # Kept, so that embeddings from elsewhere are waited for once and not at every step.
+        moved = self.given.embeddings.to(like.device, like.dtype)
+        self.given = replace(self.given, embeddings=moved)
+        return module.forward(self._spread(moved, "concept embeddings"))
 
     def _own_modulation(self) -> Tensor:
         """The modulation vector with the concepts' own pooled embedding, once an evaluation."""
@@ -242,7 +244,9 @@ class ConceptPass:
         theirs = self._pooled_arguments[name]
         pooled = torch.zeros_like(theirs)
         if isinstance(self.given.pooled, Tensor):
-            pooled = self._spread(self.given.pooled, "pooled embeddings").to(theirs)
+            moved = self.given.pooled.to(theirs)
+            self.given = replace(self.given, pooled=moved)
+            pooled = self._spread(moved, "pooled embeddings")
         module = self.denoiser.get_submodule(self.entry.modulation)
         found: Tensor = module.forward(**{**self._pooled_arguments, name: pooled})
         self._modulation = found
@@ -297,7 +301,7 @@ class AskingHooks(AttentionHooks):
         super().__init__(attention, *arguments)
         self.concepts = concepts
         self.joined = tuple(joined)
-        self._own: tuple[Tensor, Tensor]
+        self._own: tuple[Tensor, Tensor] | None = None
         self._measured = self.lengths
         self.lengths = self._with_image
 
@@ -323,6 +327,7 @@ class AskingHooks(AttentionHooks):
             self._own = key, value
             z = self._streams(call, "z", value, (CONCEPT,), lengths)
         self._image_asks(product, lengths)
+        self._own = None  # they are views that would keep the keys of the image alive
         image = z.new_zeros(*z.shape[:2], DUMMY, z.shape[3])
         return torch.cat([{CONCEPT: z, "img": image}[name] for name in self.joined], 2)
 
@@ -334,7 +339,7 @@ class AskingHooks(AttentionHooks):
 
     def _over(self, streams: Sequence[str], query: Tensor, like: Product) -> Product:
         """Queries over the keys of concepts, of the image, or of both."""
-        assert self.concepts.captured is not None
+        assert self.concepts.captured is not None and self._own is not None
         parts = {CONCEPT: self._own, "img": self.concepts.captured[:2]}
         keys, values = zip(*(parts[name] for name in streams), strict=True)
         key, value = torch.cat(keys, 2), torch.cat(values, 2)
