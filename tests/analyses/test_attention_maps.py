@@ -400,7 +400,7 @@ def test_embeddings_have_positions_only() -> None:
     [
         (WordError, "'dog' is not in the prompt", {"words": "dog"}),
         (WordError, "words= is empty", {"words": []}),
-        (SiteError, "block 99 has no image-to-text attention; the blocks", {"blocks": [99]}),
+        (SiteError, "block 99 has no such attention; the blocks", {"blocks": [99]}),
         (SiteError, "blocks= is empty", {"blocks": []}),
         (SiteError, r"names \(0, 99\), but block 0 has 4 heads", {"heads": [(0, 99)]}),
         (SiteError, r"block 99 is not among the blocks", {"heads": [(99, 0)]}),

@@ -11,6 +11,7 @@ from diffusion_lens import HookedDiffusion, Run, Site
 from diffusion_lens.analyses.attention_maps.collecting import Pair
 from diffusion_lens.engine.words import PromptTokens
 from diffusion_lens.errors import SiteError, UnsupportedModelError, WordError, listing
+from diffusion_lens.hook_points.point import HookPoint
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,9 @@ def choose(
     model: HookedDiffusion,
     *,
     heads: Any = None,
-    blocks: Iterable[int] | None = None,
+    blocks: Iterable[int] | int | None = None,
     leave_out: Iterable[int] = (),
+    points: Sequence[HookPoint] | None = None,
 ) -> Chosen:
     """The heads that an analysis looks at.
 
@@ -69,12 +71,14 @@ def choose(
         heads: Indices, (block, head) pairs, or a mapping from pairs to weights; None for all.
         blocks: Only these; negative ones count from the last.
         leave_out: Blocks that are left out unless `blocks` names them.
+        points: The patterns to choose from, one for each block; None for those that read text.
 
     Raises:
         SiteError: If a block or head does not exist, a weight is negative, or nothing is selected.
         UnsupportedModelError: If no image query of the model reads text.
     """
-    points = [model.points[str(site.name)] for site in model.text_pattern_sites()]
+    if points is None:
+        points = [model.points[str(site.name)] for site in model.text_pattern_sites()]
     known = {point.block: point for point in points if point.block is not None}
     if not known:
         raise UnsupportedModelError(
@@ -106,7 +110,7 @@ def _blocks(blocks: Any, known: Sequence[int], count: int) -> list[int] | None:
     asked = [block + count if block < 0 else block for block in given]
     wrong = [one for one, block in zip(given, asked, strict=True) if block not in known]
     if wrong or not asked:
-        what = f"block {wrong[0]} has no image-to-text attention" if wrong else "blocks= is empty"
+        what = f"block {wrong[0]} has no such attention" if wrong else "blocks= is empty"
         raise SiteError(f"{what}; the blocks that have it are {listing(known, most=60)}")
     return sorted(set(asked))
 

@@ -1,0 +1,119 @@
+"""Numbers about patterns as a result: words, figures, saving."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from diffusion_lens.analyses.attention_maps.collecting import Pair
+from diffusion_lens.analyses.saving import load_fields, save_fields
+from diffusion_lens.engine.words import PromptTokens
+from diffusion_lens.errors import ResultError, WordError, closest, listing
+
+
+@dataclass(frozen=True)
+class HeadPatterns:
+    """Numbers about the patterns of every head at every step.
+
+    Attributes:
+        mass: Share of attention on each text token, mean over image tokens, in [0, 1]; axes batch,
+            step, head, token. None where the keys hold no text.
+        values: By the names in `VALUES`, axes batch, step, head: `entropy` in nats; `distance`
+            within the image in units of its diagonal; and the shares of attention on `text`, on the
+            `image`'s other tokens and on the asking token itself (`own`), which sum to 1.
+        heads: (block, head) of the head axis.
+        steps: The steps.
+        positions: For each entry of the token axis its place in the text stream.
+        prompts: The `PromptTokens` of each sample.
+        made_by: What was run and how.
+        citation: What to cite.
+    """
+
+    mass: Tensor | None
+    values: dict[str, Tensor]
+    heads: tuple[Pair, ...]
+    steps: tuple[int, ...]
+    positions: tuple[int, ...]
+    prompts: tuple[Any, ...]
+    made_by: dict[str, Any] = field(default_factory=dict, repr=False)
+    citation: str = "Raghu et al., NeurIPS 2021, arXiv 2108.08810; Tang et al., arXiv 2210.04885"
+
+    def __post_init__(self) -> None:
+        """Bring back the tokens of a result that was read from a folder."""
+        object.__setattr__(self, "prompts", tuple(PromptTokens(*one) for one in self.prompts))
+
+    def of(self, name: str) -> Float[Tensor, "batch step head"]:
+        """One of the values.
+
+        Raises:
+            ResultError: If these patterns do not have it.
+        """
+        if name not in self.values:
+            near = closest(name, self.values)
+            hint = f" Closest: {near[0]!r}." if near else ""
+            raise ResultError(
+                f"there is no {name!r} of these patterns, there is {list(self.values)}.{hint} "
+                "Text needs keys of the text stream, distance and own keys of the image"
+            )
+        return self.values[name]
+
+    def word(self, word: str | int) -> Float[Tensor, "batch step head"]:
+        """Share of attention on a word: the sum over its tokens.
+
+        Raises:
+            WordError: If it is not in a sample's prompt, or its tokens were left out.
+            ResultError: If the keys hold no text.
+        """
+        if self.mass is None:
+            raise ResultError("the keys of these patterns hold no text, so no word has a mass")
+        if isinstance(word, str) and not self.prompts:
+            raise WordError(f"{word!r} cannot be looked up: the prompts are not known")
+        found = []
+        for sample in range(len(self.mass)):
+            places = (word,) if isinstance(word, int) else self.prompts[sample].find(word)
+            missing = [place for place in places if place not in self.positions]
+            if missing:
+                raise WordError(
+                    f"the mass of {word!r} was not kept: tokens {missing} are not among "
+                    f"{listing(self.positions, most=20)}; name it in words="
+                )
+            rows = [self.positions.index(place) for place in places]
+            found.append(self.mass[sample][..., rows].sum(-1))
+        return torch.stack(found)
+
+    def plot(self, what: str = "entropy", *, sample: int = 0) -> Any:
+        """A heat map of step by head.
+
+        Args:
+            what: A name in `values`, or a word of the prompt, whose mass is shown.
+            sample: Which sample.
+
+        Raises:
+            WordError: If it is neither.
+        """
+        from diffusion_lens import viz
+
+        shown = self.values[what] if what in self.values else self.word(what)
+        return viz.head_grid(
+            shown[sample],
+            rows=list(self.steps),
+            columns=[f"{block}.{head}" for block, head in self.heads],
+            title=what if what in self.values else f"mass on {what!r}",
+            value_name=what,
+            row_title="step",
+            column_title="block.head",
+        )
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the result to a folder."""
+        return save_fields(self, folder)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> HeadPatterns:
+        """Read what `save` wrote."""
+        return load_fields(cls, folder)
