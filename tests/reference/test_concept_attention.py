@@ -24,7 +24,7 @@ RUN = (
     "guidance_scale",
     "max_sequence_length",
 )
-SUBSET = {"blocks": [1, 2], "steps": [2, 3]}
+SUBSET: dict[str, Any] = {"blocks": [1, 2], "steps": [2, 3]}
 
 
 def maps(family: str = "flux", case: str = "ca", **more: Any) -> ConceptMaps:
