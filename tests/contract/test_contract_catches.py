@@ -88,6 +88,39 @@ def test_streams_swapped_all_through_the_family_fail_clause_7(
     assert 7 in {failure.clause for failure in entered}
 
 
+def test_a_swapped_joint_order_of_shared_weights_fails_clause_7(
+    describe: Callable[..., None],
+) -> None:
+    block = "CogVideoXBlock"
+    describe("CogVideoXTransformer3DModel", block=block, change=swapped_streams)
+    report = inspect("cogvideox", points="blocks.*.attn.*.hook_v")
+    assert 7 in report.failed
+    assert {1, 2}.isdisjoint(report.failed)
+
+
+def test_swapped_rows_of_an_mlp_that_streams_share_fail_clause_6(
+    describe: Callable[..., None],
+) -> None:
+    def swapped(spec: BlockSpec) -> BlockSpec:
+        mlps = {name: replace(mlp, streams=mlp.streams[::-1]) for name, mlp in spec.mlps.items()}
+        return replace(spec, mlps=mlps)
+
+    describe("CogVideoXTransformer3DModel", block="CogVideoXBlock", change=swapped)
+    report = inspect("cogvideox", points="blocks.1.*.hook_mlp_*")
+    assert 6 in report.failed
+
+
+def test_exchanged_gates_of_two_streams_fail_clause_6(describe: Callable[..., None]) -> None:
+    def exchanged(spec: BlockSpec) -> BlockSpec:
+        (one,) = spec.attentions
+        gates = {"img": one.gates["txt"], "txt": one.gates["img"]}
+        return replace(spec, attentions=(replace(one, gates=gates),))
+
+    describe("CogVideoXTransformer3DModel", block="CogVideoXBlock", change=exchanged)
+    report = inspect("cogvideox", points="blocks.1.*.hook_resid_mid")
+    assert 6 in report.failed
+
+
 def test_an_out_projection_of_the_other_stream_fails_clause_3(
     describe: Callable[..., None],
 ) -> None:
