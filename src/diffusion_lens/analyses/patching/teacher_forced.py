@@ -134,11 +134,12 @@ class TeacherForced:
     def patched(self, recorded: Recorded, cells: Sequence[Cell]) -> Iterator[tuple[Batch, Tensor]]:
         """Predictions with each cell patched, batch by batch."""
 
-        def begins(cell: Cell) -> tuple[int, str]:
-            before = self.replay.begins_before
-            return min(((before(path), path) for path in self._paths[cell.place]), default=(-1, ""))
+        def begins(cell: Cell) -> tuple[int, str, tuple[str, ...]]:
+            behind = self._behind.get(cell.place)
+            paths = [(self.replay.begins_before(path), path) for path in self._paths[cell.place]]
+            return (*min(paths, default=(-1, "")), tuple(behind.weights) if behind else ())
 
-        for (_, path), group in groupby(sorted(cells, key=begins), key=begins):
+        for (_, path, _), group in groupby(sorted(cells, key=begins), key=begins):
             for batch in packed(list(group), range(len(recorded.places)), rows=self.batch_size):
                 yield batch, self._predict(recorded, batch, path)
 

@@ -1,0 +1,322 @@
+"""The parts of a sweep: aligned words, grids of cells, resuming, results, and what is refused."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from diffusion_lens import HookedDiffusion, Run, Site
+from diffusion_lens.analyses.patching import (
+    Outcome,
+    PatchingResult,
+    WordNoise,
+    activation_patching,
+    graded,
+    text_difference,
+)
+from diffusion_lens.analyses.patching.alignment import align, word_spans
+from diffusion_lens.engine.restart import Replay
+from diffusion_lens.errors import EngineError, PatchingError, ResultError
+from tests.pipelines import shared_pipe, short
+
+CLEAN, CORRUPTED = "a red cat on a table", "a blue dog on a table"
+RESIDUAL = "blocks.*.img.hook_resid_post"
+
+
+@pytest.fixture
+def model() -> HookedDiffusion:
+    return HookedDiffusion(shared_pipe("sd3"))
+
+
+def patched(model: HookedDiffusion, clean: Any, corrupted: Any, **more: Any) -> PatchingResult:
+    fixed = ("latents", "prompt", "output_type")
+    settings = {name: one for name, one in short("sd3").items() if name not in fixed}
+    given = {"seeds": (3, 4), "steps": [1], "show_progress": False, "sites": RESIDUAL}
+    return activation_patching(model, clean, corrupted, **{**given, **settings, **more})
+
+
+class TestAlignment:
+    def test_every_occurrence_of_a_word_has_its_own_tokens(self, model: HookedDiffusion) -> None:
+        spans = word_spans(model, "a cat on a table")
+        assert [word for word, _ in spans] == ["a", "cat", "on", "a", "table"]
+        positions = [position for _, tokens in spans for position in tokens]
+        assert len(set(positions)) == len(positions)
+        both = sorted(model.words("a cat on a table", "a"))
+        assert sorted([*spans[0][1], *spans[3][1]]) == both
+        assert all(any(one >= 77 for one in tokens) for _, tokens in spans)  # CLIP's and T5's
+
+    def test_alike_prompts_have_the_same_positions(self) -> None:
+        toy = HookedDiffusion.toy("shapes-unet")
+        found = align(toy, "a red circle", "a blue circle")
+        assert found.tokens is None and found.unmatched == ()
+        assert found.words == (("a", "a"), ("blue", "red"), ("circle", "circle"))
+
+    def test_words_are_matched_where_lengths_differ(self) -> None:
+        toy = HookedDiffusion.toy("shapes-unet")
+        found = align(toy, "a small red circle", "a blue circle")
+        assert found.words == (("a", "a"), ("circle", "circle"))
+        assert set(found.unmatched) == {"blue", "small", "red"}
+        (circle,), (there,) = (
+            toy.words("a blue circle", "circle"),
+            toy.words("a small red circle", "circle"),
+        )
+        assert found.tokens is not None and found.tokens[circle] == there != circle
+        replaced = align(toy, "a striped red circle", "a large blue circle on black")
+        assert ("blue", "red") in replaced.words and "on" in replaced.unmatched
+
+    def test_prompts_without_a_common_word_are_refused(self) -> None:
+        toy = HookedDiffusion.toy("shapes-unet")
+        with pytest.raises(PatchingError, match="no word of 'two words' has a partner in 'one'"):
+            align(toy, "one", "two words")
+
+    def test_only_aligned_words_are_patched(self) -> None:
+        toy = HookedDiffusion.toy("shapes-unet")
+        seen: list[Tensor] = []
+
+        def keep(value: Tensor, hook: Any) -> None:
+            seen.append(value.clone())
+
+        keep.read_only = True  # type: ignore[attr-defined]  # so that it comes after the patch
+        clean, corrupted = "a small red circle", "a blue circle"
+        given = {"num_inference_steps": 1, "guidance_scale": 1.0, "seeds": (0,)}
+        with toy.hooks([("hook_text_emb", keep)]):
+            result = activation_patching(
+                toy, clean, corrupted, sites="hook_text_emb", axes=("pos",), show_progress=False,
+                batch_size=1, **given,
+            )  # fmt: skip
+        assert result.labels["pos"] == ("a", "circle")
+        source, base, circle = seen[-4], seen[-3], seen[-1]
+        (mine,), (theirs,) = toy.words(corrupted, "circle"), toy.words(clean, "circle")
+        assert torch.equal(circle[:, mine], source[:, theirs])
+        others = [place for place in range(base.shape[1]) if place != mine]
+        assert torch.equal(circle[:, others], base[:, others])
+        assert result.made_by["unmatched words"] == ["blue", "small", "red"]
+        with pytest.raises(PatchingError, match="no partner in the source's"):
+            activation_patching(
+                toy, clean, corrupted, sites=Site("hook_text_emb", pos="blue"), axes=(), **given
+            )
+        with pytest.raises(PatchingError, match="rows that do not sum to 1"):
+            activation_patching(toy, clean, corrupted, sites="**.hook_pattern", **given)
+
+
+class TestGrids:
+    def test_what_has_the_same_labels_is_patched_together(self, model: HookedDiffusion) -> None:
+        z = {"sites": "blocks.0.attn.*.hook_z"}
+        apart = patched(model, CLEAN, CORRUPTED, **z, axes=("stream", "head"))
+        assert apart.effects.shape == (2, 4)
+        joined = patched(model, CLEAN, CORRUPTED, **z, axes=("head",))
+        assert joined.effects.shape == (4,)
+        assert not torch.allclose(apart.effects.sum(0), joined.effects, rtol=1e-3)
+        some = patched(
+            model, CLEAN, CORRUPTED, sites=Site(z["sites"], heads=[1, 3]), axes=("head",)
+        )
+        assert some.labels["head"] == (1, 3)
+        torch.testing.assert_close(some.effects, joined.effects[[1, 3]])
+
+    def test_words_and_places_are_parts(self, model: HookedDiffusion) -> None:
+        text = {"sites": "blocks.0.txt.hook_resid_pre"}
+        words = patched(model, CLEAN, CORRUPTED, **text, axes=("pos",))
+        assert words.labels["pos"] == ("a", "blue ← red", "dog ← cat", "on", "a (4)", "table")
+        one = patched(model, CLEAN, CORRUPTED, **text, axes=("pos",), positions=["blue", 0])
+        assert one.labels["pos"] == ("blue", 0)
+        torch.testing.assert_close(one.effects[0], words.effects[1])
+        site = Site("blocks.0.txt.hook_resid_pre", pos="blue")
+        same = patched(model, CLEAN, CORRUPTED, sites=site, axes=())
+        torch.testing.assert_close(same.effects, words.effects[1])
+        image = {"sites": Site("blocks.0.img.hook_resid_post", pos=range(8, 24)), "axes": ()}
+        region = patched(model, CLEAN, CORRUPTED, **image)
+        whole = patched(model, CLEAN, CORRUPTED, sites="blocks.0.img.hook_resid_post", axes=())
+        assert 0 < abs(region.effects) < abs(whole.effects)
+
+    @pytest.mark.parametrize(
+        ("message", "more"),
+        [
+            ("axes=.*Closest: 'head'", {"axes": ("heads",)}),
+            ("has no heads", {"axes": ("head",)}),
+            ("lies outside the blocks", {"sites": "hook_timestep_emb"}),
+            ("has no text positions", {"axes": ("pos",)}),
+            ("selected by two of the sites", {"sites": [RESIDUAL, "blocks.0.img.hook_resid_post"]}),
+            ("nothing is left to patch.*No hook point has", {"sites": Site(RESIDUAL, heads=0)}),
+            ("give steps= to the sweep", {"sites": Site(RESIDUAL, steps=1)}),
+            ("comes after it; use mode='on-trajectory'", {"sites": "hook_pred_x0", "axes": ()}),
+            ("in the branch 'uncond'", {"branch": "uncond"}),
+            ("mode='forced' is none of .*'teacher-forced'", {"mode": "forced"}),
+            ("no effect of a single step", {"mode": "on-trajectory", "axes": ("step",)}),
+            ("put 'step' among the axes", {"mode": "window"}),
+            ("direction='noising' is none of .*'noise'", {"direction": "noising"}),
+            ("the run has the steps 0 to 1", {"steps": [7]}),
+            ("one or more different", {"seeds": (3, 3)}),
+            ("gave shape .* one number for each row", {"metric": lambda outcome: torch.ones(7)}),
+        ],
+    )
+    def test_bad_input_is_refused(
+        self, model: HookedDiffusion, message: str, more: dict[str, Any]
+    ) -> None:
+        with pytest.raises(PatchingError, match=re.compile(message, re.DOTALL)):
+            patched(model, CLEAN, CORRUPTED, **more)
+
+    @pytest.mark.parametrize(
+        ("message", "clean", "corrupted", "seeds"),
+        [
+            ("one clean and one corrupted prompt", Run(("a", "b")), "a", None),
+            ("start from different noise", Run(CLEAN, seed=1), Run(CORRUPTED, seed=2), None),
+            ("seeds of their own", Run(CLEAN, seed=1), CORRUPTED, (3,)),
+            ("'dog' is not in the prompt", CLEAN, WordNoise("dog"), (3,)),
+            (
+                "different latents",
+                Run(CLEAN, latents=torch.zeros(1, 2)),
+                Run(CORRUPTED, latents=torch.ones(1, 2)),
+                None,
+            ),
+            ("2 seeds for 1 given", Run(CLEAN, latents=torch.zeros(1, 2)), CORRUPTED, (1, 2)),
+        ],
+        ids=["prompts", "noise", "seeds", "word", "latents", "count"],
+    )
+    def test_runs_that_make_no_pair(
+        self, model: HookedDiffusion, message: str, clean: Any, corrupted: Any, seeds: Any
+    ) -> None:
+        with pytest.raises(PatchingError, match=message):
+            patched(model, clean, corrupted, seeds=seeds)
+
+
+class TestResuming:
+    def test_an_interrupted_sweep_goes_on(self, model: HookedDiffusion, tmp_path: Path) -> None:
+        calls = []
+
+        def metric(outcome: Outcome) -> Tensor:
+            calls.append(len(outcome.samples))
+            if len(calls) == stop:
+                raise KeyboardInterrupt
+            assert outcome.source is not None
+            return -(outcome.value - outcome.source.value).flatten(1).norm(dim=1)
+
+        for mode in ("teacher-forced", "on-trajectory"):
+            calls.clear()
+            stop = -1
+            given = {"metric": metric, "mode": mode, "batch_size": 2}
+            whole = patched(model, CLEAN, CORRUPTED, **given)
+            total, stop = len(calls), 4
+            calls.clear()
+            folder = {"resume": tmp_path / mode}
+            with pytest.raises(KeyboardInterrupt):
+                patched(model, CLEAN, CORRUPTED, **given, **folder)
+            stop = -1
+            calls.clear()
+            resumed = patched(model, CLEAN, CORRUPTED, **given, **folder)
+            assert torch.equal(resumed.samples, whole.samples)
+            assert len(calls) < total
+            calls.clear()
+            patched(model, CLEAN, CORRUPTED, **given, **folder)
+            assert len(calls) <= 2  # source and base at most
+            with pytest.raises(PatchingError, match=r"holds another sweep, .*\['seeds'\]"):
+                patched(model, CLEAN, CORRUPTED, **given, **folder, seeds=(5, 6))
+
+
+class TestResults:
+    def result(self, model: HookedDiffusion) -> PatchingResult:
+        return patched(model, CLEAN, CORRUPTED, axes=("step", "block"), steps=[0, 1])
+
+    def test_it_survives_saving(self, model: HookedDiffusion, tmp_path: Path) -> None:
+        found = self.result(model)
+        again = PatchingResult.load(found.save(tmp_path / "result"))
+        for name in ("effects", "low", "high", "samples", "source", "base"):
+            assert torch.equal(getattr(again, name), getattr(found, name))
+        assert (again.axes, again.labels, again.seeds) == (found.axes, found.labels, found.seeds)
+        assert again.made_by["clean"]["prompt"] == CLEAN
+
+    def test_it_gives_rows(self, model: HookedDiffusion, monkeypatch: Any) -> None:
+        found = self.result(model)
+        records = found.records()
+        assert len(records) == 2 * model.n_blocks
+        assert list(records[0]) == ["step", "block", "effect", "low", "high", "samples"]
+        assert records[0]["low"] <= records[0]["effect"] <= records[0]["high"]
+        assert records[0]["samples"] == 2
+        assert found.top(1)[0]["effect"] == found.effects.max()
+        assert found.at(step=1).effects.shape == (model.n_blocks,)
+        frames = SimpleNamespace(DataFrame=SimpleNamespace(from_records=list))
+        monkeypatch.setitem(sys.modules, "pandas", frames)
+        assert found.to_dataframe() == records
+        monkeypatch.setitem(sys.modules, "pandas", None)
+        with pytest.raises(ResultError, match="needs pandas"):
+            found.to_dataframe()
+
+    def test_what_it_has_not_is_refused(self, model: HookedDiffusion) -> None:
+        found = self.result(model)
+        with pytest.raises(ResultError, match=r"no axis 'blok'.*Closest: 'block'"):
+            found.at(blok=1)
+        with pytest.raises(ResultError, match="no label 99 along 'block'"):
+            found.at(block=99)
+        with pytest.raises(ResultError, match="different grids"):
+            found.rank_correlation(found.at(step=1))
+        assert found.rank_correlation(found) == pytest.approx(1.0)
+
+    @pytest.mark.parametrize("axes", [("block",), ("step", "block"), ()], ids=str)
+    def test_it_has_a_picture(self, model: HookedDiffusion, axes: tuple[str, ...]) -> None:
+        found = patched(model, CLEAN, CORRUPTED, axes=axes)
+        assert found.plot(title="effects").data
+
+
+class TestScores:
+    def test_images_are_graded_and_compared_with_texts(self) -> None:
+        toy = HookedDiffusion.toy("shapes-unet")
+        texts: list[str] = []
+
+        def score(images: Any, given: list[str]) -> Tensor:
+            texts.extend(given)
+            assert images.shape[1:] == (32, 32, 3)
+            redness = images[..., 0].mean((1, 2)) - images[..., 2].mean((1, 2))
+            return torch.tensor(redness) * (1 if "red" in given[0] else -1)
+
+        pair = "a red square", "a blue square"
+        settings = {"num_inference_steps": 6, "guidance_scale": 2.0, "seeds": (0,)}
+        common = {"sites": "hook_text_emb", "axes": (), "mode": "on-trajectory", **settings}
+        right = graded(pair[0], part="colour")
+        for metric in (right, text_difference(score, towards=pair[0], away=pair[1])):
+            result = activation_patching(toy, *pair, metric=metric, show_progress=False, **common)
+            assert result.effects.item() == pytest.approx(1.0)
+        assert set(texts) == set(pair)
+        with pytest.raises(PatchingError, match="says nothing of 'texture'"):
+            graded("a red square", part="texture")
+
+
+class TestReplay:
+    def test_a_module_that_did_not_run_is_no_start(self) -> None:
+        net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        with pytest.raises(EngineError, match="1 did not run"):
+            Replay(net, frozenset({"1"})).begins_before("1")
+
+    def test_what_ran_before_is_not_run_again(self) -> None:
+        net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
+        replay = Replay(net, frozenset({"1", "2"}))
+        given = torch.randn(3, 2)
+        with torch.no_grad(), replay.recording(3):
+            expected = net(given)
+        calls: list[int] = []
+        for number, layer in enumerate(net):
+            layer.register_forward_hook(lambda *_, number=number: calls.append(number))
+        weight = net[0].weight.detach().clone()
+        with torch.no_grad():
+            net[0].weight.zero_()
+            with replay.starting_at("1", torch.tensor([2, 0])):
+                assert torch.equal(net(given[:2]), expected[[2, 0]])
+            with replay.starting_at("2", torch.tensor([1]), output=torch.ones(1, 2)):
+                assert torch.equal(net(given[:1]), torch.ones(1, 2))
+            net[0].weight.copy_(weight)
+            torch.testing.assert_close(net(given), expected)
+        assert not any("forward" in vars(layer) for layer in net)
+
+    def test_rows_that_cannot_be_told_apart_are_refused(self) -> None:
+        net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        replay = Replay(net, frozenset({"1"}))
+        with torch.no_grad(), replay.recording(2):
+            net(torch.randn(6, 2))
+        message = "cannot be told apart"
+        with replay.starting_at("1", torch.tensor([0])), pytest.raises(EngineError, match=message):
+            net(torch.randn(1, 2))
