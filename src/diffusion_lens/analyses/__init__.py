@@ -9,6 +9,8 @@ from diffusion_lens.analyses.concept_steering import random_vector_like as rando
 from diffusion_lens.analyses.concept_steering import rescale_word as rescale_word
 from diffusion_lens.analyses.concept_steering import rescaling_vector as rescaling_vector
 from diffusion_lens.analyses.concept_steering import steer_word as steer_word
+from diffusion_lens.analyses.diagnose_word import WordDiagnosis as WordDiagnosis
+from diffusion_lens.analyses.diagnose_word import diagnose_word as diagnose_word
 from diffusion_lens.analyses.head_patterns import HeadPatterns as HeadPatterns
 from diffusion_lens.analyses.head_patterns import head_patterns as head_patterns
 from diffusion_lens.analyses.head_patterns import token_view as token_view
