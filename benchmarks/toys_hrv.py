@@ -1,8 +1,8 @@
 """Head relevance on the shipped toy UNet, where a program grades what is drawn.
 
-    python benchmarks/toys_hrv.py [--fast] [--out benchmarks/results/toys_hrv]
+    python benchmarks/toys_hrv.py [--fast] [--captions 16] [--out benchmarks/results/toys_hrv]
 
-1. Head relevance vectors of six concepts, from 120 captions.
+1. Head relevance vectors of six concepts, from 108 captions.
 2. Weakening curves: the share of images in which the attribute is still right, as heads are
    weakened in the order of the concept's vector, in the reverse order, and in random orders.
 3. The word "orange" (a colour or a fruit): in which sense it is drawn, plain, with concept
@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffusion_lens import HookedDiffusion, toys
+from diffusion_lens import HookedDiffusion
 from diffusion_lens.analyses.concept_steering import (
     random_vector_like,
     rescale_word,
@@ -51,10 +51,10 @@ SENSES = {"colour": ("Colour", "Shape"), "fruit": ("Shape", "Colour")}
 class Plan:
     """How much is drawn."""
 
-    vectors: int = 120
-    captions: int = 24
-    pairs: int = 10
-    counts: tuple[int, ...] = (4, 8, 16)
+    vectors: int = 108
+    captions: int = 16
+    pairs: int = 8
+    counts: tuple[int, ...] = (4, 12)
     random_orders: int = 2
     seeds: int = 60
     steps: int = 8
@@ -133,7 +133,7 @@ def polysemy(model: HookedDiffusion, relevance: HeadRelevance, plan: Plan) -> di
         return seen
 
     found: dict[str, Any] = {}
-    plain = draw()
+    plain, unread = draw(), draw(lambda _: torch.zeros(len(relevance.heads)))
     for sense, (desired, undesired) in SENSES.items():
         vector = rescaling_vector(relevance.vector(desired), relevance.vector(undesired))
         ways = {
@@ -142,6 +142,7 @@ def polysemy(model: HookedDiffusion, relevance: HeadRelevance, plan: Plan) -> di
             "random, same norm": draw(
                 lambda batch, vector=vector: random_vector_like(vector, seed=batch)
             ),
+            "no attention to the word": unread,
         }
         found[sense] = {
             "desired": desired,
@@ -245,7 +246,8 @@ if __name__ == "__main__":
     parser.add_argument("--fast", action="store_true", help="a few images, for tests")
     default = Path(__file__).parent / "results" / "toys_hrv"
     parser.add_argument("--out", type=Path, default=default)
+    parser.add_argument("--captions", type=int, default=Plan.captions, help="of weakening curves")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    if toys.names():
-        experiment(FAST if options.fast else Plan(), options.out)
+    plan = FAST if options.fast else Plan(captions=options.captions, pairs=options.captions // 2)
+    experiment(plan, options.out)
