@@ -242,9 +242,18 @@ def test_a_unet_is_told_which_analysis_to_use() -> None:
         maps("sd")
 
 
-def test_a_video_model_takes_no_image() -> None:
-    with pytest.raises(ConceptError, match="no image processor, so it takes no image="):
-        over_photo("cogvideox", photo(64, 64))
+def test_a_bare_denoiser_takes_no_image() -> None:
+    model = HookedDiffusion(shared_pipe("flux").transformer)
+    with pytest.raises(ConceptError, match="a bare denoiser encodes no image="):
+        concept_attention(model, "", concepts=torch.zeros(1, 2, 32), image=photo(64, 64))
+
+
+def test_the_frames_of_a_given_video_are_mapped() -> None:
+    video = [photo(32, 48, seed=frame) for frame in range(9)]
+    found = over_photo("cogvideox", video, noise_level=0.7, guidance_scale=1.0)
+    assert found.maps.shape == (1, 3, 3, 4, 6)
+    assert found.images is not None and len(found.images[0]) == 9
+    assert found.images[0][4].size == (48, 32)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Real images for the models: their size kept as far as the model's patches allow."""
+"""Real images and videos for the models: their size kept as far as the patches allow."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from diffusion_lens.errors import ConceptError
 
 @dataclass(frozen=True)
 class GivenImage:
-    """A real image as a model takes it.
+    """A real image or video as a model takes it.
 
     Attributes:
         latents: Its latents, without noise.
-        shown: The images at the size that the model sees.
+        shown: The images, or the frames of each video, at the size that the model sees.
         given_size: Height and width in pixels as they came.
         size: Height and width in pixels as they are used.
     """
 
     latents: Tensor
-    shown: tuple[Image, ...]
+    shown: tuple[Any, ...]
     given_size: tuple[int, int]
     size: tuple[int, int]
 
@@ -36,7 +36,7 @@ class GivenImage:
 def take_image(
     model: HookedDiffusion, image: Any, *, height: int | None = None, width: int | None = None
 ) -> GivenImage:
-    """Encode a real image at its own size and shape.
+    """Encode a real image, or the frames of a video, at its own size and shape.
 
     Sides that the model's patches don't tile are rounded down to ones that they do, by resizing;
     that is said in a warning.
@@ -44,7 +44,7 @@ def take_image(
     Args:
         model: The model.
         image: One (PIL, array with axes height, width, channel, or tensor with axes channel,
-            height, width), or several of one size.
+            height, width), or several of one size; for a video model the frames of one, likewise.
         height: Resize to this height in pixels; the width follows unless it is given.
         width: Likewise.
 
@@ -52,14 +52,15 @@ def take_image(
         ConceptError: If the model takes no images, images differ in size, or one is too small.
     """
     pipe: Any = model.pipe
-    if not hasattr(pipe, "image_processor"):
+    if pipe is None:
         raise ConceptError(
-            f"{model.name} has no image processor, so it takes no image=; leave it out to map what "
-            "the model generates"
+            "a bare denoiser encodes no image=; wrap the pipeline that it belongs to"
         )
+    video = hasattr(pipe, "video_processor")
+    processor = pipe.video_processor if video else pipe.image_processor
     given = _size_of(image)
     wanted = _with_aspect(given, height, width)
-    multiple = _multiple(pipe)
+    multiple = _multiple(pipe, processor)
     size = (wanted[0] // multiple * multiple, wanted[1] // multiple * multiple)
     if 0 in size:
         raise ConceptError(
@@ -72,10 +73,11 @@ def take_image(
             f"(height x width): sides must be multiples of {multiple}",
             stacklevel=4,
         )
-    pixels = pipe.image_processor.preprocess(image, height=size[0], width=size[1])
+    read = processor.preprocess_video if video else processor.preprocess
+    show = processor.postprocess_video if video else processor.postprocess
     return GivenImage(
         latents=model.encode_image(image, height=size[0], width=size[1]).to(model.dtype),
-        shown=tuple(pipe.image_processor.postprocess(pixels, output_type="pil")),
+        shown=tuple(show(read(image, height=size[0], width=size[1]), output_type="pil")),
         given_size=given,
         size=size,
     )
@@ -85,10 +87,10 @@ def _size_of(image: Any) -> tuple[int, int]:
     """Height and width of one image or of several."""
     if isinstance(image, Image):
         return image.height, image.width
-    if isinstance(image, np.ndarray) and image.ndim in (2, 3, 4):
+    if isinstance(image, np.ndarray) and 2 <= image.ndim <= 5:
         height, width = image.shape[:2] if image.ndim == 2 else image.shape[-3:-1]
         return height, width
-    if isinstance(image, Tensor) and image.ndim in (3, 4):
+    if isinstance(image, Tensor) and 3 <= image.ndim <= 5:
         return image.shape[-2], image.shape[-1]
     if isinstance(image, Sequence) and not isinstance(image, str) and image:
         sizes = {_size_of(one) for one in image}
@@ -113,7 +115,12 @@ def _with_aspect(given: tuple[int, int], height: int | None, width: int | None) 
     return height, width
 
 
-def _multiple(pipe: Any) -> int:
+def _multiple(pipe: Any, processor: Any) -> int:
     """What both sides must be multiples of: the VAE's factor times the patch of the denoiser."""
     patch = getattr(pipe.transformer.config, "patch_size", 1)
-    return math.lcm(pipe.image_processor.config.vae_scale_factor, pipe.vae_scale_factor * patch)
+    return math.lcm(processor.config.vae_scale_factor, _spatial_factor(pipe) * patch)
+
+
+def _spatial_factor(pipe: Any) -> int:
+    spatial = getattr(pipe, "vae_scale_factor_spatial", None)
+    return pipe.vae_scale_factor if spatial is None else spatial

@@ -72,8 +72,9 @@ def concept_attention(
         frames: `"keep"` the frames of a video apart, or take their `"mean"`.
         branch: Guidance branch.
         attend: What concepts attend to, as for `concept_streams`.
-        image: A real image (or several of one size), in place of a generated one; it is noised and
-            denoised once. Its size is kept, rounded down to what the model's patches tile.
+        image: A real image (or several of one size, or the frames of a video), in place of a
+            generated one; it is noised and denoised once. Its size is kept, rounded down to what
+            the model's patches tile.
         noise_level: How far to noise it, `timestep / num_train_timesteps`; 0.5 by default.
         num_samples: Noise samples to average over.
         seed: Of the run; for a given image of its noise, further samples count up from it.
