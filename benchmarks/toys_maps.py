@@ -24,7 +24,7 @@ from torch import Tensor
 
 from diffusion_lens import HookedDiffusion
 from diffusion_lens.analyses.attention_maps import AttentionMaps, attention_maps
-from diffusion_lens.analyses.concept_attention import concept_attention
+from diffusion_lens.analyses.concept_attention.toy_benchmark import saliency_method
 from diffusion_lens.analyses.diagnose_word import diagnose_word
 from diffusion_lens.analyses.head_relevance import HeadRelevance, head_relevance
 from diffusion_lens.toys import call_defaults
@@ -131,43 +131,13 @@ def choices(relevance: HeadRelevance, *, fraction: float = 0.25) -> dict[str, Ch
     }
 
 
-def by_concepts(setting: Setting) -> SaliencyMethod:
-    """ConceptAttention asked for the phrases of the caption."""
-
-    def answer(task: Task) -> np.ndarray:
-        words = task.caption.split()
-        phrases = [" ".join(words[at] for at in query.words) for query in task.queries]
-        maps: dict[str, Tensor] = {}
-        for kind in dict.fromkeys(query.kind for query in task.queries):
-            # Phrases of one kind compete; those of several would share the same place.
-            rivals = [
-                phrase
-                for phrase, query in zip(phrases, task.queries, strict=True)
-                if query.kind in (kind, "background")
-            ]
-            found = concept_attention(
-                setting.model,
-                task.caption,
-                concepts=list(dict.fromkeys(rivals)),
-                image=Image.fromarray(task.image),
-                noise_level=task.noise_level,
-                seed=task.seed,
-                **setting.call,
-            )
-            maps |= {kind + phrase: found.of(phrase)[0] for phrase in dict.fromkeys(rivals)}
-        rows = [maps[query.kind + p] for query, p in zip(task.queries, phrases, strict=True)]
-        return torch.stack(rows).double().numpy()
-
-    return answer
-
-
 def table(setting: Setting, relevance: HeadRelevance, *, level: float, count: int) -> str:
     """Methods side by side."""
     maps = Maps(setting)
     methods = {"random map": random_map}
     methods |= {name: maps.method(choice) for name, choice in choices(relevance).items()}
     if setting.model.spec.concepts is not None:
-        methods["ConceptAttention"] = by_concepts(setting)
+        methods["ConceptAttention"] = saliency_method(setting.model)
     methods["exact mask on 16 x 16 cells"] = exact_on_grid(16)
     tasks = segmentation_tasks(count, noise_level=level)
     return segmentation_table({k: score_segmentation(v, tasks) for k, v in methods.items()})

@@ -70,7 +70,7 @@ def test_numbers_are_those_of_the_whole_patterns(family: str) -> None:
     image = rows[..., :-joint] if family == "sd3" else rows[..., joint:]
     own = image.diagonal(dim1=-2, dim2=-1).mean(-1)
     torch.testing.assert_close(found.of("own")[0][:, heads], own)
-    total = sum(found.of(name) for name in ("text", "image", "own"))
+    total = found.of("text") + found.of("image") + found.of("own")
     torch.testing.assert_close(total, torch.ones_like(total))
 
 
