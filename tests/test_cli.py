@@ -1,5 +1,6 @@
 """The command line: what it prints, what it writes, and how it says no."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -9,15 +10,27 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from diffusion_lens import ActivationCache, toys
+from diffusion_lens.analyses import AttentionMaps, ConceptMaps, HeadRelevance
+from diffusion_lens.analyses.patching import PatchingResult
 from diffusion_lens.cli import app
+from diffusion_lens.cli.cite import CITED, entries
 
 PIPELINE = str(Path(__file__).parent / "golden" / "sd" / "pipeline")
 PATTERNS = "blocks.0.cross_attn.hook_pattern"
 FAST = ["--num-inference-steps", "2"]
+UNET, MMDIT = "toy:shapes-unet", "toy:shapes-mmdit"
+CAPTION = "a red circle"
 
 
 def call(*arguments: str) -> Result:
     return CliRunner().invoke(app, list(arguments))
+
+
+def works(*arguments: str) -> str:
+    """What a command prints that ends well."""
+    result = call(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.stdout
 
 
 def refused(*arguments: str) -> str:
@@ -29,23 +42,33 @@ def refused(*arguments: str) -> str:
     return result.stderr
 
 
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def is_page(path: Path) -> bool:
+    return path.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
 def test_help_lists_the_commands_without_importing_torch() -> None:
     script = (
         "import sys\nfrom diffusion_lens.cli import app\n"
         "try:\n    app(['--help'])\nexcept SystemExit as end:\n    assert end.code in (0, None)\n"
-        "assert not {'torch', 'diffusers', 'transformers'} & set(sys.modules)\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'plotly'}\n"
+        "assert not heavy & set(sys.modules)\n"
     )
     command = [sys.executable, "-c", script]
     shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    assert all(name in shown for name in ("demo", "hooks", "run", "cite"))
+    names = ("demo", "hooks", "run", "concept-attention", "attention-maps", "hrv", "patch", "check")
+    assert all(name in shown for name in (*names, "cite"))
 
 
 def test_hooks_prints_the_table_of_the_names_that_match() -> None:
-    result = call("hooks", PIPELINE, "blocks.0.cross_attn.*")
-    assert result.exit_code == 0
-    assert PATTERNS in result.stdout
-    assert "batch head query key" in result.stdout
-    assert "blocks.1." not in result.stdout
+    shown = works("hooks", PIPELINE, "blocks.0.cross_attn.*")
+    assert PATTERNS in shown
+    assert "batch head query key" in shown
+    assert "blocks.1." not in shown
 
 
 def test_hooks_names_the_closest_of_a_mistyped_name() -> None:
@@ -53,8 +76,7 @@ def test_hooks_names_the_closest_of_a_mistyped_name() -> None:
 
 
 def test_run_writes_an_image_and_what_made_it(tmp_path: Path) -> None:
-    result = call("run", PIPELINE, "a cat", "--out", str(tmp_path), "--seed", "3", *FAST)
-    assert result.exit_code == 0, result.stderr
+    works("run", PIPELINE, "a cat", "--out", str(tmp_path), "--seed", "3", *FAST)
     assert (tmp_path / "image.png").read_bytes().startswith(b"\x89PNG")
     record = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
     assert record["seeds"] == [3]
@@ -66,8 +88,7 @@ def test_run_writes_an_image_and_what_made_it(tmp_path: Path) -> None:
 def test_run_keeps_the_hook_points_of_its_sites(tmp_path: Path) -> None:
     site = f"{PATTERNS}[head=1,step=1]"
     sites = ["--cache", site, "--cache", "hook_noise_pred"]
-    result = call("run", PIPELINE, "a cat", "--out", str(tmp_path), *sites, *FAST)
-    assert result.exit_code == 0, result.stderr
+    works("run", PIPELINE, "a cat", "--out", str(tmp_path), *sites, *FAST)
     cache = ActivationCache.load(tmp_path / "cache")
     assert set(cache) == {"hook_noise_pred", PATTERNS}
     assert cache[PATTERNS].shape[:3] == (1, 1, 1)  # one step, one prompt, one head
@@ -76,8 +97,7 @@ def test_run_keeps_the_hook_points_of_its_sites(tmp_path: Path) -> None:
 
 def test_run_passes_any_argument_of_the_pipeline_on(tmp_path: Path) -> None:
     more = ["--set", "num_images_per_prompt=2", "--set", "negative_prompt=a dog"]
-    result = call("run", PIPELINE, "a cat", "--out", str(tmp_path), *more, *FAST)
-    assert result.exit_code == 0, result.stderr
+    works("run", PIPELINE, "a cat", "--out", str(tmp_path), *more, *FAST)
     record = json.loads((tmp_path / "run.json").read_text(encoding="utf-8"))
     assert record["images"] == ["image_0.png", "image_1.png"]
     assert "negative_prompt='a dog'" in record["run"]
@@ -86,15 +106,20 @@ def test_run_passes_any_argument_of_the_pipeline_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--cache", f"{PATTERNS}[heads=1]"], "unknown selector 'heads'"),
-        (["--cache", f"{PATTERNS}[head=99]"], "head 99 was asked for"),
-        (["--cache", f"{PATTERNS}[step=7]"], "never fired"),
-        (["--set", "height"], "is not of the form NAME=VALUE"),
-        (
+        pytest.param(
+            ["--cache", f"{PATTERNS}[heads=1]"], "unknown selector 'heads'", id="selector"
+        ),
+        pytest.param(["--cache", f"{PATTERNS}[head=99]"], "head 99 was asked for", id="head"),
+        pytest.param(["--cache", f"{PATTERNS}[step=7]"], "never fired", id="step"),
+        pytest.param(["--set", "height"], "is not of the form NAME=VALUE", id="setting"),
+        pytest.param(
             ["--set", "height=13", "--set", "width=16"],
             "StableDiffusionPipeline refuses these settings",
+            id="size",
         ),
-        (["--torch-dtype", "int8"], "give float32, bfloat16 or float16"),
+        pytest.param(
+            ["--torch-dtype", "int8"], "give float32, bfloat16 or float16", id="precision"
+        ),
     ],
 )
 def test_run_refuses_with_the_message_alone(
@@ -114,25 +139,188 @@ def test_an_unknown_toy_is_refused() -> None:
     assert "no toy model is called 'shapes'" in refused("hooks", "toy:shapes")
 
 
-def test_demo_saves_an_image_and_says_where(tmp_path: Path) -> None:
-    result = call("demo", "--out", str(tmp_path))
-    assert result.exit_code == 0, result.stderr
-    assert "blocks.4.cross_attn.hook_pattern" in result.stdout
-    assert str(tmp_path / "image.png") in result.stdout
-    assert (tmp_path / "image.png").exists()
+def test_attention_maps_leave_images_a_table_a_result_and_a_report(tmp_path: Path) -> None:
+    given = ["--words", "red", "--words", "circle", "--keep", "step", "--steps", "1:"]
+    works("attention-maps", UNET, CAPTION, *given, *FAST, "--out", str(tmp_path))
+    maps = AttentionMaps.load(tmp_path / "result")
+    assert maps.steps == (1,)
+    assert maps.labels == ("red", "circle")
+    rows = table(tmp_path / "table.csv")
+    assert [row["word"] for row in rows] == ["red", "circle"]
+    assert float(rows[0]["mean"]) == pytest.approx(float(maps.word("red").mean()), rel=1e-4)
+    assert {path.name for path in tmp_path.glob("*.png")} == {
+        "image.png",
+        "word_0.png",
+        "word_1.png",
+    }
+    assert is_page(tmp_path / "report.html")
+
+
+def test_attention_maps_are_of_every_word_by_default(tmp_path: Path) -> None:
+    works("attention-maps", UNET, CAPTION, *FAST, "--out", str(tmp_path))
+    assert [row["word"] for row in table(tmp_path / "table.csv")] == CAPTION.split()
+
+
+def test_attention_maps_of_a_word_that_is_not_there_are_refused(tmp_path: Path) -> None:
+    message = refused(
+        "attention-maps", UNET, CAPTION, "--words", "squar", *FAST, "--out", str(tmp_path)
+    )
+    assert "'squar' is not in" in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_concept_attention_leaves_images_a_table_a_result_and_a_report(tmp_path: Path) -> None:
+    given = ["--concepts", "circle", "--concepts", "background", "--blocks", "0:2"]
+    works("concept-attention", MMDIT, CAPTION, *given, *FAST, "--out", str(tmp_path))
+    maps = ConceptMaps.load(tmp_path / "result")
+    assert maps.concepts == ("circle", "background")
+    assert maps.blocks == (0, 1)
+    rows = table(tmp_path / "table.csv")
+    assert sum(float(row["mean"]) for row in rows) == pytest.approx(1, abs=1e-4)
+    assert {path.name for path in tmp_path.glob("*.png")} == {
+        "image.png",
+        "concept_0.png",
+        "concept_1.png",
+    }
+    assert is_page(tmp_path / "report.html")
+
+
+def test_concept_attention_reads_a_given_image(tmp_path: Path) -> None:
+    works("run", UNET, CAPTION, *FAST, "--out", str(tmp_path / "run"))
+    given = ["--concepts", "circle", "--concepts", "background", "--noise-level", "0.3"]
+    image = ["--image", str(tmp_path / "run" / "image.png")]
+    works("concept-attention", MMDIT, CAPTION, *given, *image, "--out", str(tmp_path / "maps"))
+    assert ConceptMaps.load(tmp_path / "maps" / "result").made_by["noise_level"] == 0.3
+
+
+def test_patch_leaves_a_table_a_result_and_a_report(tmp_path: Path) -> None:
+    given = ["--sites", "blocks.*.cross_attn.img.hook_z", "--axes", "block", "--axes", "step"]
+    shown = works(
+        "patch",
+        UNET,
+        "a red square",
+        "a blue square",
+        *given,
+        *("--seeds", "0:2", "--metric", "latent_projection", "--out", str(tmp_path)),
+        *FAST,
+    )
+    assert "exact patching, 10 block x 2 step, 2 samples" in shown
+    result = PatchingResult.load(tmp_path / "result")
+    assert len(table(tmp_path / "table.csv")) == result.effects.numel() == 20
+    assert is_page(tmp_path / "report.html")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        pytest.param(["--metric", "latent_recover"], "Closest: latent_recovery", id="metric"),
+        pytest.param(["--seeds", "3:"], "has no end", id="open range"),
+        pytest.param(["--steps", "a"], "cannot be read", id="no number"),
+        pytest.param(["--mode", "windows"], "Closest: 'window'", id="mode"),
+    ],
+)
+def test_patch_refuses_with_the_message_alone(arguments: list[str], said: str) -> None:
+    assert said in refused("patch", UNET, "a red square", "a blue square", *arguments, *FAST)
+
+
+def test_patch_grades_toys_only() -> None:
+    assert "give a toy model" in refused("patch", PIPELINE, "a", "b", "--metric", "graded")
+
+
+@pytest.fixture(scope="module")
+def relevance(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hrv")
+    prompts = folder / "prompts.txt"
+    prompts.write_text("a red circle\n\na blue square\n", encoding="utf-8")
+    given = ["--prompts", str(prompts), "--batch-size", "2", *FAST]
+    works("hrv", "build", UNET, *given, "--out", str(folder / "out"))
+    return folder / "out"
+
+
+def test_hrv_build_leaves_a_table_a_result_and_a_report(relevance: Path) -> None:
+    found = HeadRelevance.load(relevance / "result")
+    assert found.prompts == 2
+    assert "Colour" in found.concepts
+    assert len(table(relevance / "table.csv")) == found.vectors.numel()
+    assert is_page(relevance / "report.html")
+
+
+def test_hrv_show_prints_the_most_relevant_heads(relevance: Path) -> None:
+    shown = works("hrv", "show", str(relevance), "--concept", "Colour", "--top", "1")
+    block, head = HeadRelevance.load(relevance / "result").top("Colour", 1)[0]
+    (line,) = [line for line in shown.splitlines() if line.startswith("Colour")]
+    assert f"({block},{head})" in line
+    assert "% of votes" in line
+
+
+def test_hrv_show_refuses_another_folder(tmp_path: Path) -> None:
+    assert "no saved result" in refused("hrv", "show", str(tmp_path))
+
+
+def test_hrv_weaken_leaves_images_and_curves(relevance: Path, tmp_path: Path) -> None:
+    given = ["--concept", "Colour", "--counts", "10", "--order", "most", "--score", "colour"]
+    works("hrv", "weaken", UNET, str(relevance), CAPTION, *given, *FAST, "--out", str(tmp_path))
+    rows = table(tmp_path / "table.csv")
+    assert [row["weakened"] for row in rows] == ["0", "10", "40"]
+    assert len(list(tmp_path.glob("image_*.png"))) == 3
+    assert is_page(tmp_path / "report.html")
+
+
+def test_hrv_weaken_without_a_score_draws_only(relevance: Path, tmp_path: Path) -> None:
+    given = ["--concept", "Colour", "--counts", "10", "--order", "most", "--score", "none"]
+    works("hrv", "weaken", UNET, str(relevance), CAPTION, *given, *FAST, "--out", str(tmp_path))
+    assert table(tmp_path / "table.csv")[0]["mean"] == "nan"
+
+
+def test_hrv_steer_draws_with_and_without(relevance: Path, tmp_path: Path) -> None:
+    given = ["--word", "red", "--desired", "Colour", "--undesired", "Shape"]
+    works("hrv", "steer", UNET, str(relevance), CAPTION, *given, *FAST, "--out", str(tmp_path))
+    plain, steered = ((tmp_path / name).read_bytes() for name in ("plain.png", "steered.png"))
+    assert plain != steered
+    assert is_page(tmp_path / "report.html")
+    assert "ScaleTokenColumns" in (tmp_path / "run.json").read_text(encoding="utf-8")
+
+
+def test_hrv_build_asks_for_prompts() -> None:
+    assert "give --prompts FILE" in refused("hrv", "build", PIPELINE)
+
+
+def test_check_prints_the_contract() -> None:
+    points = ["--points", "blocks.0.cross_attn.hook_pattern"]
+    shown = works("check", PIPELINE, *points)
+    assert shown.startswith("contract of UNet2DConditionModel")
+    assert shown.count(": holds, ") == 7
 
 
 def test_demo_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(toys, "names", lambda: ())
+    monkeypatch.setattr(toys, "names", lambda: ("shapes-unet",))
     result = call("demo")
     assert result.exit_code == 1
-    assert "needs the toy model 'shapes-unet'" in result.stderr
+    assert "needs the toy model 'shapes-mmdit'" in result.stderr
 
 
 def test_cite_prints_bibtex_with_the_version() -> None:
     from diffusion_lens import __version__
 
-    shown = call("cite").stdout
+    shown = works("cite")
     assert shown.startswith("@software{diffusion_lens,")
     assert f"version = {{{__version__}}}" in shown
-    assert shown.count("{") == shown.count("}")
+    assert shown.count("@") == 2
+
+
+def test_cite_adds_the_methods_behind_results(relevance: Path) -> None:
+    shown = works("cite", str(relevance))
+    assert "@inproceedings{park2025headrelevance," in shown
+    assert shown.count("@") == 3
+
+
+def test_cite_refuses_a_folder_without_results(tmp_path: Path) -> None:
+    assert "holds no result" in refused("cite", str(tmp_path))
+
+
+def test_every_entry_is_complete() -> None:
+    for key, entry in entries().items():
+        assert entry.count("{") == entry.count("}"), key
+        assert "title = " in entry
+        assert "author = " in entry
+    assert {key for keys in CITED.values() for key in keys} <= set(entries())

@@ -1,5 +1,6 @@
 """Values in, plotly figure out; figures show in notebooks and are written as HTML or PNG."""
 
+from diffusion_lens.viz.blending import overlay_image as overlay_image
 from diffusion_lens.viz.grids import head_grid as head_grid
 from diffusion_lens.viz.lines import bars as bars
 from diffusion_lens.viz.lines import curves as curves
@@ -20,6 +21,7 @@ __all__ = [
     "gif",
     "head_grid",
     "image_strip",
+    "overlay_image",
     "overlays",
     "token_patterns",
     "tokens",

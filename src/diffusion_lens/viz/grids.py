@@ -59,10 +59,10 @@ def head_grid(
         go.Figure(heat),
         title=title,
         coloraxis=colour_axis(limits(table), value_name, zero_centred=centred),
-        xaxis=ticks(column_labels, column_title),
+        xaxis={**ticks(column_labels, column_title), "automargin": True},
         yaxis={**ticks(row_labels, row_title), "autorange": "reversed", "automargin": True},
         plot_bgcolor=ABSENT,
-        height=max(260, min(900, 130 + 22 * len(row_labels))),
+        height=max(260, min(900, 130 + 22 * len(row_labels))) + 5 * max(map(len, column_labels)),
     )
 
 

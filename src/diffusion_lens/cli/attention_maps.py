@@ -1,0 +1,130 @@
+"""`diffusion-lens attention-maps`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from diffusion_lens.cli.folders import save_images, save_result
+from diffusion_lens.cli.loading import listed_numbers, load, settings_of, whole_numbers
+from diffusion_lens.cli.messages import messages, pipeline_messages
+from diffusion_lens.cli.options import (
+    Blocks,
+    Branch,
+    Device,
+    Dtype,
+    Guidance,
+    Image,
+    InferenceSteps,
+    Keep,
+    Model,
+    NoiseLevel,
+    Out,
+    Prompt,
+    Samples,
+    Seed,
+    Setting,
+    Steps,
+)
+
+if TYPE_CHECKING:
+    from diffusion_lens.analyses import AttentionMaps
+
+
+def attention_maps(
+    model: Model,
+    prompt: Prompt,
+    words: Annotated[
+        list[str] | None,
+        typer.Option(help="A word or phrase of the prompt. Repeatable; every word by default."),
+    ] = None,
+    foreign: Annotated[
+        list[str] | None, typer.Option(help="A word that need not be in the prompt. Repeatable.")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="default or daam.")] = None,
+    aggregate: Annotated[str | None, typer.Option(help="Over steps: mean or sum.")] = None,
+    upsample: Annotated[str | None, typer.Option(help="bicubic, bilinear or nearest.")] = None,
+    blocks: Blocks = None,
+    steps: Steps = None,
+    keep: Keep = None,
+    branch: Branch = "cond",
+    image: Image = None,
+    noise_level: NoiseLevel = None,
+    num_samples: Samples = 1,
+    seed: Seed = 0,
+    num_inference_steps: InferenceSteps = None,
+    guidance_scale: Guidance = None,
+    setting: Setting = None,
+    device: Device = None,
+    torch_dtype: Dtype = None,
+    out: Out = Path("diffusion_lens_attention_maps"),
+) -> None:
+    """Map how much each place of an image attends to each word (DAAM)."""
+    with messages():
+        held = load(model, device=device, torch_dtype=torch_dtype)
+
+        from PIL import Image as Pictures
+
+        from diffusion_lens.analyses import attention_maps as analysis
+
+        settings = settings_of(
+            model,
+            held.pipe,
+            setting,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+        )
+        asked = words or (None if foreign else prompt.split())
+        with pipeline_messages(held):
+            maps = analysis(
+                held,
+                prompt,
+                words=asked if asked is not None else (),
+                foreign=foreign or (),
+                preset=preset,
+                aggregate=aggregate,
+                upsample=upsample,
+                blocks=listed_numbers(blocks, "blocks"),
+                steps=whole_numbers(steps, "steps"),
+                keep=keep or (),
+                branch=branch,
+                image=None if image is None else Pictures.open(image).convert("RGB"),
+                noise_level=noise_level,
+                num_samples=num_samples,
+                seed=seed,
+                **settings,
+            )
+        shown = list(dict.fromkeys([*(asked or ()), *(foreign or ())]))
+        rows = _rows(maps, shown)
+        save_images(maps.images, out)
+        save_images(_drawn(maps, shown), out, name="word")
+        figures = [maps.overlay(shown)] if maps.images else []
+        save_result(out, maps, f"Attention maps: {prompt}", *figures, rows=rows)
+
+
+def _drawn(maps: AttentionMaps, words: list[str]) -> list[Any]:
+    """Each word's map over the image, in the order of the words."""
+    from diffusion_lens import viz
+
+    means = [_mean(maps, word) for word in words]
+    if not maps.images or any(one.ndim != 2 for one in means):
+        return []
+    top = max(float(one.max()) for one in means)
+    return [viz.overlay_image(maps.images[0], one, zmin=0.0, zmax=top) for one in means]
+
+
+def _rows(maps: AttentionMaps, words: list[str]) -> list[dict[str, Any]]:
+    means = {word: _mean(maps, word) for word in words}
+    return [
+        {"word": word, "mean": float(one.mean()), "largest": float(one.max())}
+        for word, one in means.items()
+    ]
+
+
+def _mean(maps: AttentionMaps, word: str) -> Any:
+    """The map of a word in the first image; steps, blocks and heads averaged."""
+    found = maps.word(word, sample=0).float()
+    kept = sum(axis in maps.axes for axis in ("step", "block", "head"))
+    return found.flatten(0, kept - 1).mean(0) if kept else found

@@ -1,0 +1,130 @@
+"""`diffusion-lens concept-attention`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from diffusion_lens.cli.folders import save_images, save_result
+from diffusion_lens.cli.loading import listed_numbers, load, settings_of, whole_numbers
+from diffusion_lens.cli.messages import messages, pipeline_messages
+from diffusion_lens.cli.options import (
+    Blocks,
+    Branch,
+    Device,
+    Dtype,
+    Guidance,
+    Image,
+    InferenceSteps,
+    Keep,
+    Model,
+    NoiseLevel,
+    Out,
+    Prompt,
+    Samples,
+    Seed,
+    Setting,
+    Steps,
+)
+
+if TYPE_CHECKING:
+    from diffusion_lens.analyses import ConceptMaps
+
+
+def concept_attention(
+    model: Model,
+    prompt: Prompt,
+    concepts: Annotated[
+        list[str], typer.Option(help="A word or phrase to look for. Repeatable; give several.")
+    ],
+    preset: Annotated[str, typer.Option(help="Which published way.")] = "paper",
+    space: Annotated[str | None, typer.Option(help="In place of the preset's.")] = None,
+    softmax_over: Annotated[str | None, typer.Option(help="In place of the preset's.")] = None,
+    blocks: Blocks = None,
+    steps: Steps = None,
+    keep: Keep = None,
+    branch: Branch = "cond",
+    image: Image = None,
+    noise_level: NoiseLevel = None,
+    num_samples: Samples = 1,
+    seed: Seed = 0,
+    num_inference_steps: InferenceSteps = None,
+    guidance_scale: Guidance = None,
+    setting: Setting = None,
+    device: Device = None,
+    torch_dtype: Dtype = None,
+    out: Out = Path("diffusion_lens_concept_attention"),
+) -> None:
+    """Map where a model sees concepts in an image (ConceptAttention)."""
+    with messages():
+        held = load(model, device=device, torch_dtype=torch_dtype)
+
+        from PIL import Image as Pictures
+
+        from diffusion_lens.analyses import concept_attention as analysis
+
+        settings = settings_of(
+            model,
+            held.pipe,
+            setting,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+        )
+        with pipeline_messages(held):
+            maps = analysis(
+                held,
+                prompt,
+                concepts=concepts,
+                preset=preset,
+                space=space,
+                softmax_over=softmax_over,
+                blocks=listed_numbers(blocks, "blocks"),
+                steps=whole_numbers(steps, "steps"),
+                keep=keep or (),
+                branch=branch,
+                image=None if image is None else Pictures.open(image),
+                noise_level=noise_level,
+                num_samples=num_samples,
+                seed=seed,
+                **settings,
+            )
+        save_images(maps.images or (), out)
+        save_images(_drawn(maps), out, name="concept")
+        title = f"ConceptAttention: {prompt}"
+        save_result(out, maps, title, maps.plot(upsample="bilinear"), rows=_rows(maps))
+
+
+def _drawn(maps: ConceptMaps) -> list[Any]:
+    """Each concept's map over the image, in the order of the concepts."""
+    from diffusion_lens import viz
+
+    means = _means(maps)
+    if means.ndim != 3 or maps.images is None:
+        return []
+    ends = (float(means.min()), float(means.max()))
+    return [viz.overlay_image(maps.images[0], one, zmin=ends[0], zmax=ends[1]) for one in means]
+
+
+def _rows(maps: ConceptMaps) -> list[dict[str, Any]]:
+    means = _means(maps)
+    largest = means.argmax(0)
+    return [
+        {
+            "concept": concept,
+            "mean": float(means[number].mean()),
+            "largest": float(means[number].max()),
+            "share of places where it is largest": float((largest == number).float().mean()),
+        }
+        for number, concept in enumerate(maps.concepts)
+    ]
+
+
+def _means(maps: ConceptMaps) -> Any:
+    """Maps of the first image by concept; steps and blocks averaged."""
+    found = maps.maps[0].float()
+    for axis in ("block", "step"):
+        if axis in maps.axes:
+            found = found.mean(maps.axes.index(axis) - 1)
+    return found

@@ -1,0 +1,57 @@
+"""What commands leave in their folder: images, tables, a saved result, a report."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from diffusion_lens.app.parts import Part
+
+RESULT = "result"
+REPORT = "report.html"
+
+
+def save_images(images: Iterable[Any], folder: Path, *, name: str = "image") -> list[Path]:
+    """Write pictures as `image.png`, or as `image_0.png`, `image_1.png` and so on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shown = [image for image in images if hasattr(image, "save")]
+    names = [f"{name}.png"] if len(shown) == 1 else [f"{name}_{n}.png" for n in range(len(shown))]
+    paths = [folder / one for one in names]
+    for image, path in zip(shown, paths, strict=True):
+        image.save(path)
+    return paths
+
+
+def save_table(rows: Sequence[dict[str, Any]], path: Path) -> Path:
+    """Write rows as csv, which every program reads; the first row names the columns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def save_result(
+    folder: Path, result: Any, title: str, *parts: Part, rows: Sequence[dict[str, Any]] = ()
+) -> None:
+    """Write a result, its table and a report, and say where they are."""
+    from diffusion_lens.app.parts import Code, Table
+    from diffusion_lens.app.report import Report
+
+    result.save(folder / RESULT)
+    report = Report(title)
+    report.add("Figures", *parts)
+    if rows:
+        save_table(rows, folder / "table.csv")
+        report.add("Table", Table(rows[:200]))
+    made_by = json.dumps(result.made_by, indent=1, default=str, ensure_ascii=False)
+    report.add("What made it", f"Cite: {result.citation}.", Code(made_by))
+    page = report.write(folder / REPORT)
+    typer.echo(f"{page}\nThe result is in {folder / RESULT}; `diffusion-lens cite {folder}`.")

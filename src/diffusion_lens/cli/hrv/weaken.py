@@ -1,0 +1,125 @@
+"""`diffusion-lens hrv weaken`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from diffusion_lens.cli.folders import save_images, save_result
+from diffusion_lens.cli.hrv.saved import Relevance, loaded
+from diffusion_lens.cli.loading import is_toy, listed_numbers, load, settings_of
+from diffusion_lens.cli.messages import fail, messages, pipeline_messages
+from diffusion_lens.cli.options import (
+    Device,
+    Dtype,
+    Guidance,
+    InferenceSteps,
+    Model,
+    Out,
+    Setting,
+)
+
+
+def weaken(
+    model: Model,
+    relevance: Relevance,
+    prompts: Annotated[list[str], typer.Argument(help="What to draw.")],
+    concept: Annotated[str, typer.Option(help="Whose vector orders the heads.")],
+    order: Annotated[
+        list[str], typer.Option(help="most, least or random relevant first. Repeatable.")
+    ] = ["most", "least", "random"],  # noqa: B006
+    counts: Annotated[
+        str | None, typer.Option(help="How many heads at each point; the published grid.")
+    ] = None,
+    factor: Annotated[float, typer.Option(help="On the attention to the words.")] = -2.0,
+    seeds: Annotated[str, typer.Option(help="Every prompt is drawn with each.")] = "0",
+    random_orders: Annotated[int, typer.Option(help="How many random orders.")] = 3,
+    score: Annotated[
+        str,
+        typer.Option(help="clip, none, or for toys a graded part such as colour."),
+    ] = "clip",
+    clip: Annotated[
+        str | None, typer.Option(help="Id or folder of another CLIP model than the published.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Prompts drawn at once.")] = 1,
+    num_inference_steps: InferenceSteps = None,
+    guidance_scale: Guidance = None,
+    setting: Setting = None,
+    device: Device = None,
+    torch_dtype: Dtype = None,
+    out: Out = Path("diffusion_lens_weaken"),
+) -> None:
+    """Weaken more and more heads in the order of their relevance, and score what is drawn."""
+    with messages():
+        vectors = loaded(relevance)
+        held = load(model, device=device, torch_dtype=torch_dtype)
+
+        from diffusion_lens.analyses import ordered_weakening
+
+        settings = settings_of(
+            model,
+            held.pipe,
+            setting,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+        )
+        with pipeline_messages(held):
+            curves = ordered_weakening(
+                held,
+                prompts,
+                vectors,
+                concept=concept,
+                score=_score(score, clip, model=model, device=device),
+                factor=factor,
+                order=order,
+                counts=listed_numbers(counts, "counts"),
+                seeds=listed_numbers(seeds, "seeds") or [],
+                random_orders=random_orders,
+                batch_size=batch_size,
+                keep_images=True,
+                **settings,
+            )
+        figures = [_strip(curves)] if score == "none" else [curves.plot(), _strip(curves)]
+        title = f"Weakening: {concept}"
+        save_images(_first_images(curves), out)
+        save_result(out, curves, title, *figures, rows=_points(curves))
+
+
+def _score(name: str, clip: str | None, *, model: str, device: str | None) -> Any:
+    if name == "none":
+        return lambda images, _texts: [float("nan")] * len(images)
+    if name == "clip":
+        from diffusion_lens.metrics.alignment import OPENCLIP_H14, ClipScore
+
+        try:
+            return ClipScore.load(clip or OPENCLIP_H14, device=device or "cpu")
+        except (OSError, ValueError) as error:
+            fail(f"cannot load the CLIP model: {error}\nGive --clip, or --score none.")
+    if not is_toy(model):
+        fail(f"--score {name!r}: give clip or none; graded parts are for toy models")
+    from diffusion_lens.toys.benchmark.weakening import attribute_score
+
+    return {name: attribute_score(name)}
+
+
+def _points(curves: Any) -> list[dict[str, Any]]:
+    return [
+        {"order": order, "score": name, "weakened": count, "mean": float(value)}
+        for order in curves.scores
+        for name in curves.score_names
+        for count, value in zip(curves.counts, curves.curve(order, name), strict=True)
+    ]
+
+
+def _first_images(curves: Any) -> list[Any]:
+    """The first sample at each point of each order."""
+    return [point[0] for images in curves.images.values() for point in images[0]]
+
+
+def _strip(curves: Any) -> Any:
+    from diffusion_lens import viz
+
+    captions = [f"{order}: {count}" for order in curves.images for count in curves.counts]
+    return viz.image_strip(_first_images(curves), captions=captions, rows=len(curves.images))

@@ -1,0 +1,42 @@
+"""Arguments that several commands take, under the names of the Python API."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[
+    str, typer.Argument(help="A Hub id, a folder, or a toy model such as toy:shapes-unet.")
+]
+Prompt = Annotated[str, typer.Argument(help="What to generate; for a given image its caption.")]
+Out = Annotated[Path, typer.Option(help="Folder for the results.")]
+Seed = Annotated[int, typer.Option(help="Of the noise.")]
+InferenceSteps = Annotated[
+    int | None, typer.Option("--num-inference-steps", help="Denoising steps.")
+]
+Guidance = Annotated[float | None, typer.Option("--guidance-scale", help="Guidance scale.")]
+Setting = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Any argument of the pipeline's call."),
+]
+Device = Annotated[str | None, typer.Option(help="Where to compute, such as cuda or cpu.")]
+Dtype = Annotated[
+    str | None, typer.Option("--torch-dtype", help="float32, bfloat16 or float16.", metavar="DTYPE")
+]
+Steps = Annotated[
+    str | None, typer.Option(help="Only these steps: 3, 3,5 or 10:20; all by default.")
+]
+Blocks = Annotated[
+    str | None, typer.Option(help="Only these blocks, likewise; the method's own by default.")
+]
+Branch = Annotated[str, typer.Option(help="Guidance branch: cond or uncond.")]
+Keep = Annotated[list[str] | None, typer.Option(help="Keep apart: step, block. Repeatable.")]
+Image = Annotated[
+    Path | None, typer.Option(help="A real image, in place of a generated one.", exists=True)
+]
+NoiseLevel = Annotated[
+    float | None, typer.Option(help="How far to noise the image, in (0, 1]; 0.5 by default.")
+]
+Samples = Annotated[int, typer.Option(help="Noise samples to average over, for a given image.")]

@@ -1,0 +1,114 @@
+"""`diffusion-lens patch`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from diffusion_lens.cli.folders import save_result
+from diffusion_lens.cli.loading import is_toy, listed_numbers, load, settings_of
+from diffusion_lens.cli.messages import fail, messages, pipeline_messages
+from diffusion_lens.cli.options import (
+    Device,
+    Dtype,
+    Guidance,
+    InferenceSteps,
+    Model,
+    Out,
+    Setting,
+)
+
+METRICS = ("latent_recovery", "latent_projection", "x0_distance", "graded")
+
+
+def patch(
+    model: Model,
+    clean: Annotated[str, typer.Argument(help="The prompt whose values are put in.")],
+    corrupted: Annotated[str, typer.Argument(help="The prompt whose run is patched.")],
+    sites: Annotated[
+        list[str],
+        typer.Option(help="A name, a pattern or a Site's text form. Repeatable."),
+    ] = ["blocks.*.*.hook_resid_post"],  # noqa: B006 (typer copies it)
+    axes: Annotated[
+        list[str],
+        typer.Option(help="What is patched apart: block, stream, head, pos, step … Repeatable."),
+    ] = ["block"],  # noqa: B006
+    metric: Annotated[
+        str, typer.Option(help=f"{', '.join(METRICS)}; the last for toy models only.")
+    ] = "latent_recovery",
+    part: Annotated[
+        str, typer.Option(help="For the metric graded: which part of the clean caption.")
+    ] = "all",
+    mode: Annotated[
+        str, typer.Option(help="teacher-forced, on-trajectory or window.")
+    ] = "teacher-forced",
+    direction: Annotated[str, typer.Option(help="denoise or noise.")] = "denoise",
+    seeds: Annotated[str, typer.Option(help="One sample each: 3, 3,5 or 0:8.")] = "0:8",
+    steps: Annotated[str | None, typer.Option(help="Steps to patch, likewise; all.")] = None,
+    window: Annotated[int, typer.Option(help="Steps of one window.")] = 1,
+    positions: Annotated[
+        list[str] | None, typer.Option(help="Along the axis pos: words. Repeatable.")
+    ] = None,
+    branch: Annotated[str, typer.Option(help="cond, uncond or all.")] = "cond",
+    batch_size: Annotated[int, typer.Option(help="Rows of a batch.")] = 16,
+    num_inference_steps: InferenceSteps = None,
+    guidance_scale: Guidance = None,
+    setting: Setting = None,
+    device: Device = None,
+    torch_dtype: Dtype = None,
+    out: Out = Path("diffusion_lens_patch"),
+) -> None:
+    """Put parts of one run in the place of those of another, and score what changes."""
+    with messages():
+        _refuse_unknown_metric(metric, model)
+        held = load(model, device=device, torch_dtype=torch_dtype)
+
+        from diffusion_lens.analyses.patching import activation_patching
+
+        settings = settings_of(
+            model,
+            held.pipe,
+            setting,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+        )
+        with pipeline_messages(held):
+            result = activation_patching(
+                held,
+                clean,
+                corrupted,
+                sites=sites,
+                axes=axes,
+                metric=_metric(metric, clean, part),
+                mode=mode,
+                direction=direction,
+                seeds=listed_numbers(seeds, "seeds"),
+                steps=listed_numbers(steps, "steps"),
+                window=window,
+                positions=positions,
+                branch=None if branch == "all" else branch,
+                batch_size=batch_size,
+                **settings,
+            )
+        typer.echo(str(result))
+        title = f"Patching: “{clean}” into “{corrupted}”"
+        save_result(out, result, title, result.plot(), rows=result.records())
+
+
+def _refuse_unknown_metric(metric: str, model: str) -> None:
+    if metric not in METRICS:
+        from diffusion_lens.errors import closest
+
+        near = closest(metric, METRICS, count=1) or METRICS
+        fail(f"--metric {metric!r} is none of {', '.join(METRICS)}. Closest: {near[0]}")
+    if metric == "graded" and not is_toy(model):
+        fail("--metric graded reads pictures of the toys' world; give a toy model, such as "
+             "toy:shapes-unet, or another metric")  # fmt: skip
+
+
+def _metric(name: str, clean: str, part: str) -> Any:
+    from diffusion_lens.analyses import patching
+
+    return patching.graded(clean, part=part) if name == "graded" else getattr(patching, name)

@@ -1,0 +1,44 @@
+"""One map laid over one image, as a picture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from PIL import Image
+
+from diffusion_lens.errors import FigureError
+from diffusion_lens.viz.pictures import coloured, picture
+from diffusion_lens.viz.values import array, limits
+
+RESAMPLING = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR}
+
+
+def overlay_image(
+    image: Any,
+    values: Any,
+    *,
+    upsample: str = "nearest",
+    alpha: float = 0.6,
+    zmin: float | None = None,
+    zmax: float | None = None,
+) -> Image.Image:
+    """A map over an image, without a browser or kaleido: a picture to save.
+
+    Args:
+        image: A PIL image, or an array with axes height, width, 3.
+        values: Numbers with axes height, width; their resolution may be lower than the image's.
+            NaN is drawn grey.
+        upsample: `"nearest"` or `"bilinear"`.
+        alpha: Opacity of the map, in [0, 1].
+        zmin: Low end of the colour scale; by default the smallest value.
+        zmax: High end; by default the largest value.
+
+    Raises:
+        FigureError: If these are no image and no map, or `upsample` is unknown.
+    """
+    if upsample not in RESAMPLING:
+        raise FigureError(f"upsample={upsample!r} is none of {list(RESAMPLING)}")
+    below = picture(image)
+    found = array(values, axes="height width")
+    above = coloured(found, limits(found, zmin, zmax)).resize(below.size, RESAMPLING[upsample])
+    return Image.blend(below, above, alpha)
