@@ -19,7 +19,7 @@ DEV := .venv/.installed-dev
 DOCS := .venv/.installed-docs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint check docs docs-serve bench toys-grade toys-hrv clean distclean
+.PHONY: help setup demo test lint check docs docs-serve bench toys-grade toys-hrv toys-patching clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -70,6 +70,9 @@ toys-grade: $(DEV)  ## grade the shipped toy models against their known answers
 
 toys-hrv: $(DEV)  ## head relevance on the toy UNet: vectors, weakening curves, the word with two meanings
 	$(BIN)/python benchmarks/toys_hrv.py
+
+toys-patching: $(DEV)  ## which blocks, heads and steps of the toy UNet carry colour
+	$(BIN)/python benchmarks/patching_colour.py --write
 
 clean:  ## remove what builds and tests left behind
 	rm -rf build dist site .pytest_cache .ruff_cache .hypothesis

@@ -142,7 +142,7 @@ class TestIdentities:
         assert result.effects.item() == 1.0
         clean = model(CLEAN, seed=(3, 4), num_images_per_prompt=2, output_type="latent",
                       **settings_of(family)).latents  # fmt: skip
-        assert torch.equal(seen.outcomes[-1].value, clean)
+        assert clean is not None and torch.equal(seen.outcomes[-1].value, clean)
 
     def test_the_other_direction_makes_the_corrupted_output(
         self, model: HookedDiffusion, family: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -268,7 +269,7 @@ class TestScores:
         toy = HookedDiffusion.toy("shapes-unet")
         texts: list[str] = []
 
-        def score(images: Any, given: list[str]) -> Tensor:
+        def score(images: Any, given: Sequence[str]) -> Tensor:
             texts.extend(given)
             assert images.shape[1:] == (32, 32, 3)
             redness = images[..., 0].mean((1, 2)) - images[..., 2].mean((1, 2))
@@ -293,7 +294,8 @@ class TestReplay:
             Replay(net, frozenset({"1"})).begins_before("1")
 
     def test_what_ran_before_is_not_run_again(self) -> None:
-        net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
+        first = nn.Linear(2, 2)
+        net = nn.Sequential(first, nn.Linear(2, 2), nn.Linear(2, 2))
         replay = Replay(net, frozenset({"1", "2"}))
         given = torch.randn(3, 2)
         with torch.no_grad(), replay.recording(3):
@@ -301,14 +303,14 @@ class TestReplay:
         calls: list[int] = []
         for number, layer in enumerate(net):
             layer.register_forward_hook(lambda *_, number=number: calls.append(number))
-        weight = net[0].weight.detach().clone()
+        weight = first.weight.detach().clone()
         with torch.no_grad():
-            net[0].weight.zero_()
+            first.weight.zero_()
             with replay.starting_at("1", torch.tensor([2, 0])):
                 assert torch.equal(net(given[:2]), expected[[2, 0]])
             with replay.starting_at("2", torch.tensor([1]), output=torch.ones(1, 2)):
                 assert torch.equal(net(given[:1]), torch.ones(1, 2))
-            net[0].weight.copy_(weight)
+            first.weight.copy_(weight)
             torch.testing.assert_close(net(given), expected)
         assert not any("forward" in vars(layer) for layer in net)
 

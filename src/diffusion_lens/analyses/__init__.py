@@ -2,6 +2,7 @@
 
 from diffusion_lens.analyses.attention_maps import AttentionMaps as AttentionMaps
 from diffusion_lens.analyses.attention_maps import attention_maps as attention_maps
+from diffusion_lens.analyses.attribution import attribution_patching as attribution_patching
 from diffusion_lens.analyses.concept_attention import ConceptMaps as ConceptMaps
 from diffusion_lens.analyses.concept_attention import concept_attention as concept_attention
 from diffusion_lens.analyses.concept_attention import concept_scores as concept_scores
@@ -14,8 +15,8 @@ from diffusion_lens.analyses.diagnose_word import diagnose_word as diagnose_word
 from diffusion_lens.analyses.head_patterns import HeadPatterns as HeadPatterns
 from diffusion_lens.analyses.head_patterns import head_patterns as head_patterns
 from diffusion_lens.analyses.head_patterns import token_view as token_view
-from diffusion_lens.analyses.head_relevance import PUBLISHED_CONCEPTS as PUBLISHED_CONCEPTS
 from diffusion_lens.analyses.head_relevance import HeadRelevance as HeadRelevance
+from diffusion_lens.analyses.head_relevance import PUBLISHED_CONCEPTS as PUBLISHED_CONCEPTS
 from diffusion_lens.analyses.head_relevance import fetch_published as fetch_published
 from diffusion_lens.analyses.head_relevance import head_relevance as head_relevance
 from diffusion_lens.analyses.head_relevance import load_published as load_published
@@ -23,3 +24,5 @@ from diffusion_lens.analyses.ordered_weakening import WeakeningCurves as Weakeni
 from diffusion_lens.analyses.ordered_weakening import ordered_weakening as ordered_weakening
 from diffusion_lens.analyses.ordered_weakening import weaken_words as weaken_words
 from diffusion_lens.analyses.ordered_weakening import weakening_prompts as weakening_prompts
+from diffusion_lens.analyses.patching import PatchingResult as PatchingResult
+from diffusion_lens.analyses.patching import activation_patching as activation_patching

@@ -84,17 +84,17 @@ class Pair:
             hint = f" Closest: {near[0]!r}." if near else ""
             raise PatchingError(f"direction={direction!r} is none of {DIRECTIONS}.{hint}")
         noise = corrupted if isinstance(corrupted, WordNoise) else None
-        given = (clean, clean if noise else corrupted)
-        runs = [_one_prompt(Run.of(one, seed=0, settings=settings)) for one in given]
+        other: Any = corrupted if noise is None else clean
+        runs = [_one_prompt(Run.of(one, seed=0, settings=settings)) for one in (clean, other)]
         if noise and not runs[0].prompts:
             raise PatchingError("noise on words needs a prompt, not embeddings")
-        latents = [run.settings.get("latents") for run in runs]
-        if len([one for one in latents if one is not None]) == 2 and not torch.equal(*latents):
+        latents = [one for run in runs if (one := run.settings.get("latents")) is not None]
+        if not all(torch.equal(latents[0], one) for one in latents):
             raise PatchingError(
                 "clean and corrupted were given different latents: differences between the runs "
                 "would be due to noise. Give both the same, or only one of them"
             )
-        start = latents[0] if latents[0] is not None else latents[1]
+        start = latents[0] if latents else None
         chosen = _seeds(runs, seeds, start)
         sides = Side(_bare(runs[0])), Side(_bare(runs[1]), noise)
         return cls(*sides, direction, chosen, start)

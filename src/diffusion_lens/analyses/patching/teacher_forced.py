@@ -137,7 +137,8 @@ class TeacherForced:
         def begins(cell: Cell) -> tuple[int, str, tuple[str, ...]]:
             behind = self._behind.get(cell.place)
             paths = [(self.replay.begins_before(path), path) for path in self._paths[cell.place]]
-            return (*min(paths, default=(-1, "")), tuple(behind.weights) if behind else ())
+            before, path = min(paths, default=(-1, ""))
+            return before, path, tuple(behind.weights) if behind else ()
 
         for (_, path, _), group in groupby(sorted(cells, key=begins), key=begins):
             for batch in packed(list(group), range(len(recorded.places)), rows=self.batch_size):
