@@ -15,8 +15,8 @@ from diffusion_lens.analyses.diagnose_word import diagnose_word as diagnose_word
 from diffusion_lens.analyses.head_patterns import HeadPatterns as HeadPatterns
 from diffusion_lens.analyses.head_patterns import head_patterns as head_patterns
 from diffusion_lens.analyses.head_patterns import token_view as token_view
-from diffusion_lens.analyses.head_relevance import HeadRelevance as HeadRelevance
 from diffusion_lens.analyses.head_relevance import PUBLISHED_CONCEPTS as PUBLISHED_CONCEPTS
+from diffusion_lens.analyses.head_relevance import HeadRelevance as HeadRelevance
 from diffusion_lens.analyses.head_relevance import fetch_published as fetch_published
 from diffusion_lens.analyses.head_relevance import head_relevance as head_relevance
 from diffusion_lens.analyses.head_relevance import load_published as load_published
