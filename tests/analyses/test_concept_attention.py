@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from PIL import Image
 
 from diffusion_lens import HookedDiffusion
 from diffusion_lens.analyses import ConceptMaps, concept_attention, concept_scores
-from diffusion_lens.analyses.concept_attention import Preset
+from diffusion_lens.analyses.concept_attention import PRESETS, Preset
 from diffusion_lens.errors import (
     ConceptError,
     HookNeverFiredError,
@@ -240,6 +241,19 @@ def test_a_step_that_does_not_exist() -> None:
 def test_a_unet_is_told_which_analysis_to_use() -> None:
     with pytest.raises(UnsupportedModelError, match=r"Use `analyses\.attention_maps`"):
         maps("sd")
+
+
+def test_the_release_blanks_the_pooled_caption_of_a_given_image() -> None:
+    release = PRESETS["flux-release"]
+    found = over_photo("flux", photo(64, 64), preset=release)
+    captioned = replace(release, blank_caption=False)
+    assert not torch.allclose(
+        found.maps, over_photo("flux", photo(64, 64), preset=captioned).maps, rtol=1e-4
+    )
+    model = HookedDiffusion(shared_pipe("flux"))
+    with model.hooks([("hook_pooled_text_emb", lambda value, _hook: 0 * value)]):
+        given = {"concepts": CONCEPTS, "image": photo(64, 64), "preset": captioned}
+        torch.testing.assert_close(concept_attention(model, "a cat", **given).maps, found.maps)
 
 
 def test_a_bare_denoiser_takes_no_image() -> None:

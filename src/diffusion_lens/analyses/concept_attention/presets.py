@@ -61,6 +61,7 @@ class Preset:
             attends to itself and the `"concepts"`, not to the prompt (space `z` only).
         vectors_first: Average vectors over steps, scale those of concepts to length 1, and score
             the averages; in place of scoring each step and averaging the scores.
+        blank_caption: Set the pooled embedding of a given image's caption to zeros.
     """
 
     space: str = "z"
@@ -72,6 +73,7 @@ class Preset:
     slots: int | None = None
     image_vectors: str = "generation"
     vectors_first: bool = False
+    blank_caption: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what does not exist.
@@ -91,7 +93,7 @@ class Preset:
 
 PRESETS = {
     "paper": Preset(),
-    "flux-release": Preset(tokens="first", pooled="zeros", last_blocks=4),
+    "flux-release": Preset(tokens="first", pooled="zeros", last_blocks=4, blank_caption=True),
     "flux-diffusers": Preset(
         space="attn_out",
         softmax_over="patches",
@@ -114,7 +116,7 @@ blocks 10 to 18 of Flux's 19, all tokens of a concept (for a word of one token t
 first-token rule).
 
 `flux-release` is the default of the authors' Flux code: blocks 15 to 18, first tokens, modulation
-with zeros for the pooled embedding.
+with zeros for the pooled embedding, over a given image that of its caption too.
 
 `flux-diffusers` is their diffusers pipeline: vectors after two different output projections,
 softmax over patches where its comment says concepts, all blocks, modulation by the pooled embedding

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from diffusion_lens import HookedDiffusion, Run
+from diffusion_lens import HookContext, HookedDiffusion, Run, Site
 from diffusion_lens.analyses.concept_attention.collecting import (
     MeanVectors,
     ScoreSums,
@@ -117,6 +118,8 @@ def concept_attention(
         else:
             seeds = _seeds_of_noise(steps, seed, num_samples)
             given, settings = _taken(model, image, settings)
+            if chosen.blank_caption:
+                hooks.append((Site("hook_pooled_text_emb", branch=branch), _zeros))
             level = NOISE_LEVEL if noise_level is None else noise_level
             shown, made_by = _over_noise(model, prompts, given, hooks, level, seeds, settings)
     return _result(
@@ -192,6 +195,10 @@ def _taken(
     asked = {side: others.pop(side, None) for side in ("height", "width")}
     given = take_image(model, image, **asked)
     return given, {**others, "height": given.size[0], "width": given.size[1]}
+
+
+def _zeros(activation: Tensor, _hook: HookContext) -> Tensor:
+    return torch.zeros_like(activation)
 
 
 def _over_noise(
