@@ -61,7 +61,7 @@ def live_bytes() -> int:
     gc.collect()
     storages = {}
     for found in gc.get_objects():
-        if isinstance(found, torch.Tensor):
+        if issubclass(type(found), torch.Tensor):  # isinstance would wake lazy objects
             storage = found.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())

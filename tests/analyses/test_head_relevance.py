@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from diffusion_lens.analyses.head_relevance import (
     ConceptWords,
     Head,
     HeadRelevance,
+    HeadRelevanceVotes,
     cast_votes,
     concept_shares,
+    cross_attention_keys,
     head_relevance,
     text_heads,
     vectors_of,
@@ -201,6 +204,35 @@ def test_a_checkpoint_is_gone_on_from(tmp_path: Path, monkeypatch: pytest.Monkey
     assert resumed.prompts_in_parts == whole.prompts_in_parts
     with pytest.raises(ResultError, match="another run: vote differ"):
         counted(**given, vote="margin")
+
+
+def test_nothing_that_is_kept_grows_with_steps() -> None:
+    denoiser, inputs = tiny_denoiser("sd1")
+    model = HookedDiffusion(denoiser)
+    embeddings = torch.randn(4, inputs["encoder_hidden_states"].shape[-1])
+    words = ConceptWords({"A": ("a",), "B": ("b", "c")}, embeddings, (((1,),), ((2,), (3,))))
+    keys = cross_attention_keys(model, embeddings)
+    votes = HeadRelevanceVotes(words, text_heads(model), keys, per_step=False)
+    site = Site("blocks.*.cross_attn.img.hook_q", branch="cond")
+    held = {}
+    with torch.no_grad(), model.hooks([(site, votes)], branches=("uncond", "cond")):
+        for step in range(1, 51):
+            model.tracker.step = step
+            denoiser(**inputs)
+            if step in (5, 50):
+                held[step] = live_bytes()
+    assert held[5] == held[50]
+    votes.end()
+    assert votes.totals[-1].sum() == 50 * len(votes.heads)
+
+
+def live_bytes() -> int:
+    """Bytes of every tensor that Python can reach."""
+    gc.collect()
+    # By type: isinstance would ask lazy objects of other packages for their class.
+    tensors = [found for found in gc.get_objects() if issubclass(type(found), Tensor)]
+    storages = [found.untyped_storage() for found in tensors]
+    return sum({one.data_ptr(): one.nbytes() for one in storages}.values())
 
 
 # -- errors -----------------------------------------------------------------------------------
