@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 import numpy as np
 from jaxtyping import UInt8
 
+from diffusion_lens.toys.shapes.captions import Caption, read_caption
 from diffusion_lens.toys.shapes.evaluation import test_captions
 from diffusion_lens.toys.shapes.grading import grade
-from diffusion_lens.toys.shapes.world import RESOLUTION
 
 Head = TypeVar("Head")
 Weakened = Callable[[Sequence[str], Sequence[Head]], UInt8[np.ndarray, "batch height width rgb"]]
@@ -124,16 +124,20 @@ def captions_naming(*parts: str) -> list[str]:
     """The held-out captions that say something about each of some attributes.
 
     Args:
-        *parts: Parts of a grade, such as "colour" and "size".
+        *parts: "size", "texture", "colour", "shape", "background" or "relation".
 
     Returns:
         Captions, shuffled, the same at every call.
     """
-    blank = np.zeros((RESOLUTION, RESOLUTION, 3), np.uint8)
-    said = [
-        one.caption
-        for one in test_captions()
-        if all(grade(blank, one.caption).parts[part] is not None for part in parts)
-    ]
+    captions = [one.caption for one in test_captions()]
+    said = [text for text in captions if all(_names(read_caption(text), part) for part in parts)]
     order = np.random.default_rng(0).permutation(len(said))
     return [said[place] for place in order]
+
+
+def _names(caption: Caption, part: str) -> bool:
+    if part == "relation":
+        return bool(caption.relation or caption.axis or caption.place)
+    if part == "background":
+        return caption.background is not None
+    return any(getattr(thing, part) for thing in caption.things)
