@@ -23,7 +23,7 @@ from tests.pipelines import fresh_pipe, shared_pipe, short, traces
 
 CLEAN, CORRUPTED = "a red cat on a table", "a blue dog on a table"
 SITES = {
-    "sd": ("blocks.2.cross_attn.img.hook_z", "blocks.3.img.hook_resid_mid"),
+    "sd": ("blocks.2.cross_attn.img.hook_z",),
     "sd3": ("blocks.1.attn.txt.hook_z", "blocks.0.img.hook_mlp_out"),
     "flux": ("blocks.1.attn.img.hook_z", "blocks.3.img.hook_resid_pre"),
 }

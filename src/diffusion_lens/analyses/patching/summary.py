@@ -14,6 +14,7 @@ from diffusion_lens.analyses.patching.plan import Plan, plan
 from diffusion_lens.analyses.patching.result import PatchingResult, gathered
 from diffusion_lens.analyses.patching.scoreboard import Scoreboard
 from diffusion_lens.errors import PatchingError
+from diffusion_lens.hooked_diffusion.output import versions
 from diffusion_lens.metrics.recovery import normalised
 
 
@@ -44,6 +45,9 @@ def laid_out(
     )
     about = {
         "model": model.name,
+        "scheduler": type(model.tracker.scheduler()).__name__,
+        "dtype": str(model.dtype),
+        "versions": versions(),
         **pair.about(),
         "metric": described(metric),
         "sites": [str(site) for site in grid.sites.values()],
