@@ -72,7 +72,7 @@ def test_a_prediction_depends_on_caption_noise_and_level(pipe):
 def test_kept_text_patterns_have_one_map_per_head_and_sum_to_at_most_one(pipe):
     image = np.full((32, 32, 3), 128, np.uint8)
     joint = "transformer" in pipe.components
-    with TextPatterns(joint=joint) as patterns:
+    with TextPatterns(pipe.components["transformer" if joint else "unet"]) as patterns:
         predict_noised(pipe, image, caption="red", noise_level=0.5, seed=0)
     layers = 2 if joint else 7
     assert len(patterns.kept) == layers

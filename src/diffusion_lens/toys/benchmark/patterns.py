@@ -13,6 +13,7 @@ from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from diffusion_lens.toys.benchmark.segmentation import SaliencyMethod, Task
 from diffusion_lens.toys.noising import predict_noised
@@ -27,15 +28,42 @@ CELLS = 16
 class TextPatterns(TorchFunctionMode):
     """While entered, keeps how much each image token attends to each text token.
 
+    Which attention reads the text is told by the module: at some resolution there are as many image
+    tokens as text tokens.
+
     Args:
-        joint: Text and image share one sequence, text first (MM-DiT); else keys are text alone.
+        denoiser: A UNet, or an MM-DiT, whose text and image share one sequence, text first.
     """
 
-    def __init__(self, *, joint: bool) -> None:
+    def __init__(self, denoiser: torch.nn.Module) -> None:
         """Start with nothing kept."""
         super().__init__()
-        self.joint = joint
+        self.joint = not any(path.endswith(".attn2") for path, _ in denoiser.named_modules())
+        self.denoiser = denoiser
+        self.reading = False
         self.kept: list[Float[Tensor, "head row column word"]] = []
+        self.handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> TextPatterns:
+        """Watch the modules that read the text."""
+        for path, module in self.denoiser.named_modules():
+            if path.endswith(".attn" if self.joint else ".attn2"):
+                self.handles += [
+                    module.register_forward_pre_hook(lambda *_: self._read(True)),
+                    module.register_forward_hook(lambda *_: self._read(False)),
+                ]
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """Leave the modules as they were."""
+        super().__exit__(*error)
+        for handle in self.handles:
+            handle.remove()
+        self.handles.clear()
+
+    def _read(self, reading: bool) -> None:
+        self.reading = reading
 
     def __torch_function__(
         self,
@@ -45,15 +73,12 @@ class TextPatterns(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Compute one torch function; called by torch."""
-        if func is F.scaled_dot_product_attention:
+        if self.reading and func is F.scaled_dot_product_attention:
             given = dict(zip(("query", "key"), args, strict=False)) | dict(kwargs or {})
             self._keep(given["query"], given["key"])
         return func(*args, **(kwargs or {}))
 
     def _keep(self, query: Tensor, key: Tensor) -> None:
-        texts = query.shape[-2] == key.shape[-2] == MAX_LENGTH
-        if texts or (key.shape[-2] != MAX_LENGTH and not self.joint):
-            return
         pattern = (query[0] @ key[0].mT * query.shape[-1] ** -0.5).softmax(-1)
         pattern = pattern[:, MAX_LENGTH:, :MAX_LENGTH] if self.joint else pattern
         side = math.isqrt(pattern.shape[1])
@@ -83,10 +108,11 @@ def raw_pattern(pipe: DiffusionPipeline) -> SaliencyMethod:
         A method; a query of several words gets the mean of their maps.
     """
     joint = "transformer" in pipe.components
+    denoiser = pipe.components["transformer" if joint else "unet"]
     start = 0 if joint else 1
 
     def method(task: Task) -> Float[np.ndarray, "query rows columns"]:
-        with TextPatterns(joint=joint) as patterns, torch.no_grad():
+        with TextPatterns(denoiser) as patterns, torch.no_grad():
             predict_noised(
                 pipe,
                 task.image,
