@@ -327,6 +327,10 @@ def test_merging_adds_votes_and_refuses_what_differs() -> None:
     assert torch.equal(merged.vectors, vectors_of(votes_of(merged).sum(0)))
     assert merged.prompts == 9
     assert merged.prompts_in_parts == (3, 3, 3)
+    unequal = result.merge(made_up(VOTES[:1]))
+    assert unequal.prompts_in_parts == (2, 1, 1)
+    assert unequal.parts is not None
+    assert torch.equal(unequal.parts, torch.stack([2 * VOTES[0], VOTES[1], VOTES[2]]))
     with pytest.raises(ResultError, match="different vote cannot be merged"):
         result.merge(made_up(VOTES, vote="margin"))
 

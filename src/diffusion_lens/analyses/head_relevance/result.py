@@ -154,12 +154,8 @@ class HeadRelevance:
             )
         return tuple(self.heads[index][:2] for index in self.order(concept)[:count])
 
-    def factors(
-        self, values: Float[Tensor, " head"] | Mapping[tuple[int, int], float]
-    ) -> dict[tuple[int, int], float]:
+    def factors(self, values: Float[Tensor, " head"]) -> dict[tuple[int, int], float]:
         """A value for each head as the (block, head) mapping that `scale_token_columns` takes."""
-        if isinstance(values, Mapping):
-            return dict(values)
         return {head[:2]: value for head, value in zip(self.heads, values.tolist(), strict=True)}
 
     # -- steps --------------------------------------------------------------------------------
@@ -277,17 +273,13 @@ class HeadRelevance:
         if any(one.votes is None or "clamp" in one.made_by for one in every):
             raise ResultError("only results with votes can be merged, and before they are clamped")
         votes = torch.stack([one._votes() for one in every]).sum(0)
-        sizes = {one.prompts_in_parts and len(one.prompts_in_parts) for one in every}
-        parts = counts = None
-        if len(sizes) == 1 and self.parts is not None:
-            parts = torch.stack([one.parts for one in every if one.parts is not None]).sum(0)
-            counts = tuple(map(sum, zip(*(one.prompts_in_parts for one in every), strict=True)))
+        parts, counts = _joined_parts(every)
         return replace(
             self,
             vectors=vectors_of(votes.sum(0)),
             votes=votes,
             parts=parts,
-            prompts_in_parts=counts or (),
+            prompts_in_parts=counts,
             prompts=sum(one.prompts for one in every),
             made_by={"merged": [one.made_by for one in every]},
         )
@@ -363,6 +355,21 @@ def vectors_of(votes: Shaped[Tensor, "*batch head"]) -> Float[Tensor, "*batch he
     total = wide.sum(-1, keepdim=True)
     scaled = wide * (votes.shape[-1] / total.clamp(min=torch.finfo(wide.dtype).tiny))
     return torch.where(total > 0, scaled, 0.0).float()
+
+
+def _joined_parts(results: tuple[HeadRelevance, ...]) -> tuple[Tensor | None, tuple[int, ...]]:
+    """Parts added up, with the prompts in each; None where a result has none."""
+    tables = [one.parts for one in results if one.parts is not None]
+    if len(tables) < len(results):
+        return None, ()
+    size = max(map(len, tables))
+    total = tables[0].new_zeros(size, *tables[0].shape[1:])
+    counts = [0] * size
+    for one, table in zip(results, tables, strict=True):
+        total[: len(table)] += table
+        for part, count in enumerate(one.prompts_in_parts):
+            counts[part] += count
+    return total, tuple(counts)
 
 
 def _cosine(one: Tensor, other: Tensor) -> Tensor:
