@@ -81,6 +81,10 @@ class FigureError(DiffusionLensError, ValueError):
     """Values, labels and images that do not fit together in one figure."""
 
 
+class ExtensionError(DiffusionLensError, TypeError):
+    """Another package's entry point does not give what its group asks for, or there is none."""
+
+
 class ContractError(DiffusionLensError, AssertionError):
     """A model breaks the contract that every architecture keeps; the message lists where."""
 

@@ -1,0 +1,53 @@
+"""Analyses by name, and what entry points must give."""
+
+from collections.abc import Sequence
+from importlib.metadata import EntryPoint
+from typing import Any
+
+import pytest
+
+from diffusion_lens import analyses as package
+from diffusion_lens.analyses import registry
+from diffusion_lens.errors import ExtensionError
+
+
+def declare(monkeypatch: pytest.MonkeyPatch, entries: Sequence[EntryPoint]) -> None:
+    def found(*, group: str) -> Any:
+        assert group == "diffusion_lens.analyses"
+        return entries
+
+    monkeypatch.setattr(registry, "entry_points", found)
+
+
+def test_the_shipped_analyses_are_those_of_the_package() -> None:
+    for name in ("attention_maps", "concept_attention", "head_relevance", "ordered_weakening"):
+        assert registry.analysis(name) is getattr(package, name)
+
+
+def test_an_analysis_of_another_package_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    declare(monkeypatch, [EntryPoint("count", "math:fsum", registry.GROUP)])
+    assert registry.analysis("count")([1, 2]) == 3
+
+
+def test_a_mistyped_name_is_refused_with_the_closest() -> None:
+    with pytest.raises(ExtensionError, match="Closest: 'attention_maps'"):
+        registry.analysis("attention_map")
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        pytest.param(EntryPoint("pi", "math:pi", registry.GROUP), "is a float", id="no function"),
+        pytest.param(
+            EntryPoint("attention_maps", "math:fsum", registry.GROUP),
+            "rename its entry point",
+            id="taken",
+        ),
+    ],
+)
+def test_what_is_no_new_analysis_is_refused(
+    entry: EntryPoint, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    declare(monkeypatch, [entry])
+    with pytest.raises(ExtensionError, match=said):
+        registry.analyses()
