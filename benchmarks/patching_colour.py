@@ -43,7 +43,7 @@ STEPS = 6
 HEADS = {"sites": "blocks.*.cross_attn.img.hook_z", "axes": ("block", "head")}
 WINDOW = 2
 BEST = 3
-"""Heads are patched alone in this many blocks, those with the largest effects."""
+"""Heads are patched alone in at most this many blocks, those with the largest effects."""
 
 
 def measure(
@@ -56,7 +56,11 @@ def measure(
     single = {**common, "metric": latent_projection, **HEADS, "steps": range(0, STEPS, 2)}
     runs |= {"mode": "on-trajectory", "branch": None}
     blocks = activation_patching(model, *pair, sites=HEADS["sites"], axes=("block",), **runs)
-    best = [f"blocks.{one['block']}.cross_attn.img.hook_z" for one in blocks.top(BEST)]
+    best = [
+        f"blocks.{one['block']}.cross_attn.img.hook_z"
+        for number, one in enumerate(blocks.top(BEST))
+        if one["effect"] > 0 or number == 0
+    ]
     heads = activation_patching(model, *pair, sites=best, axes=HEADS["axes"], **runs)
     return {
         "blocks": blocks,
@@ -84,7 +88,8 @@ def told(name: str, pair: tuple[str, str], found: dict[str, PatchingResult]) -> 
         "| patched, at all steps | effect |",
         "|---|---|",
         *(f"| cross-attention of block {one['block']} | {_share(one)} |"
-          for one in found["blocks"].top(3)),
+          for one in found["blocks"].top(100) if one["effect"] > 0),
+        "| every other block | 0 % |",
         *(f"| block {one['block']}, head {one['head']} alone | {_share(one)} |"
           for one in heads.top(4)),
         "",
@@ -93,13 +98,14 @@ def told(name: str, pair: tuple[str, str], found: dict[str, PatchingResult]) -> 
         *(f"| {one['step']} to {one['step'] + WINDOW - 1} | {_share(one)} |"
           for one in found["steps"].records()),
         "",
+        "Teacher-forced, single steps: how far one head moves the prediction towards the clean one "
+        f"(`latent_projection`, mean of {len(range(0, STEPS, 2))} steps).",
+        "",
         f"![Effect of each head](../assets/patching_colour_{name}.svg)",
         "",
-        "Teacher-forced, single steps: rank correlation over heads of exact effects on the "
-        f"prediction with attribution {ranks['first-order']:.3f} (first order) and "
-        f"{ranks['integrated']:.3f} (integrated gradients, 5 points). Largest exact effect: block "
-        + "; ".join(f"{one['block']}, head {one['head']}: {one['effect']:.2f}"
-                    for one in exact.top(3)) + ".",
+        f"Rank correlation of these {exact.effects.numel()} effects with attribution: "
+        f"{ranks['first-order']:.3f} (first order), {ranks['integrated']:.3f} (integrated "
+        "gradients, 5 points).",
         "",
     ]  # fmt: skip
     table = {
@@ -107,7 +113,9 @@ def told(name: str, pair: tuple[str, str], found: dict[str, PatchingResult]) -> 
               "low": _rounded(one.low), "high": _rounded(one.high)}
         for way, one in found.items()
     }  # fmt: skip
-    return "\n".join(lines), {"pair": pair, "counted": counted, "ranks": ranks, "found": table}
+    page = "\n".join(lines)
+    about = {"page": page, "pair": pair, "counted": counted, "ranks": ranks, "found": table}
+    return page, about
 
 
 def _share(one: dict[str, Any]) -> str:
@@ -161,28 +169,29 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     model = HookedDiffusion.toy(options.model)
-    pages, tables = [], {}
     for name in options.pair or PAIRS:
         start = time.process_time()
         found = measure(model, PAIRS[name], range(options.seeds))
-        page, tables[name] = told(name, PAIRS[name], found)
+        page, table = told(name, PAIRS[name], found)
         print(f"{page}\n{time.process_time() - start:.0f} s of CPU time\n", flush=True)
-        pages.append(page)
         if options.write:
             first, other = (caption.split()[1] for caption in PAIRS[name])
-            title = f"share of images that turn from {other} to {first}"
+            title = f"one head of cross-attention: from {other} to {first}"
             picture = DOCS / "assets" / f"patching_colour_{name}.svg"
-            picture.write_text(drawing(found["heads"], title=title), encoding="utf-8")
-            write(pages, tables)
+            picture.write_text(drawing(found["exact"], title=title), encoding="utf-8")
+            write(name, table)
 
 
-def write(pages: Sequence[str], tables: dict[str, Any]) -> None:
-    """Replace the numbers in docs/."""
+def write(name: str, table: dict[str, Any]) -> None:
+    """Replace the numbers of one pair in docs/."""
+    where = DOCS / "assets" / "patching_colour.json"
+    tables = json.loads(where.read_text(encoding="utf-8")) if where.is_file() else {}
+    tables[name] = table
+    where.write_text(json.dumps(tables, indent=1) + "\n", encoding="utf-8")
+    pages = [tables[one]["page"] for one in PAIRS if one in tables]
     text = PAGE.read_text(encoding="utf-8")
     head, tail = text.split(BEGIN)[0], text.split(END)[1]
     PAGE.write_text(head + "\n".join([BEGIN, "", *pages, END]) + tail, encoding="utf-8")
-    where = DOCS / "assets" / "patching_colour.json"
-    where.write_text(json.dumps(tables, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -64,7 +64,8 @@ def attribution_patching(
     `activation_patching` and `PatchingResult.rank_correlation`. It misleads where the gradient
     vanishes though the value matters (saturated attention: q, k and scores), where norms bound the
     effect of large changes, and at early steps, where source and base differ most. Where the
-    correlation is below about 0.9 use `method="integrated"`.
+    correlation is below about 0.9 try `method="integrated"`; its gradients are taken where the
+    context is partly the source's, so that it is not always better.
 
     Args:
         model: The model.
