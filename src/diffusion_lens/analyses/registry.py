@@ -15,6 +15,8 @@ SHIPPED = {
     "attention_maps": "attention_maps",
     "attribution_patching": "attribution",
     "concept_attention": "concept_attention",
+    "diagnose_word": "diagnose_word",
+    "head_patterns": "head_patterns",
     "head_relevance": "head_relevance",
     "ordered_weakening": "ordered_weakening",
 }

@@ -15,6 +15,7 @@ ALWAYS = ("diffusion_lens", "diffusers")
 CITED = {
     "ConceptMaps": ("helbling2025conceptattention",),
     "AttentionMaps": ("tang2023daam",),
+    "HeadPatterns": ("raghu2021vision", "tang2023daam"),
     "HeadRelevance": ("park2025headrelevance",),
     "WeakeningCurves": ("park2025headrelevance",),
     "PatchingResult": ("vig2020causal", "meng2022rome", "basu2024localizing"),

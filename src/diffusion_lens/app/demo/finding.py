@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -71,7 +72,7 @@ def by_concepts(model: HookedDiffusion) -> Method:
     return method
 
 
-def objects_found(methods: dict[str, Method], scenes: Sequence[Task]) -> list[dict[str, object]]:
+def objects_found(methods: dict[str, Method], scenes: Sequence[Task]) -> list[dict[str, Any]]:
     """A row for each method, and for two maps that know nothing."""
     everything = {**methods, "centred disc": centred_disc, "random map": random_map}
     return [

@@ -69,7 +69,7 @@ def maps_against_truth(setting: Setting) -> Found:
         "ConceptAttention, shapes-mmdit": by_concepts(setting.mmdit),
     }
     rows = objects_found(methods, scenes)
-    best = max(rows[: len(methods)], key=lambda row: row["average precision"])
+    first, chance = rows[0], rows[-1]
     return Found(
         "Are the maps right? Scenes whose masks are known",
         [
@@ -79,9 +79,9 @@ def maps_against_truth(setting: Setting) -> Found:
             Table(rows),
         ],
         number=Number(
-            f"{best['average precision']:.2f}",
-            f"average precision with which {best['map']} find objects (a random map: "
-            f"{rows[-1]['average precision']:.2f})",
+            f"{first['average precision']:.2f}",
+            f"average precision with which {first['map']}, find objects (a random map: "
+            f"{chance['average precision']:.2f})",
         ),
     )
 

@@ -76,4 +76,5 @@ class Setting:
 
     def call(self, model: HookedDiffusion, *, share: float = 1.0) -> dict[str, Any]:
         """Arguments that suit a toy; `share` of the steps where many images are drawn."""
-        return toys.call_defaults(model.pipe, steps=max(1, round(self.size.steps * share)))
+        pipe: Any = model.pipe
+        return toys.call_defaults(pipe, steps=max(1, round(self.size.steps * share)))
