@@ -256,6 +256,15 @@ def test_the_release_blanks_the_pooled_caption_of_a_given_image() -> None:
         torch.testing.assert_close(concept_attention(model, "a cat", **given).maps, found.maps)
 
 
+def test_what_concepts_attend_to_changes_the_maps() -> None:
+    found = maps("flux", attend="image", blocks=[1], steps=0)
+    assert found.made_by["attend"] == ("image",)
+    alone = maps("flux", attend=(), blocks=[1], steps=0)
+    assert not torch.allclose(found.maps, alone.maps)
+    again = maps("flux", concepts=["sky", "cat", "glass table"], attend=(), blocks=[1], steps=0)
+    torch.testing.assert_close(again.of("cat"), alone.of("cat"))
+
+
 def test_a_bare_denoiser_takes_no_image() -> None:
     model = HookedDiffusion(shared_pipe("flux").transformer)
     with pytest.raises(ConceptError, match="a bare denoiser encodes no image="):

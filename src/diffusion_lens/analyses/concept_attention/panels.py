@@ -51,7 +51,7 @@ def panel_title(place: Mapping[str, int], names: Mapping[str, Sequence[object]])
 
 
 def background_of(shown: Any, frame: int | None, frames: int) -> Any:
-    """The image behind a panel; of a video the one in the middle of what the map's frame covers.
+    """The image behind a panel; of a video one of its frames, spread evenly over those of the maps.
 
     Args:
         shown: An image, or the frames of a video.

@@ -128,7 +128,7 @@ def concept_attention(
         frames=frames,
         concepts=streams.names,
         images=shown,
-        made_by={**made_by, "preset": repr(chosen), "attend": list(attend), "branch": branch},
+        made_by={**made_by, "preset": repr(chosen), "attend": streams.attend, "branch": branch},
     )
 
 
