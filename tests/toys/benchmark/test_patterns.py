@@ -14,6 +14,7 @@ from diffusion_lens.toys.benchmark.segmentation import segmentation_tasks
 def test_the_raw_pattern_is_the_map_of_all_heads() -> None:
     """Of the UNet, one of whose grids has as many places as the text has tokens."""
     model = HookedDiffusion.toy("shapes-unet")
+    assert model.pipe is not None
     (task,) = segmentation_tasks(1, noise_level=0.5)
     found = attention_maps(
         model,
