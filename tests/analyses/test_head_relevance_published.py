@@ -30,7 +30,7 @@ def names(count: int = 8) -> list[str]:
     return [f"{places[at // 2]}, head: {at % 2}" for at in range(count)]
 
 
-def write(folder: Path, **changed: Any) -> dict[str, Path]:
+def write(folder: Path, **changed: Any) -> dict[str, Any]:
     """The three files: every head votes `CALLS` times."""
     folder.mkdir(exist_ok=True)
     counts = np.random.default_rng(0).multinomial(CALLS, [0.5, 0.3, 0.2], 8).T.astype(np.float64)
