@@ -45,4 +45,6 @@ def write(figure: go.Figure, path: str | Path) -> Path:
 
 
 def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), repr(error)).rstrip(".")
+    """What is wrong, without the advice that follows it."""
+    said = str(error.args[0] if error.args else error)
+    return next((line for line in said.splitlines() if line.strip()), repr(error)).rstrip(" .,")
