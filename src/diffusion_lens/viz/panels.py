@@ -80,8 +80,14 @@ class Panels:
         side = min(HIGHEST, max(LOWEST, WIDTH // self.across))
         tall = round(min(2.0, image.height / image.width) * side)
         rows = -(-self.count // self.across)
+        above = 66 if title else 36
         slider = 90 if self.figure.layout["sliders"] else 0
-        return finish(self.figure, title=title, height=rows * (tall + 34) + 70 + slider)
+        return finish(
+            self.figure,
+            title=title,
+            margin={"l": 10, "r": 10, "t": above, "b": 10},
+            height=rows * (tall + 34) + above + slider,
+        )
 
 
 def backdrop(panel: int, address: str, size: tuple[int, int]) -> dict[str, Any]:

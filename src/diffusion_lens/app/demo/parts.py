@@ -176,7 +176,7 @@ def _concepts() -> dict[str, list[str]]:
 
 
 def _counts(heads: int) -> list[int]:
-    return [heads // 8, heads // 4, heads // 2]
+    return [heads // 8, heads // 4, 3 * heads // 8]
 
 
 def _strip(curves: WeakeningCurves) -> Any:
