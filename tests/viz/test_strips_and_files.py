@@ -140,8 +140,8 @@ def test_an_overlay_as_a_picture_blends_colours_into_the_image() -> None:
     drawn = np.asarray(viz.overlay_image(image, [[0.0, 1.0]], alpha=0.5))
     assert drawn.shape == (8, 16, 3)
     low, high = (np.array(one) for one in ((68, 1, 84), (253, 231, 36)))  # viridis
-    np.testing.assert_allclose(drawn[0, 0], (low + (200, 100, 0)) / 2, atol=1)
-    np.testing.assert_allclose(drawn[0, -1], (high + (200, 100, 0)) / 2, atol=1)
+    np.testing.assert_allclose(drawn[0, 0], np.add(low, (200, 100, 0)) / 2, atol=1)
+    np.testing.assert_allclose(drawn[0, -1], np.add(high, (200, 100, 0)) / 2, atol=1)
     assert len(np.unique(drawn.reshape(-1, 3), axis=0)) == 2
     smooth = np.asarray(viz.overlay_image(image, [[0.0, 1.0]], upsample="bilinear"))
     assert len(np.unique(smooth.reshape(-1, 3), axis=0)) > 2
