@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from diffusion_lens import HookedDiffusion
 from diffusion_lens.analyses import attention_maps, concept_attention
 from diffusion_lens.toys.benchmark.baselines import centred_disc, random_map
 from diffusion_lens.toys.benchmark.segmentation import (
-    SegmentationScore,
     Task,
     score_segmentation,
     segmentation_tasks,
@@ -72,20 +72,30 @@ def by_concepts(model: HookedDiffusion) -> Method:
     return method
 
 
-def objects_found(methods: dict[str, Method], scenes: Sequence[Task]) -> list[dict[str, Any]]:
+def objects_found(
+    methods: dict[str, Method], scenes: Sequence[Task], *, show_progress: bool
+) -> list[dict[str, Any]]:
     """A row for each method, and for two maps that know nothing."""
     everything = {**methods, "centred disc": centred_disc, "random map": random_map}
-    return [
-        {
-            "map": name,
-            "average precision": score.average_precision,
-            "mean IoU": score.miou,
-            "pixel accuracy": score.accuracy,
-        }
-        for name, method in everything.items()
-        for score in [_objects(method, scenes)]
-    ]
+    total = len(everything) * len(scenes)
+    rows = []
+    with tqdm(total=total, unit="map", leave=False, disable=not show_progress) as bar:
+        for name, method in everything.items():
+            score = score_segmentation(_counted(method, bar), scenes)["object"]
+            rows.append(
+                {
+                    "map": name,
+                    "average precision": score.average_precision,
+                    "mean IoU": score.miou,
+                    "pixel accuracy": score.accuracy,
+                }
+            )
+    return rows
 
 
-def _objects(method: Method, scenes: Sequence[Task]) -> SegmentationScore:
-    return score_segmentation(method, scenes)["object"]
+def _counted(method: Method, bar: tqdm) -> Method:
+    def counted(task: Task) -> np.ndarray:
+        bar.update()
+        return method(task)
+
+    return counted

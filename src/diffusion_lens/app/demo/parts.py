@@ -24,7 +24,10 @@ CLEAN, CORRUPTED = "a red square", "a blue square"
 def words_in_the_image(setting: Setting) -> Found:
     """Attention maps of words over the image of the toy U-Net, step by step."""
     model = setting.unet
-    maps = attention_maps(model, PROMPT, words=WORDS, keep="step", seed=0, **setting.call(model))
+    with setting.bar(model):
+        maps = attention_maps(
+            model, PROMPT, words=WORDS, keep="step", seed=0, **setting.call(model)
+        )
     return Found(
         "Where does the image read each word? Attention maps (DAAM)",
         [
@@ -42,9 +45,10 @@ def words_in_the_image(setting: Setting) -> Found:
 def concepts_in_the_image(setting: Setting) -> Found:
     """Concept maps over the image of the toy MM-DiT, step by step."""
     model = setting.mmdit
-    maps = concept_attention(
-        model, PROMPT, concepts=PHRASES, keep=["step"], seed=0, **setting.call(model)
-    )
+    with setting.bar(model):
+        maps = concept_attention(
+            model, PROMPT, concepts=PHRASES, keep=["step"], seed=0, **setting.call(model)
+        )
     assert maps.images is not None
     return Found(
         "Where does the model see a concept? ConceptAttention",
@@ -68,7 +72,7 @@ def maps_against_truth(setting: Setting) -> Found:
         "attention maps, shapes-mmdit": by_attention(setting.mmdit),
         "ConceptAttention, shapes-mmdit": by_concepts(setting.mmdit),
     }
-    rows = objects_found(methods, scenes)
+    rows = objects_found(methods, scenes, show_progress=setting.show_progress)
     first, chance = rows[0], rows[-1]
     return Found(
         "Are the maps right? Scenes whose masks are known",
@@ -176,7 +180,7 @@ def _concepts() -> dict[str, list[str]]:
 
 
 def _counts(heads: int) -> list[int]:
-    return [heads // 8, heads // 4, 3 * heads // 8]
+    return [heads * eighth // 8 for eighth in (1, 2, 3, 4)]
 
 
 def _strip(curves: WeakeningCurves) -> Any:

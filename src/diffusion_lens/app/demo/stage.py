@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -29,7 +30,7 @@ class Size:
     steps: int = 20
     scenes: int = 12
     captions: int = 48
-    weakened: int = 12
+    weakened: int = 16
     seeds: int = 4
 
 
@@ -73,6 +74,17 @@ class Setting:
     def mmdit(self) -> HookedDiffusion:
         """The toy with joint attention."""
         return HookedDiffusion.toy(MMDIT)
+
+    @contextlib.contextmanager
+    def bar(self, model: HookedDiffusion) -> Iterator[None]:
+        """Show the pipeline's own progress bar inside."""
+        pipe: Any = model.pipe
+        if self.show_progress:
+            pipe.set_progress_bar_config(disable=False, leave=False)
+        try:
+            yield
+        finally:
+            pipe.set_progress_bar_config(disable=True)
 
     def call(self, model: HookedDiffusion, *, share: float = 1.0) -> dict[str, Any]:
         """Arguments that suit a toy; `share` of the steps where many images are drawn."""
