@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,9 +21,11 @@ from diffusion_lens.analyses.patching import (
     WordNoise,
     activation_patching,
     graded,
+    latent_projection,
     text_difference,
 )
 from diffusion_lens.analyses.patching.alignment import align, word_spans
+from diffusion_lens.analyses.patching.summary import described
 from diffusion_lens.engine.restart import Replay
 from diffusion_lens.errors import EngineError, PatchingError, ResultError
 from tests.pipelines import shared_pipe, short
@@ -153,6 +156,12 @@ class TestGrids:
             ("put 'step' among the axes", {"mode": "window"}),
             ("direction='noising' is none of .*'noise'", {"direction": "noising"}),
             ("the run has the steps 0 to 1", {"steps": [7]}),
+            ("the run has the steps 0 to 1", {"steps": 7}),
+            ("window=0: .* 1 to 1 steps", {"mode": "window", "axes": ("step",), "window": 0}),
+            ("window=2: .* 1 to 1 steps", {"mode": "window", "axes": ("step",), "window": 2}),
+            ("metric='latent_recovery' is no function", {"metric": "latent_recovery"}),
+            ("batch_size=0, level=0.95: a batch has at least one row", {"batch_size": 0}),
+            ("level=95: .* between 0 and 1", {"level": 95}),
             ("one or more different", {"seeds": (3, 3)}),
             ("gave shape .* one number for each row", {"metric": lambda outcome: torch.ones(7)}),
         ],
@@ -186,6 +195,38 @@ class TestGrids:
         with pytest.raises(PatchingError, match=message):
             patched(model, clean, corrupted, seeds=seeds)
 
+    @pytest.mark.parametrize("restart", [True, False], ids=["restart", "whole"])
+    @pytest.mark.parametrize("mode", ["teacher-forced", "on-trajectory"])
+    @pytest.mark.parametrize("point", ["hook_resid_post", "attn.txt.hook_z"])
+    def test_embeddings_of_another_length_are_refused(
+        self, model: HookedDiffusion, point: str, mode: str, restart: bool
+    ) -> None:
+        with torch.no_grad():
+            found = model.pipe.encode_prompt(CLEAN, CLEAN, CLEAN, device="cpu")  # type: ignore[union-attr]
+        names = ("prompt_embeds", "negative_prompt_embeds")
+        text = {name: one[:, :-7] for name, one in zip(names, found, strict=False)}
+        pooled = ("pooled_prompt_embeds", "negative_pooled_prompt_embeds")
+        clean = Run(**text, **dict(zip(pooled, found[2:], strict=True)))
+        more = {"mode": mode, "restart": restart, "seeds": (3,)}
+        sites = f"blocks.0.txt.{point}" if point == "hook_resid_post" else f"blocks.0.{point}"
+        with pytest.raises(PatchingError, match=r"text of one length, or patch image-side"):
+            patched(model, clean, CORRUPTED, sites=sites, **more)
+        image = patched(model, clean, CORRUPTED, sites=sites.replace("txt", "img"), **more)
+        assert not image.effects.isnan().any()
+
+
+def test_noise_enters_several_words_in_a_row(model: HookedDiffusion) -> None:
+    apart, joined, absent = WordNoise(["red", "cat"]), WordNoise("Red cat"), WordNoise("cat red")
+    effects = [patched(model, CLEAN, noise).samples for noise in (apart, joined)]
+    assert torch.equal(*effects)
+    with pytest.raises(PatchingError, match=r"'cat red' is not in .* its words are a, red, cat"):
+        patched(model, CLEAN, absent)
+
+
+def test_a_pair_without_a_difference_says_so(model: HookedDiffusion) -> None:
+    same = patched(model, CLEAN, CLEAN)
+    assert same.effects.isnan().all() and "source and base score alike" in str(same)
+
 
 class TestResuming:
     def test_an_interrupted_sweep_goes_on(self, model: HookedDiffusion, tmp_path: Path) -> None:
@@ -193,22 +234,22 @@ class TestResuming:
 
         def metric(outcome: Outcome) -> Tensor:
             calls.append(len(outcome.samples))
-            if len(calls) == stop:
+            if len(calls) == stop[0]:
                 raise KeyboardInterrupt
             assert outcome.source is not None
             return -(outcome.value - outcome.source.value).flatten(1).norm(dim=1)
 
         for mode in ("teacher-forced", "on-trajectory"):
             calls.clear()
-            stop = -1
+            stop = [-1]
             given = {"metric": metric, "mode": mode, "batch_size": 2}
             whole = patched(model, CLEAN, CORRUPTED, **given)
-            total, stop = len(calls), 4
+            total, stop[0] = len(calls), 4
             calls.clear()
             folder = {"resume": tmp_path / mode}
             with pytest.raises(KeyboardInterrupt):
                 patched(model, CLEAN, CORRUPTED, **given, **folder)
-            stop = -1
+            stop[0] = -1
             calls.clear()
             resumed = patched(model, CLEAN, CORRUPTED, **given, **folder)
             assert torch.equal(resumed.samples, whole.samples)
@@ -218,6 +259,32 @@ class TestResuming:
             assert len(calls) <= 2  # source and base at most
             with pytest.raises(PatchingError, match=r"holds another sweep, .*\['seeds'\]"):
                 patched(model, CLEAN, CORRUPTED, **given, **folder, seeds=(5, 6))
+
+    def test_other_parts_of_the_same_sites_are_another_sweep(
+        self, model: HookedDiffusion, tmp_path: Path
+    ) -> None:
+        z, text = "blocks.0.attn.img.hook_z", "hook_text_emb"
+        pairs = {
+            "heads": (Site(z, heads=[0]), Site(z, heads=[1])),
+            "pos": (Site(text, pos="red"), Site(text, pos="cat")),
+        }
+        for name, sites in pairs.items():
+            folder = {"resume": tmp_path / name, "axes": ("point",)}
+            patched(model, CLEAN, CLEAN, sites=sites[0], **folder)
+            with pytest.raises(PatchingError, match=r"another sweep, .*\['patches'\]"):
+                patched(model, CLEAN, CLEAN, sites=sites[1], **folder)
+
+    def test_metrics_are_told_apart_by_what_they_do(self) -> None:
+        def scaled(by: float) -> Any:
+            return lambda outcome: by * outcome.value.flatten(1).sum(1)
+
+        def named(score: Any) -> str:
+            return described(text_difference(score, towards="red", away="blue"))
+
+        assert described(scaled(1.0)) == described(scaled(1.0)) != described(scaled(2.0))
+        assert described(partial(latent_projection, 1)) != described(partial(latent_projection, 2))
+        assert described(lambda one: one.value) != described(lambda one: one.images)
+        assert "0x" not in named(lambda images, texts: images) and "red" in named(scaled(1.0))
 
 
 class TestResults:

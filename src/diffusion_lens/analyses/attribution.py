@@ -24,8 +24,13 @@ from diffusion_lens.analyses.patching.plan import Change, Plan
 from diffusion_lens.analyses.patching.result import PatchingResult
 from diffusion_lens.analyses.patching.scoreboard import Scoreboard
 from diffusion_lens.analyses.patching.scores import latent_projection
-from diffusion_lens.analyses.patching.setting import part_along
-from diffusion_lens.analyses.patching.summary import chosen_steps, laid_out, summed_up
+from diffusion_lens.analyses.patching.setting import part_along, refuse_other_length
+from diffusion_lens.analyses.patching.summary import (
+    chosen_steps,
+    laid_out,
+    refuse_impossible,
+    summed_up,
+)
 from diffusion_lens.analyses.patching.teacher_forced import HOLDS, Recorded, TeacherForced
 from diffusion_lens.engine.selection import take
 from diffusion_lens.errors import PatchingError
@@ -50,7 +55,7 @@ def attribution_patching(
     points: int = 5,
     direction: str = "denoise",
     seeds: int | Sequence[int] | None = None,
-    steps: Sequence[int] | None = None,
+    steps: int | Sequence[int] | None = None,
     positions: Sequence[str | int] | None = None,
     batch_size: int = 16,
     level: float = 0.95,
@@ -98,6 +103,7 @@ def attribution_patching(
     """
     if method not in METHODS or points < 1:
         raise PatchingError(f"method={method!r}, points={points}: methods are {METHODS}")
+    steps = refuse_impossible(metric, steps, batch_size=batch_size, level=level)
     pair = Pair.of(clean, corrupted, direction=direction, seeds=seeds, settings=settings)
     grid, about = laid_out(
         model, pair, sites=sites, axes=axes, positions=positions, branch=BRANCH, metric=metric
@@ -184,5 +190,6 @@ def _estimate(
     mine, theirs = part_along(plan.points[name].axes, change)
     if name not in gradients:  # nothing of it reaches the score
         return torch.zeros(len(recorded.places))
+    refuse_other_length(name, recorded.values[name], recorded.before[name], [change])
     moved = take(recorded.values[name], theirs) - take(recorded.before[name], mine)
     return (moved * take(gradients[name], mine)).flatten(1).sum(1)

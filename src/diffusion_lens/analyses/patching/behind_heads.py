@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffusion_lens.analyses.patching.setting import Batch
+from diffusion_lens.analyses.patching.setting import Batch, refuse_other_length
 from diffusion_lens.architectures.sources import HeadValues
 from diffusion_lens.architectures.spec import Attention
 from diffusion_lens.engine.projection import is_plain
@@ -49,6 +49,7 @@ class HeadOutput:
         """
         for rows, change in batch.changes():
             stream = self.streams[change.name]
+            refuse_other_length(change.name, source[change.name], base[change.name], [change])
             heads = slice(None) if change.heads is None else list(change.heads)
             parts: list[Part] = [((1, at),) if at is not None else () for at in
                                  (change.source_pos, change.pos)]  # fmt: skip

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_lens import HookedDiffusion
-from diffusion_lens.engine.words import WORD
-from diffusion_lens.errors import PatchingError
+from diffusion_lens.engine.words import WORD, words_of
+from diffusion_lens.errors import PatchingError, listing
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class WordNoise:
     It is drawn once and the same in every run that it enters, in all text encoders.
 
     Attributes:
-        words: The words; every occurrence is corrupted.
+        words: The words, or several in a row; every occurrence is corrupted.
         scale: Standard deviation of the noise in units of that of the encoder's embeddings.
         seed: Seed of the noise.
     """
@@ -52,7 +52,8 @@ class WordNoise:
         missing = [word for word in self.words if not _spans(prompt, word)]
         if missing or not encoders:
             raise PatchingError(
-                f"{missing[0]!r} is not in the prompt {prompt!r}"
+                f"{missing[0]!r} is not in the prompt {prompt!r}; its words are "
+                f"{listing(words_of(prompt), most=20)}"
                 if missing
                 else "the pipeline has no text encoder whose embeddings could be corrupted"
             )
@@ -96,8 +97,13 @@ def _encoders(pipe: Any) -> Iterator[tuple[Any, nn.Module]]:
             yield tokenizer, encoder.get_input_embeddings()
 
 
-def _spans(prompt: str, word: str) -> list[tuple[int, int]]:
-    """Where a word of the prompt stands, upper and lower case alike."""
+def _spans(prompt: str, words: str) -> list[tuple[int, int]]:
+    """Where a word, or several in a row, stand in the prompt, upper and lower case alike."""
+    wanted = [word.lower() for word in WORD.findall(words)]
+    there = list(WORD.finditer(prompt))
+    stretches = [there[at : at + len(wanted)] for at in range(len(there))] if wanted else []
     return [
-        found.span() for found in WORD.finditer(prompt) if found.group().lower() == word.lower()
+        (found[0].start(), found[-1].end())
+        for found in stretches
+        if [one.group().lower() for one in found] == wanted
     ]

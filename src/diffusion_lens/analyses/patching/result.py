@@ -21,6 +21,8 @@ EXACT = (
     "2202.05262; for text-to-image models Basu et al., ICLR 2024, arXiv 2310.13730"
 )
 
+NOTHING = "no effects: source and base score alike everywhere, or the metric gave nan"
+
 
 @dataclass(frozen=True)
 class PatchingResult:
@@ -175,7 +177,7 @@ class PatchingResult:
             ", ".join(f"{axis} {one[axis]}" for axis in self.axes) + f": {one['effect']:.3f}"
             for one in self.top(3)
         )
-        return f"{self.method} patching, {grid}, {len(self.seeds)} samples; {best}"
+        return f"{self.method} patching, {grid}, {len(self.seeds)} samples; {best or NOTHING}"
 
     def _refuse_unknown(self, axis: str, label: Any) -> None:
         known = self.labels.get(axis, self.axes)

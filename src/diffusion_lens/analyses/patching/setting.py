@@ -11,6 +11,7 @@ from torch import Tensor
 from diffusion_lens import HookContext, Site
 from diffusion_lens.analyses.patching.plan import Cell, Change, Plan
 from diffusion_lens.engine.selection import Part, put, take
+from diffusion_lens.errors import PatchingError
 
 Lookup = Callable[[HookContext], Tensor]
 """Gives the source's value where a hook fires, for every recorded row."""
@@ -68,6 +69,7 @@ class PutRows:
     def __call__(self, activation: Tensor, hook: HookContext) -> Tensor:
         """Replace the parts in place."""
         recorded = self.lookup(hook).to(activation)
+        refuse_other_length(hook.name, recorded, activation, [change for _, change in self.changes])
         source = recorded.index_select(0, self.recorded.to(recorded.device))
         for rows, change in self.changes:
             mine, theirs = part_along(hook.axes, change)
@@ -77,6 +79,21 @@ class PutRows:
     def __repr__(self) -> str:
         """As a report shows it."""
         return f"patch({len(self.changes)} rows of cells)"
+
+
+def refuse_other_length(name: str, source: Tensor, base: Tensor, changes: Sequence[Change]) -> None:
+    """Refuse values of another size, unless single positions of them are put in place.
+
+    Raises:
+        PatchingError: Naming the hook point and both shapes, without the batch.
+    """
+    theirs, mine = tuple(source.shape[1:]), tuple(base.shape[1:])
+    if theirs != mine and any(change.pos is None for change in changes):
+        raise PatchingError(
+            f"{name} has the shape {theirs} in the source and {mine} in the base, so that places "
+            "do not correspond. Embeddings cannot be aligned by words: give both runs text of one "
+            "length, or patch image-side sites"
+        )
 
 
 def part_along(axes: Sequence[str], change: Change) -> tuple[Part, Part]:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 from collections.abc import Sequence
 from functools import partial
+from types import CodeType, FunctionType
 from typing import Any
+
+from torch import Tensor
 
 from diffusion_lens import HookedDiffusion
 from diffusion_lens.analyses.patching.alignment import align
@@ -53,9 +58,33 @@ def laid_out(
         "sites": [str(site) for site in grid.sites.values()],
         "axes": list(axes),
         "labels": {axis: list(labels) for axis, labels in grid.labels.items()},
+        "patches": f"{len(grid.cells)}, sha256 {_digest(grid.cells)}",
         "unmatched words": list(alignment.unmatched),
     }
     return grid, about
+
+
+def refuse_impossible(
+    metric: Any, steps: int | Sequence[int] | None, *, batch_size: int, level: float
+) -> list[int] | None:
+    """Refuse what would fail only when the work is done; the steps as a list, None for all.
+
+    Raises:
+        PatchingError: If the metric cannot be called, or a number is out of range.
+    """
+    if not callable(metric):
+        raise PatchingError(
+            f"metric={metric!r} is no function of an Outcome; take one of "
+            "diffusion_lens.analyses.patching, such as latent_recovery, or write one"
+        )
+    if batch_size < 1 or not 0 < level < 1:
+        raise PatchingError(
+            f"batch_size={batch_size}, level={level}: a batch has at least one row, and the level "
+            "lies between 0 and 1"
+        )
+    if isinstance(steps, int):
+        return [steps]
+    return None if steps is None else list(steps)
 
 
 def chosen_steps(wanted: Sequence[int] | None, there: tuple[int, ...]) -> tuple[int, ...]:
@@ -109,8 +138,36 @@ def summed_up(
 
 
 def described(metric: Any) -> str:
-    """A metric by its name and arguments, the same in every process."""
+    """A metric by its name, arguments and code, the same in every process.
+
+    So that a sweep is not resumed with another metric of the same name, as lambdas all have.
+    """
     if isinstance(metric, partial):
-        given = {name: told(value) for name, value in metric.keywords.items()}
-        return f"{described(metric.func)}({given})"
-    return getattr(metric, "__qualname__", None) or repr(metric)
+        given = [described(value) for value in metric.args]
+        given += [f"{name}={described(value)}" for name, value in metric.keywords.items()]
+        return f"{described(metric.func)}({', '.join(given)})"
+    if isinstance(metric, FunctionType):
+        cells = [cell.cell_contents for cell in metric.__closure__ or ()]
+        held = [one if _plain(one) else type(one).__name__ for one in (*cells, metric.__defaults__)]
+        what = [*_code(metric.__code__), *map(told, held)]
+        return f"{metric.__module__}.{metric.__qualname__} sha256 {_digest(what)}"
+    if dataclasses.is_dataclass(metric) and not isinstance(metric, type):
+        given = [f"{one.name}={described(getattr(metric, one.name))}"
+                 for one in dataclasses.fields(metric)]  # fmt: skip
+        return f"{type(metric).__qualname__}({', '.join(given)})"
+    return str(told(metric))
+
+
+def _plain(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_plain, value))
+    return value is None or isinstance(value, bool | int | float | str | Tensor)
+
+
+def _code(code: CodeType) -> list[Any]:
+    inner = [_code(one) if isinstance(one, CodeType) else repr(one) for one in code.co_consts]
+    return [code.co_code.hex(), code.co_names, *inner]
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(repr(value).encode()).hexdigest()[:16]

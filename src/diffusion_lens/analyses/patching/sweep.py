@@ -25,7 +25,12 @@ from diffusion_lens.analyses.patching.plan import Plan
 from diffusion_lens.analyses.patching.result import PatchingResult
 from diffusion_lens.analyses.patching.scoreboard import Scoreboard
 from diffusion_lens.analyses.patching.scores import latent_recovery
-from diffusion_lens.analyses.patching.summary import chosen_steps, laid_out, summed_up
+from diffusion_lens.analyses.patching.summary import (
+    chosen_steps,
+    laid_out,
+    refuse_impossible,
+    summed_up,
+)
 from diffusion_lens.analyses.patching.teacher_forced import TeacherForced
 from diffusion_lens.analyses.patching.trajectory import OnTrajectory, runs_of
 from diffusion_lens.errors import PatchingError, closest
@@ -45,7 +50,7 @@ def activation_patching(
     mode: str = "teacher-forced",
     direction: str = "denoise",
     seeds: int | Sequence[int] | None = None,
-    steps: Sequence[int] | None = None,
+    steps: int | Sequence[int] | None = None,
     window: int = 1,
     positions: Sequence[str | int] | None = None,
     branch: str | None = "cond",
@@ -76,7 +81,8 @@ def activation_patching(
             `"on-trajectory"`: whole runs, patched at all `steps`; `"window"`: whole runs, patched
             at `window` steps from each step on.
         direction: `"denoise"` puts clean values into the corrupted run, `"noise"` the reverse.
-        seeds: Seeds; 8 by default, or one for each of given latents.
+        seeds: Seeds; by default those of the Runs, one for each of given latents, or 0 to 7 (a Run
+            with the seed 0, which is its default, counts as having none).
         steps: Steps to patch; None for all.
         window: Steps of one window.
         positions: Along `"pos"`: words of the base's prompt, or positions; None for all words.
@@ -86,7 +92,8 @@ def activation_patching(
             step. It changes results no more than rounding.
         level: Share of the bootstrap's means inside the interval.
         least: Samples in which source and base score closer to each other are dropped.
-        resume: Keep scores in this folder, and go on from those that lie there.
+        resume: Keep scores in this folder, and go on from those that lie there. Another sweep or
+            metric is refused; other weights or open hooks of the model are not noticed.
         show_progress: Show a bar with the time left.
         **settings: Arguments of the pipeline's own call, for both runs.
 
@@ -94,18 +101,19 @@ def activation_patching(
         Effects, normalised so that 0 is the base and 1 the source.
 
     Raises:
-        PatchingError: If the runs make no pair, prompts cannot be aligned, or sites, axes, mode
-            and metric do not fit together.
+        PatchingError: If the runs make no pair, prompts cannot be aligned, or sites, axes, mode,
+            steps and metric do not fit together.
 
     Source: Basu et al., arXiv 2310.13730, section 3; normalised recovery as in language models.
     Differs: samples are seeds, the interval is a bootstrap over them.
     """
     _refuse_unknown_mode(mode, axes)
+    steps = refuse_impossible(metric, steps, batch_size=batch_size, level=level)
     pair = Pair.of(clean, corrupted, direction=direction, seeds=seeds, settings=settings)
     grid, about = laid_out(
         model, pair, sites=sites, axes=axes, positions=positions, branch=branch, metric=metric
     )
-    about |= {"mode": mode, "steps": None if steps is None else list(steps), "restart": restart}
+    about |= {"mode": mode, "steps": steps, "restart": restart}
     about |= {"window": window if mode == "window" else None}
     run = _teacher_forced if mode == "teacher-forced" else _whole_runs
     with quiet(model.pipe), torch.no_grad():

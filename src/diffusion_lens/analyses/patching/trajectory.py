@@ -143,9 +143,16 @@ def runs_of(steps: Sequence[int], *, window: int | None) -> list[tuple[int, Sequ
     Args:
         steps: The steps to patch.
         window: Steps of one stretch, which start at each step; None patches all at once.
+
+    Raises:
+        PatchingError: If there is no such stretch.
     """
     if window is None:
         return [(steps[0], tuple(steps))]
+    if not 1 <= window <= len(steps):
+        raise PatchingError(
+            f"window={window}: a window has 1 to {len(steps)} steps, as many as are patched"
+        )
     return [
         (steps[start], tuple(steps[start : start + window]))
         for start in range(len(steps) - window + 1)
