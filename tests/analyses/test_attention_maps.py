@@ -12,10 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffusion_lens import HookContext, HookedDiffusion, Run
+from diffusion_lens import HookContext, HookedDiffusion, Run, viz
 from diffusion_lens.analyses import AttentionMaps, attention_maps
 from diffusion_lens.analyses.attention_maps.collecting import PatternSums, Plan
-from diffusion_lens.analyses.attention_maps.foreign import appended
+from diffusion_lens.analyses.attention_maps.foreign import ForeignKeys, appended
+from diffusion_lens.analyses.attention_maps.selecting import tokens_of
 from diffusion_lens.errors import ResultError, RunError, SiteError, WordError
 from diffusion_lens.hook_points.point import HookPoint
 from tests.pipelines import shared_pipe, short, traces
@@ -80,31 +81,33 @@ class Grid:
         return {}
 
 
-class TestSums:
-    def hook(self, block: int, step: int, grid: tuple[int, ...], heads: int) -> HookContext:
-        axes = ("batch", "head", "query", "key")
-        name = f"blocks.{block}.attn.hook_pattern"
-        point = HookPoint(name, axes, None, "", block=block)
-        return HookContext(
-            name,
-            block,
-            None,
-            axes,
-            step,
-            "cond",
-            heads=tuple(range(heads)),
-            point=point,
-            evaluation=Grid(step, grid),
-        )
+def context(block: int, step: int, grid: tuple[int, ...], heads: int) -> HookContext:
+    """What a hook is told of a pattern."""
+    axes = ("batch", "head", "query", "key")
+    name = f"blocks.{block}.attn.hook_pattern"
+    point = HookPoint(name, axes, None, "", block=block)
+    return HookContext(
+        name,
+        block,
+        None,
+        axes,
+        step,
+        "cond",
+        heads=tuple(range(heads)),
+        point=point,
+        evaluation=Grid(step, grid),
+    )
 
+
+class TestSums:
     def filled(self, plan: Plan) -> tuple[PatternSums, Tensor, Tensor]:
         sums = PatternSums(plan)
         generator = torch.Generator().manual_seed(0)
         coarse = torch.rand(2, 1, 3, 4, 5, dtype=torch.float64, generator=generator)
         fine = torch.rand(2, 1, 2, 16, 5, dtype=torch.float64, generator=generator)
         for step in (0, 1):
-            sums(coarse[step], self.hook(0, step, (2, 2), 3))
-            sums(fine[step], self.hook(1, step, (4, 4), 2))
+            sums(coarse[step], context(0, step, (2, 2), 3))
+            sums(fine[step], context(1, step, (4, 4), 2))
         return sums, coarse, fine
 
     def test_one_map_is_the_mean_over_heads_of_all_blocks(self) -> None:
@@ -154,7 +157,7 @@ class TestSums:
     def test_frames_are_kept_apart(self) -> None:
         sums = PatternSums(Plan())
         value = torch.rand(1, 2, 3 * 2 * 2, 5)
-        sums(value, self.hook(0, 0, (3, 2, 2), 2))
+        sums(value, context(0, 0, (3, 2, 2), 2))
         found = sums.result((4, 4))
         assert found.shape == (1, 5, 3, 4, 4)
         one = F.interpolate(
@@ -165,7 +168,7 @@ class TestSums:
     def test_reference_images_behind_the_grid_are_left_out(self) -> None:
         sums = PatternSums(Plan())
         value = torch.rand(1, 2, 9, 5)
-        sums(value, self.hook(0, 0, (2, 2), 2))
+        sums(value, context(0, 0, (2, 2), 2))
         torch.testing.assert_close(sums.result(), value[:, :, :4].mean(1).mT.unflatten(-1, (2, 2)))
 
     def test_sums_do_not_grow_with_steps(self) -> None:
@@ -173,7 +176,7 @@ class TestSums:
             sums = PatternSums(plan)
             for step in range(steps):
                 for block, grid in enumerate([(4, 4), (2, 2), (2, 2), (4, 4)]):
-                    sums(torch.rand(1, 2, grid[0] ** 2, 5), self.hook(block, step, grid, 2))
+                    sums(torch.rand(1, 2, grid[0] ** 2, 5), context(block, step, grid, 2))
             return sum(one.value.untyped_storage().nbytes() for one in sums.sums.values())
 
         assert held(5, Plan()) == held(50, Plan()) == (16 + 4) * 5 * 4
@@ -347,6 +350,78 @@ def test_foreign_keys_meet_the_queries_of_the_run(family: str) -> None:
     )
 
 
+def test_foreign_shares_survive_a_token_that_gets_no_attention() -> None:
+    """The share of the first token underflows to 0 in every row."""
+    query = torch.tensor([[[[2.0, 0.0]], [[2.0, 1.0]]]])  # batch pos head d_head
+    text = torch.tensor([[[[-400.0, 0.0]], [[1.0, 0.0]], [[0.0, 3.0]]]])
+    word = torch.tensor([[[0.5, 0.5]]])  # head word d_head
+    rows, keys = query[0, :, 0], torch.cat([text[0, :, 0], word[0]])
+    expected = (rows @ keys.mT / 2**0.5).softmax(-1)[:, 3]
+    hook = context(0, 0, (1, 2), 1)
+    collector = ForeignKeys(PatternSums(Plan()), [slice(0, 1)], among="prompt", keys={0: word})
+    collector.on_query(query, hook)
+    collector.on_reference(text, hook)
+    collector.on_pattern((rows @ text[0, :, 0].mT / 2**0.5).softmax(-1)[None, None], hook)
+    torch.testing.assert_close(collector.sums.result()[0, 0, 0], expected)
+
+
+def test_a_word_that_is_also_foreign_has_both_maps() -> None:
+    found = maps("sd", words="cat", foreign="cat")
+    plain = maps("sd", words="cat").word("cat")
+    torch.testing.assert_close(found.word("cat", occurrence=0), plain)
+    torch.testing.assert_close(found.word("cat"), found.maps[:, 1])
+    assert not torch.allclose(found.maps[:, 1], plain)
+
+
+def test_video_maps_have_frames() -> None:
+    _, cache = patterns("cogvideox")
+    found = maps("cogvideox", keep="step")
+    assert found.axes == ("batch", "step", "token", "frame", "height", "width")
+    frames, height, width = found.maps.shape[3:]
+    whole = torch.stack([cache[name] for name in cache]).mean((0, 3))  # step batch query key
+    assert whole.shape[2] == frames * height * width
+    expected = whole[..., list(found.positions)].transpose(0, 1).mT
+    torch.testing.assert_close(found.maps.flatten(3), expected)
+
+
+def test_video_maps_are_drawn_over_their_frames() -> None:
+    found = maps("cogvideox", words=["cat", "table"], keep="step", output_type="pil")
+    pictures, count = found.images[0], found.maps.shape[3]
+    assert len(pictures) == 9 and count == 3
+    figure = found.overlay()
+    assert len(figure.frames) == 2 * count
+    assert [step.label for step in figure.layout.sliders[0].steps][-1] == "step 1, frame 2"
+    sources = [frame.layout.images[0].source for frame in figure.frames]
+    shown: Any = viz.overlays(pictures[4], found.word("cat")[0, 0, 1:2])
+    assert sources[1] == shown.layout.images[0].source
+    assert sources[:count] == sources[count:] and len(set(sources)) == count
+    np.testing.assert_allclose(figure.frames[-1].data[1].z, found.word("table")[0, 1, 2])
+
+
+def test_overlays_have_a_panel_for_each_word() -> None:
+    found = maps("sd", words=["cat", "glass table"], output_type="pil")
+    figure = found.overlay(["glass table", "cat"])
+    titles = [one.text for one in figure.layout.annotations]
+    assert titles == ["glass table", "cat"] and len(figure.layout.images) == 2
+    np.testing.assert_allclose(figure.data[0].z, found.word("glass table")[0])
+    np.testing.assert_allclose(figure.data[1].z, found.word("cat")[0])
+    assert len(found.plot().data) == len(found.labels) == len(found.overlay().data)
+    batch = maps("sd", [PROMPT, "a blue dog"], output_type="pil", num_inference_steps=1)
+    figure = batch.overlay("dog", sample=1)
+    np.testing.assert_allclose(figure.data[0].z, batch.word("dog", sample=1))
+
+
+def test_plots_have_a_panel_for_each_head_and_a_slide_for_each_step() -> None:
+    found = maps("sd", words="cat", keep=["head", "step"], blocks=[0], output_type="pil")
+    figure = found.plot("cat")
+    titles = [one.text for one in figure.layout.annotations]
+    assert titles == [f"block 0, head {head}" for head in range(4)]
+    assert len(figure.frames) == len(found.steps) > 1
+    np.testing.assert_allclose(figure.frames[0].data[3].z, found.word("cat")[0, 0, 3])
+    figure = found.overlay("cat")
+    np.testing.assert_allclose(figure.frames[1].data[0].z, found.word("cat")[0, 1].mean(0))
+
+
 def test_masks_are_cut_between_least_and_largest() -> None:
     values = torch.tensor([[0.0, 1.0], [2.0, 4.0]])
     found = maps("sd", words="cat")
@@ -374,6 +449,13 @@ def test_the_other_branch_reads_its_own_prompt() -> None:
     assert found.word("dog").shape == (1, 16, 16)
     with pytest.raises(WordError, match="'cat' is not in the prompt 'an old dog'"):
         maps("sd", negative_prompt="an old dog", branch="uncond", words="cat")
+
+
+def test_a_branch_of_skipped_layers_reads_the_prompt() -> None:
+    model = HookedDiffusion(shared_pipe("sd35"))
+    run = Run.of(PROMPT, seed=0, settings={"negative_prompt": "an old dog"})
+    assert tokens_of(model, run, "skip") == tokens_of(model, run, "cond")
+    assert tokens_of(model, run, "uncond")[0].texts[0] == "an old dog"
 
 
 def test_embeddings_have_positions_only() -> None:
@@ -409,6 +491,12 @@ def test_embeddings_have_positions_only() -> None:
         (RunError, "keep='heads' is none of .* Closest: 'head'", {"keep": "heads"}),
         (RunError, "upsample='cubic' is none of", {"upsample": "cubic"}),
         (RunError, "belong to a given image", {"noise_level": 0.5}),
+        (RunError, "num_samples=0 must be 1 or more", {"image": "x", "num_samples": 0}),
+        (RunError, "so it has no steps=", {"image": "x", "steps": 1}),
+        (RunError, "size=0 must be a height and a width", {"size": 0}),
+        (RunError, r"size=\(8,\) must be a height and a width", {"size": (8,)}),
+        (SiteError, "branch=None is none of .*; an analysis looks at one", {"branch": None}),
+        (SiteError, "branch='all' is none of", {"branch": "all"}),
     ],
 )
 def test_bad_input_is_refused(error: type[Exception], message: str, more: dict[str, Any]) -> None:

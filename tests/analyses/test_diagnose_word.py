@@ -76,10 +76,12 @@ def test_diagnoses_survive_saving_and_are_drawn(tmp_path: Path) -> None:
     [
         (ConceptError, "two candidates or more", ["Animals"], "cat"),
         (ConceptError, "are not known: give relevance=", ["Animals", "Material"], "cat"),
+        (ConceptError, "heads of 'B' are", {"A": [(0, 0)], "B": []}, "cat"),
+        (ConceptError, "without weights", {"A": [(0, 0)], "B": {(0, 1): 2.0}}, "cat"),
         (SiteError, r"'B' has the head \(99, 0\)", {"A": [(0, 0)], "B": [(99, 0)]}, "cat"),
         (WordError, "'dog' is not in the prompt", HEADS, "dog"),
     ],
-    ids=["one", "names", "head", "word"],
+    ids=["one", "names", "no heads", "weights", "head", "word"],
 )
 def test_bad_input_is_refused(
     error: type[Exception], message: str, concepts: Any, word: str
@@ -90,6 +92,7 @@ def test_bad_input_is_refused(
 
 def test_results_refuse_what_they_lack() -> None:
     found = diagnosis()
+    assert "'glass table'; share {'Animals': " in repr(found) and "\n" not in repr(found)
     with pytest.raises(ConceptError, match=r"'Animal' is none of .* Closest: 'Animals'"):
         found.of("Animal")
     with pytest.raises(ResultError, match="by='x' is none of the scores"):

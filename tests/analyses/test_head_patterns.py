@@ -121,6 +121,7 @@ def test_numbers_survive_saving(tmp_path: Path) -> None:
     again = HeadPatterns.load(found.save(tmp_path / "patterns"))
     assert torch.equal(again.word("glass table"), found.word("glass table"))
     assert again.heads == found.heads and again.steps == found.steps
+    assert repr(again) == repr(found) and "entropy" in repr(found) and "\n" not in repr(found)
 
 
 @pytest.mark.parametrize(
@@ -130,8 +131,9 @@ def test_numbers_survive_saving(tmp_path: Path) -> None:
         (SiteError, "every=0: every how many", {"every": 0}),
         (SiteError, "block 99 has no such attention", {"blocks": 99}),
         (WordError, "'dog' is not in the prompt", {"words": "dog"}),
+        (SiteError, "branch=None is none of", {"branch": None}),
     ],
-    ids=["no patterns", "every", "block", "word"],
+    ids=["no patterns", "every", "block", "word", "branch"],
 )
 def test_bad_input_is_refused(error: type[Exception], message: str, more: dict[str, Any]) -> None:
     with pytest.raises(error, match=message):

@@ -20,7 +20,7 @@ from torch import Tensor
 from diffusion_lens import HookedDiffusion, Run
 from diffusion_lens.analyses.attention_maps import attention_maps
 from diffusion_lens.analyses.saving import load_fields, save_fields
-from diffusion_lens.errors import ConceptError, ResultError, SiteError, closest
+from diffusion_lens.errors import ConceptError, ResultError, SiteError, closest, listing
 
 CITATION = "Selective Aggregation of Attention Maps in Diffusion Models, arXiv 2604.05906"
 SCORES = ("share", "focus", "agreement")
@@ -123,6 +123,14 @@ class WordDiagnosis:
         image = self.images[sample] if images is None else images
         return viz.overlays(image, panels, titles=["all heads", *self.concepts], **settings)
 
+    def __repr__(self) -> str:
+        """Word, candidates and shares in one line."""
+        shares = [
+            dict(zip(self.concepts, row, strict=True))
+            for row in self.scores["share"].round(decimals=3).tolist()
+        ]
+        return f"WordDiagnosis({self.word!r}; share {listing(shares, most=4)})"
+
     def save(self, folder: str | Path) -> Path:
         """Write the result to a folder."""
         return save_fields(self, folder)
@@ -166,18 +174,13 @@ def diagnose_word(
         A map and scores for each candidate.
 
     Raises:
-        ConceptError: On fewer than two candidates, or names without `relevance`.
+        ConceptError: On fewer than two candidates, names without `relevance`, or no heads.
         SiteError: If a candidate's heads do not exist.
         WordError: If the word is not in a prompt.
     """
     pairs = _pairs(concepts, relevance, k)
     found = attention_maps(model, prompts, words=word, keep="head", **settings)
-    by_head = torch.stack(
-        [
-            found.word(word, occurrence=occurrence, sample=sample)
-            for sample in range(len(found.maps))
-        ]
-    )
+    by_head = found.word(word, occurrence=occurrence)
     if by_head.ndim != 4:
         raise SiteError("diagnose_word compares heads: leave keep= out, and give one frame")
     place = {pair: at for at, pair in enumerate(found.heads)}
@@ -215,6 +218,12 @@ def _pairs(concepts: Any, relevance: Any, k: int | float) -> dict[str, tuple[tup
             '["Colour", "Shape"]'
         )
     if isinstance(concepts, Mapping):
+        for name, some in concepts.items():
+            if isinstance(some, Mapping) or not len(some):
+                raise ConceptError(
+                    f"the heads of {name!r} are {some!r}; (block, head) pairs are needed, one or "
+                    "more, without weights"
+                )
         return {
             name: tuple((int(pair[0]), int(pair[1])) for pair in some)
             for name, some in concepts.items()

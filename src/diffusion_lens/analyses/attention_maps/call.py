@@ -66,13 +66,13 @@ def attention_maps(
     heads: Any = None,
     blocks: Iterable[int] | int | None = None,
     steps: Any = None,
-    branch: str = "cond",
+    branch: str | None = "cond",
     aggregate: str | None = None,
     upsample: str | None = None,
     clamp: str | None = None,
     preset: str | Preset | None = None,
     keep: str | Sequence[str] = (),
-    size: Sequence[int] | None = None,
+    size: int | Sequence[int] | None = None,
     foreign_among: str = "prompt",
     image: Any = None,
     noise_level: float | None = None,
@@ -99,8 +99,8 @@ def attention_maps(
         heads: (block, head) pairs, as `relevance.top(concept, fraction=0.25)` gives them; a mapping
             from pairs to weights; indices, the same in every block; None for all.
         blocks: Only these blocks; negative ones count from the last.
-        steps: Only these steps, counted from 0; None for all.
-        branch: Guidance branch.
+        steps: Only these steps, counted from 0; None for all. A given image has no steps.
+        branch: One guidance branch. `"uncond"` reads the negative prompt.
         aggregate: `"mean"` or `"sum"` over steps.
         upsample: `"bicubic"`, `"bilinear"` or `"nearest"`.
         clamp: `"each"` or `"mean"`; see `Preset`.
@@ -112,7 +112,7 @@ def attention_maps(
             that are there; or `"foreign"`, all foreign words among themselves.
         image: A real image in place of a generated one; it is encoded, noised and denoised once.
         noise_level: How far to noise it, `timestep / num_train_timesteps`; 0.5 by default.
-        num_samples: Noise samples to average over.
+        num_samples: Noise samples to average over (or to add up, as `aggregate` says).
         seed: Seed of the noise; further samples count up from it.
         **settings: Arguments of the pipeline's own call.
 
@@ -121,7 +121,7 @@ def attention_maps(
 
     Raises:
         WordError: If a word is in none of the prompts.
-        SiteError: If a block or head does not exist, or nothing is selected.
+        SiteError: If a block, head or branch does not exist, or nothing is selected.
         RunError: On an unknown preset or choice, and where arguments contradict each other.
 
     Source: DAAM, arXiv 2210.04885, section 2: $D_k$ is `maps[:, k]` with `preset="daam"`, the mean
@@ -133,8 +133,8 @@ def attention_maps(
     chosen_preset = _preset(preset, aggregate=aggregate, upsample=upsample, clamp=clamp)
     kept = _kept(keep)
     run = Run.of(prompts, seed=seed, settings=settings)
-    if image is None and (noise_level is not None or num_samples != 1):
-        raise RunError("noise_level= and num_samples= belong to a given image; give image=")
+    _refuse_contradictions(image, noise_level, num_samples, steps)
+    size = _size(size)
     leave_out = () if chosen_preset.middle else _middle(model)
     chosen = choose(model, heads=heads, blocks=blocks, leave_out=leave_out)
     tokens = tokens_of(model, run, branch)
@@ -154,7 +154,15 @@ def attention_maps(
         beside = None
         if others:
             beside = stack.enter_context(
-                foreign_hooks(model, others, chosen, plan, among=foreign_among, **selectors)
+                foreign_hooks(
+                    model,
+                    others,
+                    chosen,
+                    plan,
+                    among=foreign_among,
+                    reference=positions_of(tokens, None) or (),
+                    **selectors,
+                )
             )
             chosen, hooks = beside.chosen, beside.hooks
         if positions != ():
@@ -198,7 +206,8 @@ def _executed(
     """Generate, or denoise a given image once for each noise sample; pictures and what was run."""
     if image is None:
         out = model.run_with_hooks(run, fwd_hooks=hooks)
-        return _pictures(out.images), out.made_by.as_dict()
+        videos = [_pictures(frames) for frames in ([] if out.frames is None else out.frames)]
+        return tuple(filter(None, videos)) or _pictures(out.images), out.made_by.as_dict()
     level = 0.5 if level is None else level
     size = {name: run.settings.get(name) for name in ("height", "width")}
     latents = model.encode_image(image, **size)
@@ -248,6 +257,27 @@ def _apart(chosen: Chosen, preset: Preset, size: Any) -> frozenset[int]:
     return frozenset(
         block for block, level in chosen.levels.items() if level > finest or size is not None
     )
+
+
+def _refuse_contradictions(image: Any, level: Any, samples: int, steps: Any) -> None:
+    if image is None and (level is not None or samples != 1):
+        raise RunError("noise_level= and num_samples= belong to a given image; give image=")
+    if image is not None and steps is not None:
+        raise RunError(
+            "a given image is denoised once, so it has no steps=; noise_level= says how far it is "
+            "noised"
+        )
+    if samples < 1:
+        raise RunError(f"num_samples={samples} must be 1 or more")
+
+
+def _size(size: Any) -> tuple[int, int] | None:
+    if size is None:
+        return None
+    given = tuple(size) if isinstance(size, Sequence) else (size,)
+    if len(given) != 2 or not all(isinstance(one, int) and one > 0 for one in given):
+        raise RunError(f"size={size!r} must be a height and a width, such as size=(64, 64)")
+    return given
 
 
 def _kept(keep: str | Sequence[str]) -> frozenset[str]:

@@ -132,7 +132,7 @@ class PatternSums:
         Args:
             size: Height and width; by default those of the finest grid.
         """
-        size = tuple(size or self.finest())
+        size = self.finest() if size is None else tuple(size)
         steps = sorted(self.steps) if "step" in self.plan.keep else [None]
         found = torch.stack([self._of_step(step, size) for step in steps], 1)
         return found if "step" in self.plan.keep else found.squeeze(1)

@@ -28,8 +28,6 @@ from diffusion_lens.concept_streams.encoding import encode_concepts
 from diffusion_lens.errors import SiteError, UnsupportedModelError
 
 AMONG = ("prompt", "foreign")
-REFERENCE = ("txt", [0])
-"""The text token from whose score and share of attention a row's normaliser is found."""
 
 
 def appended(
@@ -93,15 +91,20 @@ class ForeignKeys:
         self._query = activation.detach().transpose(1, 2).to(wide) * activation.shape[-1] ** -0.5
 
     def on_reference(self, activation: Tensor, _hook: HookContext) -> None:
-        """Keep the key of the reference token."""
-        self._reference = activation.detach().transpose(1, 2).to(torch.float32)
+        """Keep the keys of the reference tokens."""
+        self._reference = activation.detach().transpose(1, 2)
 
     def on_pattern(self, activation: Tensor, hook: HookContext) -> None:
-        """Find the normaliser of each row: score minus logarithm of the share of attention."""
+        """Find the normaliser of each row: score minus logarithm of the share of attention.
+
+        Of the reference tokens each row takes the one it attends to most: the share of another may
+        be too small to have a logarithm.
+        """
         assert self._query is not None and self._reference is not None
-        share = activation.detach()[..., 0].clamp_min(torch.finfo(activation.dtype).tiny)
-        score = (self._query @ self._reference.to(self._query.dtype).mT)[..., 0]
-        self._normaliser = score - share.log()
+        share, largest = activation.detach().max(-1, keepdim=True)
+        scores = self._query @ self._reference.to(self._query.dtype).mT
+        log_share = share.clamp_min(torch.finfo(share.dtype).tiny).log()
+        self._normaliser = (scores.gather(-1, largest) - log_share).squeeze(-1)
         if self.keys is not None:
             self._add(self.keys[hook.layer()][None], hook)
 
@@ -150,6 +153,7 @@ def foreign_hooks(
     plan: Plan,
     *,
     among: str,
+    reference: Sequence[int],
     **selectors: Any,
 ) -> Iterator[ForeignHooks]:
     """The hooks for foreign words; concept streams are open while the context is.
@@ -160,6 +164,8 @@ def foreign_hooks(
         chosen: Heads.
         plan: What is kept apart.
         among: `"prompt"` or `"foreign"`.
+        reference: The text tokens from whose scores and shares of attention the normalisers of
+            rows are found; empty for all.
         **selectors: Steps and branch.
 
     Yields:
@@ -172,11 +178,14 @@ def foreign_hooks(
     if among not in AMONG:
         raise SiteError(f"foreign_among={among!r} is none of {list(AMONG)}")
     sums = PatternSums(plan)
+    keys_of = ("txt", list(reference)) if reference else "txt"
     if model.spec.concepts is None:
         embeddings, rows = _encoded(model, words)
         keys = {block: _keys(model, chosen, block, embeddings) for block in chosen.heads}
         collector = ForeignKeys(sums, list(rows.values()), among=among, keys=keys)
-        yield ForeignHooks(_sites(chosen, collector, **selectors), sums, dict(rows), chosen)
+        yield ForeignHooks(
+            _sites(chosen, collector, keys_of, **selectors), sums, dict(rows), chosen
+        )
         return
     with model.concept_streams(list(words)) as streams:
         seen = chosen.only(
@@ -188,7 +197,7 @@ def foreign_hooks(
                 f"{type(model.denoiser).__name__} carry; the chosen ones are {list(chosen.heads)}"
             )
         collector = ForeignKeys(sums, list(streams.rows.values()), among=among)
-        hooks = _sites(seen, collector, **selectors)
+        hooks = _sites(seen, collector, keys_of, **selectors)
         for block, heads in seen.heads.items():
             site = Site(_concept_keys(seen, block), heads=heads, **selectors)
             hooks.append((site, collector.on_concept))
@@ -203,15 +212,17 @@ def _prefix(chosen: Chosen, block: int) -> str:
     return chosen.names[block].removesuffix(".hook_pattern")
 
 
-def _sites(chosen: Chosen, collector: ForeignKeys, **selectors: Any) -> list[tuple[Site, Any]]:
+def _sites(
+    chosen: Chosen, collector: ForeignKeys, reference: Any, **selectors: Any
+) -> list[tuple[Site, Any]]:
     hooks: list[tuple[Site, Any]] = []
     for block, heads in chosen.heads.items():
         prefix = _prefix(chosen, block)
         given = {"heads": heads, **selectors}
-        pattern = Site(chosen.names[block], query="img", key=REFERENCE, **given)
+        pattern = Site(chosen.names[block], query="img", key=reference, **given)
         hooks += [
             (Site(f"{prefix}.img.hook_q", **given), collector.on_query),
-            (Site(f"{prefix}.txt.hook_k", pos=REFERENCE, **given), collector.on_reference),
+            (Site(f"{prefix}.txt.hook_k", pos=reference, **given), collector.on_reference),
             (pattern, collector.on_pattern),
         ]
     return hooks

@@ -24,7 +24,7 @@ class AttentionMaps:
     """How much each place of an image attends to each token of its text.
 
     Attributes:
-        maps: Not negative. With `over_steps="mean"` a value is a share of attention, in [0, 1] up
+        maps: Not negative. With `aggregate="mean"` a value is a share of attention, in [0, 1] up
             to the overshoot of the interpolation; with `"sum"` it grows with the number of steps.
         axes: Names of the axes: batch, (step), (block or head), token, (frame), height, width.
         positions: For each entry of the token axis its place in the text stream; foreign words come
@@ -34,7 +34,8 @@ class AttentionMaps:
         steps: The steps, as counted by the scheduler.
         heads: The (block, head) pairs that went in; the head axis has them in this order.
         blocks: The blocks that went in; the block axis has them in this order.
-        images: The images, where the pipeline gave pictures.
+        images: The images, where the pipeline gave pictures; of a video model a tuple of frames for
+            each video.
         made_by: What was run and how.
         citation: What to cite.
     """
@@ -64,8 +65,9 @@ class AttentionMaps:
 
         Args:
             word: A word or phrase of the prompt, or a foreign one; upper and lower case are not
-                told apart. A number is a position in the text stream.
-            occurrence: Which one, counted from 0; None for the mean over all.
+                told apart. A number is a position in the text stream. Of a word that is both, the
+                foreign map is given; `occurrence` or a position asks for that of the prompt.
+            occurrence: Which one in the prompt, counted from 0; None for the mean over all.
             sample: Only this sample, whose axis is dropped; None for all.
 
         Returns:
@@ -174,7 +176,7 @@ class AttentionMaps:
 
     def _rows(self, word: str | int, occurrence: int | None, sample: int) -> list[int]:
         """Entries of the token axis."""
-        if isinstance(word, str):
+        if isinstance(word, str) and occurrence is None:
             foreign = {name.casefold(): rows for name, rows in self.foreign.items()}
             if word.casefold() in foreign:
                 return list(foreign[word.casefold()])
@@ -237,11 +239,18 @@ class AttentionMaps:
                 rows = rows.mean(self.axes.index(axis) - 1)
         return self._drawn(rows, titles, sample, images, settings)
 
-    def plot(self, word: str | int, *, sample: int = 0, images: Any = None, **settings: Any) -> Any:
+    def plot(
+        self,
+        word: str | int | None = None,
+        *,
+        sample: int = 0,
+        images: Any = None,
+        **settings: Any,
+    ) -> Any:
         """The map of a word, a panel for each block or head that was kept.
 
         Args:
-            word: As for `word`.
+            word: As for `word`; None for what `overlay` shows of all words.
             sample: Which sample.
             images: The image to draw over, where the run gave none.
             **settings: Further arguments of `viz.overlays`.
@@ -249,6 +258,8 @@ class AttentionMaps:
         Raises:
             ResultError: If there is no image.
         """
+        if word is None:
+            return self.overlay(sample=sample, images=images, **settings)
         rows = self.word(word, sample=sample)
         titles = [str(word)]
         if "head" in self.axes:
@@ -273,6 +284,9 @@ class AttentionMaps:
         image = self.images[sample] if images is None else images
         names = [axis for axis in ("step", "frame") if axis in self.axes]
         slider = None
+        if self._frames and isinstance(image, list | tuple):
+            image = self._behind(image)
+            settings = {"images_over": "step", **settings}
         if names:
             rows = rows.flatten(0, len(names) - 1)
             counted = [
@@ -282,6 +296,13 @@ class AttentionMaps:
             if len(counted) == 2:
                 slider = [f"step {one}, frame {two}" for one in counted[0] for two in counted[1]]
         return viz.overlays(image, rows, titles=list(titles), steps=slider, **settings)
+
+    def _behind(self, frames: Sequence[Any]) -> list[Any]:
+        """The last picture of each frame of latents, once for each kept step."""
+        count = self._count("frame")
+        ratio = (len(frames) - 1) / max(count - 1, 1)
+        behind = [frames[round(at * ratio)] for at in range(count)]
+        return behind * (self._count("step") if "step" in self.axes else 1)
 
     def _count(self, axis: str) -> int:
         return self.maps.shape[self.axes.index(axis)]

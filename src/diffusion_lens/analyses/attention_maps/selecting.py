@@ -24,6 +24,10 @@ class Names:
         """Whether a name is one of them."""
         return name in self.names
 
+    def __repr__(self) -> str:
+        """The first few; the heads of a Site say which blocks there are."""
+        return f"Names({listing(self.names, most=2)})"
+
 
 @dataclass(frozen=True)
 class Chosen:
@@ -170,18 +174,25 @@ def _heads(heads: Any, counts: Mapping[int, int]) -> dict[int, tuple[int, ...]]:
     return {one: tuple(sorted(head for block, head in pairs if block == one)) for one in blocks}
 
 
-def tokens_of(model: HookedDiffusion, run: Run, branch: str) -> tuple[PromptTokens, ...]:
+def tokens_of(model: HookedDiffusion, run: Run, branch: str | None) -> tuple[PromptTokens, ...]:
     """The tokens of each sample's prompt; empty where the run has embeddings.
 
     Args:
         model: The model.
         run: The run.
-        branch: Whose prompts.
+        branch: Whose prompts: only `"uncond"` reads the negative ones.
+
+    Raises:
+        SiteError: If the model has no such branch. Several at once would be added up as one.
     """
+    known = list(model.tracker.known_branches())
+    if branch not in known:
+        raise SiteError(f"branch={branch!r} is none of {known}; an analysis looks at one")
     count = run.samples // run.images_per_prompt
-    kind = "" if branch == "cond" else "negative_"
-    main: Any = run.prompts if branch == "cond" else run.settings.get("negative_prompt") or ""
-    if model.pipe is None or (branch == "cond" and not run.prompts):
+    negative = branch == "uncond"
+    kind = "negative_" if negative else ""
+    main: Any = (run.settings.get("negative_prompt") or "") if negative else run.prompts
+    if model.pipe is None or not (negative or run.prompts):
         return ()
     columns = []
     for part in model.spec.text_parts:

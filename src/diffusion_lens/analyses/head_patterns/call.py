@@ -25,7 +25,7 @@ def head_patterns(
     heads: Any = None,
     blocks: Iterable[int] | int | None = None,
     steps: Any = None,
-    branch: str = "cond",
+    branch: str | None = "cond",
     every: int | None = None,
     seed: int | Sequence[int] | None = 0,
     **settings: Any,

@@ -109,6 +109,15 @@ class HeadPatterns:
             column_title="block.head",
         )
 
+    def __repr__(self) -> str:
+        """Sizes and what there is, in one line."""
+        samples, steps, heads = next(iter(self.values.values())).shape
+        mass = "" if self.mass is None else f", mass on {len(self.positions)} tokens"
+        return (
+            f"HeadPatterns(batch {samples}, step {steps}, head {heads}; {', '.join(self.values)}"
+            f"{mass})"
+        )
+
     def save(self, folder: str | Path) -> Path:
         """Write the result to a folder."""
         return save_fields(self, folder)

@@ -20,7 +20,7 @@ def token_view(
     step: int = 0,
     heads: Sequence[int] | None = None,
     stream: str = "txt",
-    branch: str = "cond",
+    branch: str | None = "cond",
     seed: int = 0,
     **settings: Any,
 ) -> Any:
