@@ -6,6 +6,7 @@ plain and measured runs alike. The control is a plain run measured like the othe
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -20,7 +21,8 @@ class Ratio:
 
     Attributes:
         median: Median over rounds.
-        error: Standard error of the median (1.25 standard deviations / sqrt(rounds)).
+        error: Standard error of the median (1.25 standard deviations / sqrt(rounds)); NaN of one
+            round.
         extra_ms: Median CPU milliseconds more than plain.
     """
 
@@ -61,7 +63,7 @@ def bracket(
     summary = {
         name: Ratio(
             statistics.median(found),
-            1.25 * statistics.stdev(found) / len(found) ** 0.5,
+            1.25 * statistics.stdev(found) / len(found) ** 0.5 if len(found) > 1 else math.nan,
             statistics.median(extras[name]),
         )
         for name, found in ratios.items()
