@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion_lens import HookedDiffusion
+from diffusion_lens import HookedDiffusion, Run
 from diffusion_lens.analyses import ConceptMaps, concept_attention, concept_scores
 from diffusion_lens.analyses.concept_attention import PRESETS, Preset
 from diffusion_lens.errors import (
@@ -186,7 +186,8 @@ def test_maps_survive_saving(family: str, tmp_path: Path) -> None:
 def test_a_concept_is_the_mean_of_its_tokens(tokens: str) -> None:
     model = HookedDiffusion(shared_pipe("flux"))
     found = maps("flux", preset=Preset(tokens=tokens), blocks=[1], steps=0)
-    with model.concept_streams(CONCEPTS) as streams:
+    length = short("flux")["max_sequence_length"]
+    with model.concept_streams(CONCEPTS, max_sequence_length=length) as streams:
         names = ["blocks.1.attn.concept.hook_z", "blocks.1.attn.img.hook_z"]
         _, cache = model.run_with_cache(names_filter=names, steps=[0], **short("flux"))
     rows, image = (cache[name][0].flatten(2) for name in names)
@@ -196,6 +197,48 @@ def test_a_concept_is_the_mean_of_its_tokens(tokens: str) -> None:
         torch.testing.assert_close(found.maps, expected)
     else:
         assert not torch.allclose(found.of("glass table"), maps("flux").of("glass table"))
+
+
+def test_concepts_are_padded_as_the_prompt_is() -> None:
+    found = maps("flux", max_sequence_length=24)
+    of_the_prompt = maps("flux", preset=Preset(max_sequence_length=24), max_sequence_length=24)
+    assert torch.equal(found.maps, of_the_prompt.maps)
+    defaults = maps("flux", preset=Preset(max_sequence_length=512), max_sequence_length=24)
+    assert not torch.allclose(found.maps, defaults.maps)
+
+
+def test_a_block_given_twice_counts_once() -> None:
+    from_the_end = 1 - HookedDiffusion(shared_pipe("flux")).n_blocks
+    found = maps("flux", blocks=[1, 1, from_the_end])
+    assert found.blocks == (1,)
+    assert torch.equal(found.maps, maps("flux", blocks=1).maps)
+
+
+def test_one_axis_to_keep_needs_no_list() -> None:
+    assert torch.equal(maps("flux", keep="step").maps, maps("flux", keep=["step"]).maps)
+
+
+@pytest.mark.parametrize("family", ["sd3", "sd35"])
+def test_a_block_without_the_vectors_of_a_space_is_left_out(family: str) -> None:
+    every = maps(family).blocks
+    found = maps(family, space="attn_out", keep="block")
+    assert found.blocks == every[:-1]
+    assert found.maps.shape[1] == len(every) - 1
+    assert maps(family, preset="flux-diffusers").blocks == every[:-1]
+    with pytest.raises(ConceptError, match=r"has no 'concept\.hook_attn_out'.* space='attn_out'"):
+        maps(family, space="attn_out", blocks=every)
+
+
+def test_queries_that_ask_nothing_have_no_space() -> None:
+    with pytest.raises(ConceptError, match=r"has no 'attn\.concept\.hook_q' with attend=\(\)"):
+        maps("flux", space="query-key", attend=())
+
+
+def test_the_seed_of_a_run_is_that_of_the_noise() -> None:
+    found = over_photo("flux", photo(64, 64), Run("a cat", seed=5))
+    assert found.made_by["seeds"] == [5]
+    assert torch.equal(found.maps, over_photo("flux", photo(64, 64), seed=5).maps)
+    assert "seed=5" in over_photo("flux", photo(64, 64), seed=5).made_by["run"]
 
 
 @pytest.mark.parametrize(
@@ -217,9 +260,10 @@ def test_a_concept_is_the_mean_of_its_tokens(tokens: str) -> None:
         ("seed=None", {"image": photo(64, 64), "seed": None}),
         ("latents= and image= exclude each other", {"image": photo(64, 64)}),
         ("'  ' is empty", {"concepts": ["cat", "  "]}),
-        ("takes 512; shorten it", {"concepts": ["cat " * 600]}),
+        ("takes 48; shorten it", {"concepts": ["cat " * 600]}),
         ("no concepts were given", {"concepts": []}),
         ("block 7 has none", {"blocks": [7]}),
+        ("branch='all' is none of", {"branch": "all"}),
     ],
     ids=lambda value: None if isinstance(value, dict) else value[:24],
 )
@@ -236,6 +280,11 @@ def test_a_map_that_does_not_exist() -> None:
 def test_a_step_that_does_not_exist() -> None:
     with pytest.raises(HookNeverFiredError, match="step"):
         maps("flux", steps=[7])
+
+
+def test_a_step_that_does_not_exist_among_others_that_do() -> None:
+    with pytest.raises(HookNeverFiredError, match=r"steps 2, 7 do not exist .* only 0, 1"):
+        maps("flux", steps=[0, 1, 2, 7])
 
 
 def test_a_unet_is_told_which_analysis_to_use() -> None:
@@ -285,8 +334,11 @@ def test_the_frames_of_a_given_video_are_mapped() -> None:
         (r"8 x 8 pixels is too small .* 16 pixels wide", photo(8, 8)),
         (r"images of different sizes", [photo(64, 64), photo(64, 96)]),
         (r"got str\. Open a file with PIL", "cat.png"),
+        (r"has 1 channels, .*convert\(\"RGB\"\)", photo(64, 64).convert("L")),
+        (r"has 4 channels, .*convert\(\"RGB\"\)", photo(64, 64).convert("RGBA")),
+        (r"image= has 2 where the captions are 1", [photo(64, 64), photo(64, 64)]),
     ],
-    ids=["too small", "sizes", "path"],
+    ids=["too small", "sizes", "path", "grey", "transparent", "number"],
 )
 def test_bad_images_are_refused(message: str, image: Any) -> None:
     with pytest.raises(ConceptError, match=message):

@@ -7,11 +7,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from diffusion_lens import HookedDiffusion
 from diffusion_lens.analyses.concept_attention import ablations
 from diffusion_lens.analyses.concept_attention.toy_benchmark import compare, saliency_method
 from diffusion_lens.toys.benchmark.segmentation import segmentation_tasks
+from diffusion_lens.toys.tokenizers import MAX_LENGTH
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +29,14 @@ def test_each_query_gets_the_map_of_its_words(model: HookedDiffusion) -> None:
     objects = [found for found, kind in zip(maps, kinds, strict=True) if kind == "object"]
     total = sum(objects) + maps[kinds.index("background")]
     assert total == pytest.approx(1, abs=1e-5), "a softmax over the objects and the background"
+
+
+def test_the_model_reads_as_many_tokens_as_it_was_trained_with(model: HookedDiffusion) -> None:
+    (task,) = segmentation_tasks(1, noise_level=0.3)
+    read: list[torch.Size] = []
+    with model.hooks([("hook_text_emb", lambda value, _hook: read.append(value.shape))]):
+        saliency_method(model)(task)
+    assert {shape[1] for shape in read} == {MAX_LENGTH}
 
 
 def test_objects_are_found_better_than_by_guessing(model: HookedDiffusion) -> None:

@@ -108,8 +108,9 @@ def _pooled(entry: ConceptEntry, pooled: str | Tensor | None) -> str | Tensor:
         return entry.pooled
     if entry.pooled_argument is None and not (isinstance(pooled, str) and pooled == "prompt"):
         raise ConceptError(
-            "pooled= was given, but this family's modulation takes no pooled text embedding; "
-            "leave it out: concepts share the image's modulation"
+            "pooled= was given, by itself or by a preset, but this family's modulation takes no "
+            "pooled text embedding; leave it out, or take a preset without it: concepts share the "
+            "image's modulation"
         )
     if isinstance(pooled, Tensor):
         if pooled.ndim != 2:
@@ -128,15 +129,15 @@ def _blocks(model: HookedDiffusion, blocks: Sequence[int] | None) -> tuple[int, 
         return tuple(
             block.index for block in able if block.spec.concepts and block.spec.concepts.by_default
         )
-    asked = tuple(block + model.n_blocks if block < 0 else block for block in blocks)
-    wrong = [given for given, block in zip(blocks, asked, strict=True) if block not in found]
-    if wrong or not asked:
+    counted = [block + model.n_blocks if block < 0 else block for block in blocks]
+    wrong = [given for given, block in zip(blocks, counted, strict=True) if block not in found]
+    if wrong or not counted:
         what = f"block {wrong[0]} has none" if wrong else "blocks= is empty"
         raise ConceptError(
             f"{what}: of the {model.n_blocks} blocks of {type(model.denoiser).__name__}, these "
             f"can carry concepts: {listing(found, most=60)}"
         )
-    return asked
+    return tuple(sorted(set(counted)))
 
 
 def _checked(model: HookedDiffusion, entry: ConceptEntry, embeddings: Tensor) -> Tensor:

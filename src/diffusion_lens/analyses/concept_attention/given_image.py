@@ -15,6 +15,8 @@ from torch import Tensor
 from diffusion_lens import HookedDiffusion
 from diffusion_lens.errors import ConceptError
 
+COLOURS = 3
+
 
 @dataclass(frozen=True)
 class GivenImage:
@@ -49,7 +51,8 @@ def take_image(
         width: Likewise.
 
     Raises:
-        ConceptError: If the model takes no images, images differ in size, or one is too small.
+        ConceptError: If the model takes no images, images differ in size, or one is too small or
+            has other channels than red, green and blue.
     """
     pipe: Any = model.pipe
     if pipe is None:
@@ -75,9 +78,15 @@ def take_image(
         )
     read = processor.preprocess_video if video else processor.preprocess
     show = processor.postprocess_video if video else processor.postprocess
+    pixels = read(image, height=size[0], width=size[1])
+    if pixels.shape[1] != COLOURS:
+        raise ConceptError(
+            f"image= has {pixels.shape[1]} channels, models take {COLOURS} (red, green, blue); "
+            'convert it, with PIL: image.convert("RGB")'
+        )
     return GivenImage(
         latents=model.encode_image(image, height=size[0], width=size[1]).to(model.dtype),
-        shown=tuple(show(read(image, height=size[0], width=size[1]), output_type="pil")),
+        shown=tuple(show(pixels, output_type="pil")),
         given_size=given,
         size=size,
     )

@@ -31,16 +31,17 @@ SOFTMAX = {"concepts": 1, "patches": 2, "nothing": None}
 IMAGE_VECTORS = ("generation", "concepts")
 
 
-def refuse_unknown(argument: str, given: str, valid: Iterable[str]) -> None:
+def refuse_unknown(argument: str, given: object, valid: Iterable[str]) -> None:
     """Name the choices where `given` is none of them.
 
     Raises:
         ConceptError: With the closest choice.
     """
-    if given not in valid:
-        near = closest(given, valid)
+    choices = list(valid)
+    if given not in choices:
+        near = closest(str(given), choices)
         hint = f" Closest: {near[0]!r}." if near else ""
-        raise ConceptError(f"{argument}={given!r} is none of {list(valid)}.{hint}")
+        raise ConceptError(f"{argument}={given!r} is none of {choices}.{hint}")
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Preset:
             its `"first"`; or `"joint"`, read together as one prompt.
         pooled: Likewise; None is the choice of the family.
         last_blocks: How many double blocks, counted from the last; None for all.
-        max_sequence_length: Padded length of a concept, or None for the pipeline's default.
+        max_sequence_length: Padded length of a concept, or None for that of the run's prompts.
         slots: Length to which zero embeddings fill the concept stream; they are attended to and
             take their share of a softmax over concepts. None for no fillers.
         image_vectors: Of the `"generation"` pass; or of a second product, in which the image

@@ -5,7 +5,7 @@ Source: ConceptAttention, arXiv 2502.04320, sections 4 and 5, and its released p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,11 +21,12 @@ from diffusion_lens.analyses.concept_attention.collecting import (
 from diffusion_lens.analyses.concept_attention.given_image import GivenImage, take_image
 from diffusion_lens.analyses.concept_attention.maps import ConceptMaps
 from diffusion_lens.analyses.concept_attention.presets import (
+    SPACES,
     Preset,
     preset_of,
     refuse_unknown,
 )
-from diffusion_lens.errors import ConceptError
+from diffusion_lens.errors import ConceptError, HookNeverFiredError, listing
 from diffusion_lens.hooked_diffusion.streams import ConceptStreams
 
 NOISE_LEVEL = 0.5
@@ -40,9 +41,9 @@ def concept_attention(
     preset: str | Preset = "paper",
     space: str | None = None,
     softmax_over: str | None = None,
-    blocks: Sequence[int] | None = None,
+    blocks: int | Sequence[int] | None = None,
     steps: Any = None,
-    keep: Sequence[str] = (),
+    keep: str | Sequence[str] = (),
     frames: str = "keep",
     branch: str = "cond",
     attend: str | Sequence[str] = ("concepts", "image"),
@@ -67,7 +68,8 @@ def concept_attention(
         space: Which vectors, in place of the preset's: `"z"`, `"attn_out"`, `"value"`,
             `"query-key"` or `"query-query"`.
         softmax_over: `"concepts"`, `"patches"` or `"nothing"`, in place of the preset's.
-        blocks: Blocks to average over, in place of the preset's.
+        blocks: Blocks to average over, in place of the preset's. Without it, blocks that lack the
+            vectors of the space are left out (`"attn_out"` in the last block of SD3).
         steps: Steps to average over; None for all.
         keep: `"step"`, `"block"` or both, to keep these apart.
         frames: `"keep"` the frames of a video apart, or take their `"mean"`.
@@ -80,14 +82,16 @@ def concept_attention(
         num_samples: Noise samples to average over.
         seed: Of the run; for a given image of its noise, further samples count up from it.
         **settings: Arguments of the pipeline's own call. For a given image, `height` and `width`
-            resize it.
+            resize it. Concepts are padded to its `max_sequence_length`, as the prompt is, unless
+            the preset has one.
 
     Returns:
         Maps with axes batch, concept, height, width in image tokens (video: batch, concept, frame,
         height, width), and the images that they lie over.
 
     Raises:
-        ConceptError: On bad concepts, blocks or images, and on an unknown preset or choice.
+        ConceptError: On bad concepts, blocks or images, and on an unknown preset, branch or other
+            choice.
         UnsupportedModelError: If the model has no concept streams, such as a UNet.
         HookNeverFiredError: If a step does not exist.
 
@@ -95,9 +99,15 @@ def concept_attention(
     second time, which changes no value; a concept of several tokens is the mean of all of them,
     where the release takes the first (`flux-release` does, too).
     """
+    run = Run.of(prompts, seed=seed, settings=settings)
+    chosen = preset_of(preset)
     named = {"space": space, "softmax_over": softmax_over}
-    chosen = replace(preset_of(preset), **{name: one for name, one in named.items() if one})
-    _refuse_bad(chosen, keep, frames)
+    if chosen.max_sequence_length is None:
+        named["max_sequence_length"] = run.settings.get("max_sequence_length")
+    chosen = replace(chosen, **{name: one for name, one in named.items() if one})
+    keep = (keep,) if isinstance(keep, str) else keep
+    blocks = (blocks,) if isinstance(blocks, int) else blocks
+    _refuse_bad(chosen, keep, frames, branch)
     if image is None:
         _refuse_of_image(noise_level, num_samples)
     with model.concept_streams(
@@ -111,17 +121,18 @@ def concept_attention(
         image_queries=chosen.image_vectors == "concepts",
     ) as streams:
         pairs = VectorPairs(chosen, streams, _sums(chosen, len(streams.names), keep))
-        used = _used_blocks(streams, chosen, blocks)
+        used = _used_blocks(model, streams, chosen, blocks)
         hooks = pairs.hooks(used, steps=steps, branch=branch)
         if image is None:
-            shown, made_by = _generated(model, prompts, hooks, seed, settings)
+            shown, made_by = _generated(model, run, hooks)
+            _refuse_absent(steps, pairs.steps)
         else:
-            seeds = _seeds_of_noise(steps, seed, num_samples)
-            given, settings = _taken(model, image, settings)
+            seeds = _seeds_of_noise(steps, run.seed, num_samples)
+            given, run = _taken(model, image, run)
             if chosen.blank_caption:
                 hooks.append((Site("hook_pooled_text_emb", branch=branch), _zeros))
             level = NOISE_LEVEL if noise_level is None else noise_level
-            shown, made_by = _over_noise(model, prompts, given, hooks, level, seeds, settings)
+            shown, made_by = _over_noise(model, run, given, hooks, level, seeds)
     return _result(
         pairs,
         keep=keep,
@@ -132,10 +143,11 @@ def concept_attention(
     )
 
 
-def _refuse_bad(chosen: Preset, keep: Sequence[str], frames: str) -> None:
+def _refuse_bad(chosen: Preset, keep: Sequence[str], frames: str, branch: str) -> None:
     for one in keep:
         refuse_unknown("keep", one, ("step", "block"))
     refuse_unknown("frames", frames, ("keep", "mean"))
+    refuse_unknown("branch", branch, ("cond", "uncond", "skip"))
     if chosen.vectors_first and "step" in keep:
         raise ConceptError(
             "this preset averages vectors over steps before it scores them, so there are no maps "
@@ -146,6 +158,20 @@ def _refuse_bad(chosen: Preset, keep: Sequence[str], frames: str) -> None:
 def _refuse_of_image(noise_level: float | None, num_samples: int) -> None:
     if noise_level is not None or num_samples != 1:
         raise ConceptError("noise_level= and num_samples= belong to a given image; give image=")
+
+
+def _refuse_absent(steps: Any, found: Iterable[int]) -> None:
+    """Refuse steps of which only others exist; where none does, no hook fires and the run says so.
+
+    A slice has no end of its own.
+    """
+    asked = [] if steps is None or isinstance(steps, int | slice) else list(steps)
+    absent = sorted(set(asked) - set(found))
+    if absent:
+        raise HookNeverFiredError(
+            f"steps={asked}: steps {listing(absent, most=8)} do not exist in this run, of those "
+            f"asked for only {listing(list(found), most=8)}. Steps count from 0"
+        )
 
 
 def _seeds_of_noise(steps: Any, seed: Any, num_samples: int) -> range:
@@ -167,34 +193,43 @@ def _sums(chosen: Preset, count: int, keep: Sequence[str]) -> ScoreSums | MeanVe
 
 
 def _used_blocks(
-    streams: ConceptStreams, chosen: Preset, blocks: Sequence[int] | None
+    model: HookedDiffusion, streams: ConceptStreams, chosen: Preset, blocks: Sequence[int] | None
 ) -> tuple[int, ...]:
-    if blocks is not None or chosen.last_blocks is None:
-        return streams.blocks
-    return streams.blocks[-chosen.last_blocks :]
+    points, (vectors, _) = model.hook_names(), SPACES[chosen.space]
+    wanted = streams.blocks
+    if blocks is None and chosen.last_blocks is not None:
+        wanted = wanted[-chosen.last_blocks :]
+    able = tuple(block for block in wanted if f"blocks.{block}.{vectors}" in points)
+    lacking = sorted(set(wanted) - set(able))
+    if lacking and (blocks is not None or not able):
+        raise ConceptError(
+            f"block {lacking[0]} has no {vectors!r} with attend={streams.attend}, and "
+            f'space={chosen.space!r} needs it; leave the block out of blocks=, or use space="z"'
+        )
+    return able
 
 
-def _generated(
-    model: HookedDiffusion, prompts: Any, hooks: list, seed: Any, settings: dict[str, Any]
-) -> tuple[Any, dict[str, Any]]:
+def _generated(model: HookedDiffusion, run: Run, hooks: list) -> tuple[Any, dict[str, Any]]:
     """Run the pipeline; the images that it made, and what made them."""
-    out = model.run_with_hooks(prompts, seed=seed, fwd_hooks=hooks, **settings)
+    out = model.run_with_hooks(run, fwd_hooks=hooks)
     shown = out.images if out.frames is None else out.frames
     if isinstance(shown, Tensor):  # output_type="pt"
         shown = shown.movedim(-3, -1).float().cpu().numpy()
     return None if shown is None else tuple(shown), out.made_by.as_dict()
 
 
-def _taken(
-    model: HookedDiffusion, image: Any, settings: dict[str, Any]
-) -> tuple[GivenImage, dict[str, Any]]:
-    """The image, and the settings of a run of its size."""
-    others = dict(settings)
-    if "latents" in others:
+def _taken(model: HookedDiffusion, image: Any, run: Run) -> tuple[GivenImage, Run]:
+    """The image, and a run of its size."""
+    if "latents" in run.settings:
         raise ConceptError("latents= and image= exclude each other: an image has its own; drop one")
-    asked = {side: others.pop(side, None) for side in ("height", "width")}
+    asked = {side: run.settings.get(side) for side in ("height", "width")}
     given = take_image(model, image, **asked)
-    return given, {**others, "height": given.size[0], "width": given.size[1]}
+    count = len(given.latents)
+    if count != run.samples:
+        raise ConceptError(
+            f"image= has {count} where the captions are {run.samples}; give one caption for each"
+        )
+    return given, run.with_(height=given.size[0], width=given.size[1])
 
 
 def _zeros(activation: Tensor, _hook: HookContext) -> Tensor:
@@ -203,20 +238,19 @@ def _zeros(activation: Tensor, _hook: HookContext) -> Tensor:
 
 def _over_noise(
     model: HookedDiffusion,
-    prompts: Any,
+    run: Run,
     given: GivenImage,
     hooks: list,
     level: float,
     seeds: Sequence[int],
-    settings: dict[str, Any],
 ) -> tuple[Any, dict[str, Any]]:
     """Denoise the image once for each noise sample; the image, and what was done with it."""
     with model.hooks(hooks):
         for sample in seeds:
             noised = model.add_noise(given.latents, noise_level=level, seed=sample)
-            model.denoise(noised, prompt=prompts, noise_level=level, **settings)
+            model.denoise(noised, prompt=run, noise_level=level)
     return given.shown, {
-        "run": repr(Run.of(prompts, seed=0, settings=settings)),
+        "run": repr(run),
         "model": model.name,
         "noise_level": level,
         "seeds": list(seeds),

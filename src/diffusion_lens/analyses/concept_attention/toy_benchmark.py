@@ -27,6 +27,7 @@ from diffusion_lens.toys.benchmark.segmentation import (
     score_segmentation,
     segmentation_tasks,
 )
+from diffusion_lens.toys.tokenizers import MAX_LENGTH
 
 Scores = Mapping[str, SegmentationScore]
 """Kind of query to score."""
@@ -42,6 +43,8 @@ def saliency_method(model: HookedDiffusion, **how: Any) -> SaliencyMethod:
     Returns:
         A method: the render is noised to the task's level and denoised once with its caption.
     """
+    # Flux pads to 512 tokens, the toys were trained with fewer, and attention sees the padding.
+    how = {"max_sequence_length": MAX_LENGTH, **how}
 
     def method(task: Task) -> Float[np.ndarray, "query rows columns"]:
         said = task.caption.split()
