@@ -34,6 +34,11 @@ def test_equal_labels_keep_their_places() -> None:
     assert list(figure.layout.yaxis.ticktext) == ["a", "a"]
 
 
+def test_a_table_of_nothing_but_absent_values_is_drawn() -> None:
+    scale = viz.head_grid([[NAN]], rows=["a"], columns=["b"]).layout.coloraxis
+    assert (scale.cmin, scale.cmax) == (0.0, 1.0)
+
+
 def test_many_labels_are_thinned_on_the_axis_and_kept_for_the_pointer() -> None:
     figure = viz.head_grid(torch.rand(1, 128), rows=["all"], columns=range(128))
     assert len(figure.layout.xaxis.tickvals) <= 40

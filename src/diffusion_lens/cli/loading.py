@@ -20,6 +20,9 @@ def load(model: str, *, device: str | None = None, torch_dtype: str | None = Non
     from diffusion_lens.hooked_diffusion import HookedDiffusion
 
     if is_toy(model):
+        import torch
+
+        torch.set_num_threads(1)  # on matrices of this size threads only wait for each other
         held = HookedDiffusion.toy(model.removeprefix(TOY))
         return held.to(*(given for given in (device, dtype) if given is not None))
     try:

@@ -42,7 +42,7 @@ def head_grid(
     table = array(values, axes="row column")
     row_labels = labels(rows, table.shape[0], name="rows")
     column_labels = labels(columns, table.shape[1], name="columns")
-    centred = bool(np.nanmin(table, initial=0) < 0) if zero_centred is None else zero_centred
+    centred = bool((table < 0).any()) if zero_centred is None else zero_centred
     names = np.empty((*table.shape, 2), dtype=object)
     names[..., 0], names[..., 1] = np.array(row_labels)[:, None], np.array(column_labels)[None]
     heat = go.Heatmap(

@@ -44,7 +44,7 @@ def tokens(
     table = np.atleast_2d(array(values, axes="row token" if np.ndim(values) == 2 else "token"))
     shown = labels(words, table.shape[1], name="words")
     named = labels(rows if rows is not None else [""] * len(table), len(table), name="rows")
-    centred = bool(np.nanmin(table, initial=0) < 0) if zero_centred is None else zero_centred
+    centred = bool((table < 0).any()) if zero_centred is None else zero_centred
     strip = go.Heatmap(
         z=table,
         text=[shown] * len(table),
@@ -113,10 +113,10 @@ def token_patterns(
     Source: CircuitsVis `AttentionHeads`. Differs: nothing is masked, because diffusion models
     attend in both directions.
     """
-    stacked = patterns if np.ndim(patterns) == 3 else [patterns]
-    values = array(
-        patterns if stacked is patterns else np.asarray(patterns)[None], axes="head query key"
-    )
+    if np.ndim(patterns) == 2:
+        values = array(patterns, axes="query key", name="patterns")[None]
+    else:
+        values = array(patterns, axes="head query key", name="patterns")
     count = len(tokens)
     if values.shape[1:] != (count, count):
         raise FigureError(

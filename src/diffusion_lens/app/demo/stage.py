@@ -31,7 +31,7 @@ class Size:
     scenes: int = 12
     captions: int = 48
     weakened: int = 16
-    seeds: int = 4
+    seeds: int = 8
 
 
 @dataclass(frozen=True)

@@ -37,9 +37,12 @@ def weaken(
     seeds: Annotated[str, typer.Option(help="Every prompt is drawn with each.")] = "0",
     random_orders: Annotated[int, typer.Option(help="How many random orders.")] = 3,
     score: Annotated[
-        str,
-        typer.Option(help="clip, none, or for toys a graded part such as colour."),
-    ] = "clip",
+        str | None,
+        typer.Option(
+            help="clip, none, or for toys a graded part such as colour; clip by default, for toys "
+            "all."
+        ),
+    ] = None,
     clip: Annotated[
         str | None, typer.Option(help="Id or folder of another CLIP model than the published.")
     ] = None,
@@ -54,6 +57,7 @@ def weaken(
     """Weaken more and more heads in the order of their relevance, and score what is drawn."""
     with messages():
         vectors = loaded(relevance)
+        score = score or ("all" if is_toy(model) else "clip")
         held = load(model, device=device, torch_dtype=torch_dtype)
 
         from diffusion_lens.analyses import ordered_weakening
