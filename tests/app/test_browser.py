@@ -1,6 +1,6 @@
 """The demo's page in a browser: figures are drawn, sliders move, nothing is fetched or complains.
 
-Needs Chromium (`apt install chromium`, or CHROMIUM=/path/to/it) and `pip install playwright`.
+Needs Chromium (`apt install chromium`, or CHROMIUM=/path/to/it) and `pip install 'diffusion-lens[browser]'`.
 """
 
 import importlib
@@ -27,7 +27,7 @@ def browser() -> Iterator[Any]:
     try:
         playwright = importlib.import_module("playwright.sync_api")
     except ImportError:
-        pytest.skip("no playwright: `pip install playwright` (its own browsers are not needed)")
+        pytest.skip("no playwright: `pip install 'diffusion-lens[browser]'`")
     with playwright.sync_playwright() as driver:
         opened = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
         yield opened
