@@ -1,6 +1,6 @@
 """The demo's page in a browser: figures are drawn, sliders move, nothing is fetched or complains.
 
-Needs Chromium (`apt install chromium`, or CHROMIUM=/path/to/it) and `pip install 'diffusion-lens[browser]'`.
+Needs Chromium (`apt install chromium`, or CHROMIUM=/path/to/it) and playwright (the extra browser).
 """
 
 import importlib
