@@ -106,7 +106,18 @@ def test_what_cannot_be_steered_says_why() -> None:
     with pytest.raises(ConceptError, match=r"'Colors' is none of .* Closest: 'Color'"):
         steer_word(model(), PROMPT, "cat", relevance(), **(given | {"desired": "Colors"}))
     far = relevance((*text_heads(model()), Head(40, 3, "", "up, layer: 40, head: 3")))
-    with pytest.raises(ConceptError, match=r"'up, layer: 40, head: 3' \(block 40\), which .* not"):
+    with pytest.raises(ConceptError, match=r"'up, layer: 40, head: 3' \(block 40\), and is of"):
         steer_word(model(), PROMPT, "cat", far, **given)
     with pytest.raises(RunError, match=r"they are of \[40\]"):
         rescale_word(model(), "cat", {(40, 0): 2.0})
+
+
+def test_vectors_of_another_model_with_as_many_blocks_are_refused() -> None:
+    """SD 1.4's heads all exist in SDXL by number, and stand at other places there."""
+    heads = text_heads(model())
+    moved = tuple(head._replace(name=f"elsewhere {head.name}") for head in heads)
+    given: dict[str, Any] = {"desired": "Color", **settings()}
+    with pytest.raises(ConceptError, match=r"'elsewhere down, layer: 0, head: 0' \(block 0\)"):
+        steer_word(model(), PROMPT, "cat", relevance(moved), **given)
+    with pytest.raises(ConceptError, match="has 27 heads and is of another model"):
+        steer_word(model(), PROMPT, "cat", relevance(heads[:-1]), **given)

@@ -204,6 +204,8 @@ def test_a_checkpoint_is_gone_on_from(tmp_path: Path, monkeypatch: pytest.Monkey
     assert resumed.prompts_in_parts == whole.prompts_in_parts
     with pytest.raises(ResultError, match="another run: vote differ"):
         counted(**given, vote="margin")
+    with pytest.raises(ResultError, match="another run: batch_size differ"):
+        counted(**given, batch_size=2)  # the prompts of a batch share the drawn words
 
 
 def test_nothing_that_is_kept_grows_with_steps() -> None:
@@ -259,6 +261,10 @@ def test_what_cannot_be_counted_says_why() -> None:
         head_relevance(bare, PROMPTS, concepts=CONCEPTS)
     with pytest.raises(ConceptError, match="needs prompts as words"):
         counted(Run(None, prompt_embeds=torch.zeros(1, 77, 32)))
+    with pytest.raises(ConceptError, match="batch_size=0: give 1 or more"):
+        counted(batch_size=0)
+    with pytest.raises(ConceptError, match=r"latents= has 1 rows for 3 prompts"):
+        counted(latents=torch.zeros(1, 4, 8, 8))
 
 
 def test_an_unknown_concept_names_the_closest() -> None:
@@ -333,6 +339,16 @@ def test_merging_adds_votes_and_refuses_what_differs() -> None:
     assert torch.equal(unequal.parts, torch.stack([2 * VOTES[0], VOTES[1], VOTES[2]]))
     with pytest.raises(ResultError, match="different vote cannot be merged"):
         result.merge(made_up(VOTES, vote="margin"))
+
+
+def test_merging_keeps_what_was_run_and_refuses_another_softmax_or_model() -> None:
+    one, two, three = (made_up(VOTES, made_by={"model": "m", "seed": at}) for at in range(3))
+    assert one.merge(two).merge(three).made_by == one.merge(two, three).made_by
+    for name, value in (("model", "n"), ("include_start_token", False)):
+        about = {"model": "m", "include_start_token": True}
+        mine, other = (made_up(VOTES, made_by=one) for one in (about, about | {name: value}))
+        with pytest.raises(ResultError, match=f"different {name} cannot be merged"):
+            mine.merge(mine).merge(other)
 
 
 def test_steps_are_compared(tmp_path: Path) -> None:

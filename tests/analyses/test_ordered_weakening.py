@@ -55,13 +55,14 @@ def curves(scores: dict[str, Tensor], **more: Any) -> WeakeningCurves:
 
 def test_only_the_words_columns_of_the_chosen_heads_change() -> None:
     heads = [(0, 1), (3, 2)]
-    hooks = weaken_words(model(), PROMPTS, heads, factor=0.5)
+    one = model()
+    hooks = weaken_words(one, PROMPTS, heads, factor=0.5)
     names = [str(site.name) for site, _ in hooks]
-    with model().hooks(hooks):
-        _, edited = model().run_with_cache(
+    with one.hooks(hooks):
+        _, edited = one.run_with_cache(
             PROMPTS, names_filter=names, steps=[0], show_progress=False, **settings()
         )
-    _, plain = model().run_with_cache(
+    _, plain = one.run_with_cache(
         PROMPTS, names_filter=names[:1], steps=[0], show_progress=False, **settings()
     )
     before, after = (cache.at(step=0)[names[0]] for cache in (plain, edited))
@@ -106,6 +107,32 @@ def test_what_cannot_be_weakened_says_why() -> None:
         ordered_weakening(model(), PROMPTS, relevance(), counts=[29], **given)
     with pytest.raises(ResultError, match="order='worst' is none of"):
         ordered_weakening(model(), PROMPTS, relevance(), order="worst", **given)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"prompts": []}, RunError, "prompts: nothing to draw"),
+        ({"seeds": []}, RunError, "seeds: nothing to draw"),
+        ({"order": "random", "random_orders": 0}, RunError, "random_orders: nothing to draw"),
+        ({"batch_size": 0}, RunError, "batch_size: nothing to draw"),
+        ({"output_type": "latent"}, RunError, "no images to score"),
+        ({"score": lambda *_: 0.5}, ResultError, r"shape \(\) for 1 images"),
+        (
+            {"score": {"grey": lambda *_: [1, 2]}},
+            ResultError,
+            r"'grey' gave .* \(2,\) for 1 images",
+        ),
+    ],
+    ids=["prompts", "seeds", "random", "batch", "latents", "one number", "two numbers"],
+)
+def test_what_cannot_be_drawn_or_scored_says_why(
+    changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    given = {"concept": "Color", "score": brightness, "counts": [], "seeds": 0, "prompts": PROMPTS}
+    given |= {"order": "most", "show_progress": False, **settings(output_type="pil"), **changes}
+    with pytest.raises(error, match=message):
+        ordered_weakening(model(), given.pop("prompts"), relevance(), **given)
 
 
 def test_orders_begin_and_end_alike_and_differ_between(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_lens import HookedDiffusion, Output, Run, Site
+from diffusion_lens.analyses.head_relevance.counting import text_heads
 from diffusion_lens.analyses.head_relevance.result import HeadRelevance
 from diffusion_lens.errors import ConceptError, RunError
 from diffusion_lens.interventions import scale_token_columns
@@ -151,19 +152,23 @@ def steer_word(
 def refuse_other_heads(model: HookedDiffusion, relevance: HeadRelevance) -> None:
     """Refuse vectors of a model with other heads.
 
+    Blocks and heads of two models can have the same numbers and stand at different places, as those
+    of SD 1.4 and SDXL, so that names are compared, too.
+
     Raises:
-        ConceptError: If a head that the result names does not exist here.
+        ConceptError: If the heads of the result are not, one by one, those that are counted here.
     """
-    sites = model.text_pattern_sites()
-    points = [model.points[str(site.name)] for site in sites]
-    sizes = {point.block: point.heads or 0 for point in points}
-    missing = [head for head in relevance.heads if head.head >= sizes.get(head.block, 0)]
-    if missing:
-        raise ConceptError(
-            f"the head relevance has {len(relevance.heads)} heads, among them "
-            f"{missing[0].name!r} (block {missing[0].block}), which {model.name} has not; it has "
-            f"{sum(sizes.values())} heads that read text. Count it with this model."
-        )
+    theirs = [(head.block, head.head, head.name) for head in text_heads(model)]
+    mine = [(head.block, head.head, head.name) for head in relevance.heads]
+    if mine == theirs:
+        return
+    strange = [one for one in mine if one not in theirs]
+    found = f", among them {strange[0][2]!r} (block {strange[0][0]})," if strange else ""
+    raise ConceptError(
+        f"the head relevance has {len(mine)} heads{found} and is of another model: {model.name} "
+        f"has {len(theirs)} heads that read text, from {theirs[0][2]!r} to {theirs[-1][2]!r}. "
+        "Count it with this model."
+    )
 
 
 def random_vector_like(vector: Float[Tensor, " head"], *, seed: int = 0) -> Float[Tensor, " head"]:

@@ -81,7 +81,7 @@ def head_relevance(
         Votes and vectors.
 
     Raises:
-        ConceptError: On bad concepts and an unknown vote.
+        ConceptError: On bad concepts, an unknown vote, and latents that do not pair with prompts.
         UnsupportedModelError: If no head of the model reads text in a known way.
         ResultError: If the checkpoint is of another run.
 
@@ -95,6 +95,7 @@ def head_relevance(
     run = Run.of(prompts, seed=seed, settings={"output_type": "latent", **settings})
     if not run.prompts:
         raise ConceptError("head_relevance needs prompts as words; none were given")
+    _refuse_odd_batches(run, batch_size)
     length = run.settings.get("max_sequence_length")
     words = ConceptWords.encode(model, concepts, max_sequence_length=length)
     joint = model.spec.concepts is not None
@@ -108,7 +109,7 @@ def head_relevance(
         parts=min(PARTS, len(run.prompts)),
         per_step=per_step,
     )
-    made_by = _about(model, run, votes, steps)
+    made_by = _about(model, run, votes, steps) | {"words_seed": seed, "batch_size": batch_size}
     keeper = _Checkpoint(checkpoint, checkpoint_every, made_by)
     done = keeper.resume(votes)
     bar = tqdm(total=len(run.prompts), initial=done, disable=not show_progress, unit="prompt")
@@ -183,6 +184,17 @@ def result_of(votes: HeadRelevanceVotes, *, made_by: Mapping[str, Any]) -> HeadR
         prompts=sum(votes.prompts_in_parts),
         made_by=dict(made_by),
     )
+
+
+def _refuse_odd_batches(run: Run, batch_size: int) -> None:
+    if batch_size < 1:
+        raise ConceptError(f"batch_size={batch_size}: give 1 or more")
+    latents = run.settings.get("latents")
+    if isinstance(latents, Tensor) and len(latents) != len(run.prompts):
+        raise ConceptError(
+            f"latents= has {len(latents)} rows for {len(run.prompts)} prompts; give one for each, "
+            "or leave them out and give seed="
+        )
 
 
 def _batches(run: Run, *, start: int, size: int) -> Iterator[tuple[list[int], Run]]:

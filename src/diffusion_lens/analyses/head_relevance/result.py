@@ -259,7 +259,8 @@ class HeadRelevance:
         twice.
 
         Raises:
-            ResultError: If they are of other concepts, words, heads, steps or votes.
+            ResultError: If they are of other concepts, words, heads, steps or votes, or were
+                counted with and without the start token.
         """
         every = (self, *others)
         for one in others:
@@ -270,6 +271,13 @@ class HeadRelevance:
                         f"results with different {name} cannot be merged: {_short(mine)} and "
                         f"{_short(theirs)}"
                     )
+        sources = [about for one in every for about in one.made_by.get("merged", [one.made_by])]
+        for name in ("model", "include_start_token"):
+            known = {about[name] for about in sources if name in about}
+            if len(known) > 1:
+                raise ResultError(
+                    f"results with different {name} cannot be merged: {sorted(map(str, known))}"
+                )
         if any(one.votes is None or "clamp" in one.made_by for one in every):
             raise ResultError("only results with votes can be merged, and before they are clamped")
         votes = torch.stack([one._votes() for one in every]).sum(0)
@@ -281,7 +289,7 @@ class HeadRelevance:
             parts=parts,
             prompts_in_parts=counts,
             prompts=sum(one.prompts for one in every),
-            made_by={"merged": [one.made_by for one in every]},
+            made_by={"merged": sources},
         )
 
     def save(self, folder: str | Path) -> Path:

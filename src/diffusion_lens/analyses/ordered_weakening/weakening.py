@@ -118,7 +118,7 @@ def ordered_weakening(
     factor: float = -2.0,
     order: str | Sequence[str] = ORDERS,
     counts: Sequence[int] | None = None,
-    seeds: Sequence[int] = PUBLISHED_SEEDS,
+    seeds: int | Sequence[int] = PUBLISHED_SEEDS,
     random_orders: int = 3,
     targets: Sequence[str] | None = None,
     words: Sequence[str] | None = None,
@@ -144,7 +144,7 @@ def ordered_weakening(
         order: One or several of `"most"`, `"least"`, `"random"`.
         counts: How many heads are weakened at each point; 0 and all of them are added. None for the
             published grid.
-        seeds: Every prompt is drawn with every seed.
+        seeds: Every prompt is drawn with every seed; all prompts share its noise, as published.
         random_orders: How many random orders.
         targets: The text that each prompt's image is scored against, such as the bare word; None
             for the prompt.
@@ -160,8 +160,10 @@ def ordered_weakening(
 
     Raises:
         ConceptError: If the concept is unknown or the vectors are of other heads.
-        ResultError: If an order is unknown, or targets and prompts do not pair.
-        RunError: If more heads are to be weakened than there are.
+        ResultError: If an order is unknown, targets and prompts do not pair, or a score does not
+            give one number for each image.
+        RunError: If more heads are to be weakened than there are, nothing is to be drawn, or the
+            pipeline gives latents instead of images.
 
     Source: arXiv 2412.02237, section 4 and appendix C.
     """
@@ -173,6 +175,15 @@ def ordered_weakening(
         raise ResultError(f"{len(texts)} targets for {len(listed)} prompts; give one for each")
     grid = _counts(counts, len(relevance.heads))
     orders = [order] if isinstance(order, str) else list(order)
+    drawn = [seeds] if isinstance(seeds, int) else list(seeds)
+    _refuse_nothing(
+        prompts=len(listed),
+        seeds=len(drawn),
+        order=len(orders),
+        score=len(scores),
+        batch_size=batch_size,
+        **({"random_orders": random_orders} if "random" in orders else {}),
+    )
     sequences = {
         name: [
             relevance.order(concept, name, seed=draw)
@@ -180,7 +191,7 @@ def ordered_weakening(
         ]
         for name in orders
     }
-    batches = list(_batches(listed, texts, seeds, batch_size))
+    batches = list(_batches(listed, texts, drawn, batch_size))
     drawing = _Drawing(model, relevance, scores, factor, words, steps, settings)
     cells = [
         (name, draw, count)
@@ -249,11 +260,25 @@ class _Drawing:
                 steps=self.steps,
             )
             out = self.model.run_with_hooks(prompts, seed=seed, fwd_hooks=hooks, **self.settings)
+            if out.images is None:
+                raise RunError("there are no images to score; leave out output_type='latent'")
             drawn = list(out.images)
-            rows = [torch.as_tensor(one(drawn, texts)).float() for one in self.scores.values()]
+            rows = [_scored(name, one, drawn, texts) for name, one in self.scores.items()]
             found.append(torch.stack(rows))
             images += drawn
         return torch.cat(found, 1), images
+
+
+def _scored(
+    name: str, score: Score, images: list[Any], texts: list[str]
+) -> Float[Tensor, " image"]:
+    values = torch.as_tensor(score(images, texts)).float()
+    if values.shape != (len(images),):
+        raise ResultError(
+            f"{name!r} gave values of shape {tuple(values.shape)} for {len(images)} images; a "
+            "score takes lists of images and texts and gives one number for each image"
+        )
+    return values
 
 
 def published_counts(heads: int) -> tuple[int, ...]:
@@ -273,6 +298,12 @@ def _counts(counts: Sequence[int] | None, heads: int) -> list[int]:
     if wrong:
         raise RunError(f"cannot weaken {wrong[0]} of {heads} heads; give counts from 0 to {heads}")
     return sorted({0, *counts, heads})
+
+
+def _refuse_nothing(**sizes: int) -> None:
+    empty = [name for name, size in sizes.items() if size < 1]
+    if empty:
+        raise RunError(f"{' and '.join(empty)}: nothing to draw; give at least one")
 
 
 def _batches(
