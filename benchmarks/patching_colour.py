@@ -61,6 +61,8 @@ def measure(
         for number, one in enumerate(blocks.top(BEST))
         if one["effect"] > 0 or number == 0
     ]
+    if not best:
+        raise SystemExit(f"{pair}: with no seed do the two images differ in the colour graded")
     heads = activation_patching(model, *pair, sites=best, axes=HEADS["axes"], **runs)
     return {
         "blocks": blocks,

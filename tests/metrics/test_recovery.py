@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from diffusion_lens.metrics import intervals
 from diffusion_lens.metrics.intervals import bootstrap_interval, rank_correlation
 from diffusion_lens.metrics.recovery import distance, normalised, projection, recovery, weights_of
 
@@ -85,6 +86,16 @@ def test_the_interval_is_about_that_of_the_normal_distribution() -> None:
     assert (samples.mean() + 1.96 * error - high).abs() < 0.15 * error
     narrow = bootstrap_interval(samples, level=0.5)
     assert low < narrow[0] < narrow[1] < high
+
+
+def test_intervals_of_many_entries_are_those_of_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = torch.randn(2, 5, 4, generator=torch.Generator().manual_seed(0))
+    whole = bootstrap_interval(samples)
+    monkeypatch.setattr(intervals, "AT_ONCE", 3)
+    for parts, together in zip(bootstrap_interval(samples), whole, strict=True):
+        torch.testing.assert_close(parts, together)
+    alone = bootstrap_interval(samples[1, 4])
+    assert torch.stack(alone).tolist() == pytest.approx([float(end[1, 4]) for end in whole])
 
 
 def test_rank_correlation_by_hand() -> None:

@@ -7,6 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+AT_ONCE = 1024
+"""Entries whose resampled means are in memory together: heads x steps come to tens of thousands."""
+
 
 def bootstrap_interval(
     samples: Float[Tensor, "*axes sample"],
@@ -32,12 +35,16 @@ def bootstrap_interval(
     count = samples.shape[-1]
     drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), resamples)
     weights = torch.from_numpy(drawn).to(torch.float64)
-    there = ~samples.isnan()
-    sums = samples.nan_to_num().to(torch.float64) @ weights.T
-    means = sums / (there.to(torch.float64) @ weights.T)  # 0 / 0 where no draw is there
     tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-    low, high = torch.nanquantile(means, tails, dim=-1)
-    return low.to(samples.dtype), high.to(samples.dtype)
+    ends = torch.empty(2, samples.shape[:-1].numel(), dtype=samples.dtype)
+    rows = samples.reshape(-1, count)
+    for start in range(0, len(rows), AT_ONCE):
+        some = rows[start : start + AT_ONCE]
+        sums = some.nan_to_num().to(torch.float64) @ weights.T
+        means = sums / ((~some.isnan()).to(torch.float64) @ weights.T)  # 0 / 0: no draw is there
+        ends[:, start : start + AT_ONCE] = torch.nanquantile(means, tails, dim=-1)
+    low, high = ends.reshape(2, *samples.shape[:-1])
+    return low, high
 
 
 def rank_correlation(first: Float[Tensor, "*axes"], second: Float[Tensor, "*axes"]) -> float:
