@@ -18,6 +18,7 @@ from diffusion_lens.toys.benchmark.segmentation import (
     score_segmentation,
     segmentation_tasks,
 )
+from diffusion_lens.toys.tokenizers import MAX_LENGTH
 
 NOISE_LEVEL = 0.5
 Method = Callable[[Task], np.ndarray]
@@ -64,6 +65,7 @@ def by_concepts(model: HookedDiffusion) -> Method:
                 image=Image.fromarray(task.image),
                 noise_level=task.noise_level,
                 seed=task.seed,
+                max_sequence_length=MAX_LENGTH,  # what the toy was trained with; Flux pads to 512
             )
             .maps[0]
             .numpy()
