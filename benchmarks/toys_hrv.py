@@ -7,6 +7,7 @@
    weakened in the order of the concept's vector, in the reverse order, and in random orders.
 3. The word "orange" (a colour or a fruit): in which sense it is drawn, plain, with concept
    adjusting towards either sense, and with random vectors of the same norm (one for 12 seeds).
+4. From which word and in which layer the model reads colour.
 
 Writes `toys_hrv.json` and `toys_hrv.csv` with the checksums of the model's weights, and
 `SHA256SUMS`. `--fast` is the same on a few images, for tests.
@@ -34,14 +35,22 @@ from diffusion_lens.analyses.concept_steering import (
     rescaling_vector,
 )
 from diffusion_lens.analyses.head_relevance import HeadRelevance, head_relevance
-from diffusion_lens.analyses.ordered_weakening import WeakeningCurves, ordered_weakening
+from diffusion_lens.analyses.ordered_weakening import (
+    WeakeningCurves,
+    ordered_weakening,
+    weaken_words,
+)
 from diffusion_lens.toys.benchmark.polysemy import drawn_sense, misreading
 from diffusion_lens.toys.benchmark.weakening import attribute_score, captions_naming
 from diffusion_lens.toys.loading import checksums, folder
+from diffusion_lens.toys.shapes.captions import read_caption
 from diffusion_lens.toys.shapes.evaluation import test_captions
 from diffusion_lens.toys.shapes.world import CONCEPTS
 
 MODEL = "shapes-unet"
+ATTRIBUTES = ("colour", "shape", "texture", "size", "background")
+COLOUR_LAYER = "up, layer: 4"
+"""Where `make toys-patching` finds colour (block 8)."""
 WORD = "orange"
 SENSES = {"colour": ("Colour", "Shape"), "fruit": ("Shape", "Colour")}
 """For each sense of the word, the concept to strengthen and the one to weaken."""
@@ -83,8 +92,7 @@ def weakening(
     model: HookedDiffusion, relevance: HeadRelevance, plan: Plan, factor: float
 ) -> dict[str, WeakeningCurves]:
     """Curves of every concept; the random orders are drawn once for all of them."""
-    attributes = ("colour", "shape", "texture", "size", "background")
-    single = captions_naming(*attributes)[: plan.captions]
+    single = captions_naming(*ATTRIBUTES)[: plan.captions]
     pairs = captions_naming("relation")[: plan.pairs]
 
     def run(captions: Sequence[str], parts: Sequence[str], concept: str, order: Any) -> Any:
@@ -106,12 +114,12 @@ def weakening(
 
     found = {}
     both = ("most", "least")
-    chance = run(single, attributes, "Colour", "random")
+    chance = run(single, ATTRIBUTES, "Colour", "random")
     for concept in relevance.concepts:
         if concept == "Relation":
             found[concept] = run(pairs, ("relation", "colour", "shape"), concept, (*both, "random"))
         else:
-            curves = run(single, attributes, concept, both)
+            curves = run(single, ATTRIBUTES, concept, both)
             found[concept] = replace(curves, scores={**curves.scores, **chance.scores})
         print(f"  {concept}: {found[concept].area(concept.lower()):+.3f}", flush=True)
     return found
@@ -152,6 +160,42 @@ def polysemy(model: HookedDiffusion, relevance: HeadRelevance, plan: Plan) -> di
         }
         print(f"  as {sense}: {found[sense]}", flush=True)
     return found
+
+
+def where_colour_is_read(
+    model: HookedDiffusion, relevance: HeadRelevance, plan: Plan
+) -> dict[str, float]:
+    """Share of images with the right colour: attention to one word gone, one layer weakened."""
+    captions = captions_naming(*ATTRIBUTES)[: plan.captions]
+    things = [read_caption(caption).things[0] for caption in captions]
+    every = [head[:2] for head in relevance.heads]
+    layer = [head[:2] for head in relevance.heads if head.name.startswith(COLOUR_LAYER)]
+    others = [head for head in every if head not in layer]
+
+    def share(heads: Any, factor: float, words: Sequence[Any]) -> float:
+        images = []
+        for caption, word in zip(captions, words, strict=True):
+            chosen = None if word is None else [word]
+            hooks = weaken_words(model, caption, heads, factor=factor, words=chosen)
+            out = model.run_with_hooks(caption, seed=0, fwd_hooks=hooks, **settings(plan))
+            images += out.images
+        return round(float(np.mean(attribute_score("colour")(images, captions))), 4)
+
+    whole = [None] * len(captions)
+    return {
+        "attention to the colour word times 0 in all heads": share(
+            every, 0.0, [thing.colour for thing in things]
+        ),
+        "attention to the shape word times 0 in all heads": share(
+            every, 0.0, [thing.shape for thing in things]
+        ),
+        f"attention to all words times -2 in the heads of {COLOUR_LAYER}": share(
+            layer, -2.0, whole
+        ),
+        "attention to all words times -2 in the heads of all other layers": share(
+            others, -2.0, whole
+        ),
+    }
 
 
 def as_table(concept: str, curves: WeakeningCurves, factor: float) -> list[dict[str, Any]]:
@@ -220,6 +264,7 @@ def experiment(plan: Plan, out: Path) -> dict[str, Any]:
     }
     print(f"vectors: {facts['vectors'].keys()} {time.process_time() - start:.0f} s", flush=True)
     facts["polysemy"] = polysemy(model, relevance, plan)
+    facts["where colour is read"] = where_colour_is_read(model, relevance, plan)
     facts["weakening"], rows = {}, []
     for factor in plan.factors:
         curves = weakening(model, relevance, plan, factor)
