@@ -100,11 +100,12 @@ def test_steering_is_rescaling_with_the_adjusted_vector() -> None:
 
 
 def test_what_cannot_be_steered_says_why() -> None:
-    given = {"desired": "Color", **settings()}
+    given: dict[str, Any] = {"desired": "Color", **settings()}
     with pytest.raises(WordError, match="'dog' is not in the prompt"):
         steer_word(model(), PROMPT, "dog", relevance(), **given)
     with pytest.raises(ConceptError, match=r"'Colors' is none of .* Closest: 'Color'"):
-        steer_word(model(), PROMPT, "cat", relevance(), **(given | {"desired": "Colors"}))
+        misspelt: dict[str, Any] = given | {"desired": "Colors"}
+        steer_word(model(), PROMPT, "cat", relevance(), **misspelt)
     far = relevance((*text_heads(model()), Head(40, 3, "", "up, layer: 40, head: 3")))
     with pytest.raises(ConceptError, match=r"'up, layer: 40, head: 3' \(block 40\), and is of"):
         steer_word(model(), PROMPT, "cat", far, **given)
