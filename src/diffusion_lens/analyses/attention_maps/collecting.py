@@ -95,13 +95,15 @@ class PatternSums:
         place = (step, self._place(block))
         self.calls[step, block] = self.calls.get((step, block), 0) + 1
         held = self.sums.get(place)
-        if not self._apart(block):
-            pattern = _over_heads(pattern, weights)
         if held is None:
-            self.sums[place] = Sum(pattern.clone() if self._apart(block) else pattern, sum(weights))
-        else:
+            first = pattern.clone() if self._apart(block) else _over_heads(pattern, weights)
+            self.sums[place] = Sum(first, sum(weights))
+            return
+        held.weight += sum(weights)
+        if self._apart(block):
             held.value.add_(pattern)
-            held.weight += sum(weights)
+        else:
+            _add_over_heads(held.value, pattern, weights)
 
     def weights(self, block: int) -> list[float]:
         """The weights of a block's heads."""
@@ -176,12 +178,22 @@ class PatternSums:
 
 
 def _over_heads(value: Tensor, weights: Sequence[float]) -> Tensor:
-    """The weighted sum over axis 1, as one product: a reduction of strided memory is slow."""
+    """The weighted sum over axis 1, in the layout of `value`."""
     turned = not value.is_contiguous() and value.mT.is_contiguous()
     laid_out = value.mT if turned else value
+    total = laid_out.new_zeros(len(value), *laid_out.shape[2:])
+    total = total.mT if turned else total
+    _add_over_heads(total, value, weights)
+    return total
+
+
+def _add_over_heads(total: Tensor, value: Tensor, weights: Sequence[float]) -> None:
+    """Add the weighted sum over axis 1, as one product: it needs no memory of its own."""
+    if not total.is_contiguous():
+        total, value = total.mT, value.mT
     factors = torch.tensor([weights], device=value.device, dtype=value.dtype)
-    found = (factors @ laid_out.flatten(2)).reshape(len(value), *laid_out.shape[2:])
-    return found.mT if turned else found
+    rows = total.view(len(total), 1, -1)
+    rows.baddbmm_(factors.expand(len(total), 1, -1), value.flatten(2))
 
 
 def resized(maps: Tensor, size: Sequence[int], plan: Plan = Plan()) -> Tensor:
