@@ -21,6 +21,9 @@ from diffusion_lens.toys.benchmark.segmentation import (
 from diffusion_lens.toys.tokenizers import MAX_LENGTH
 
 NOISE_LEVEL = 0.5
+AS_TRAINED: dict[str, Any] = {"max_sequence_length": MAX_LENGTH}
+"""For the toy MM-DiT; a Flux pipeline pads captions to 512 tokens."""
+
 Method = Callable[[Task], np.ndarray]
 
 
@@ -35,7 +38,9 @@ def tasks(count: int) -> tuple[Task, ...]:
 
 def by_attention(model: HookedDiffusion) -> Method:
     """Attention maps: the mean over the tokens of a phrase."""
-    start = 0 if model.spec.concepts is not None else 1  # CLIP's start token
+    joint = model.spec.concepts is not None
+    start = 0 if joint else 1  # CLIP's start token
+    settings = AS_TRAINED if joint else {}
 
     def method(task: Task) -> np.ndarray:
         maps = attention_maps(
@@ -44,6 +49,7 @@ def by_attention(model: HookedDiffusion) -> Method:
             image=Image.fromarray(task.image),
             noise_level=task.noise_level,
             seed=task.seed,
+            **settings,
         ).maps[0]
         rows = [[start + word for word in query.words] for query in task.queries]
         return np.stack([maps[row].mean(0).numpy() for row in rows])
@@ -65,7 +71,7 @@ def by_concepts(model: HookedDiffusion) -> Method:
                 image=Image.fromarray(task.image),
                 noise_level=task.noise_level,
                 seed=task.seed,
-                max_sequence_length=MAX_LENGTH,  # what the toy was trained with; Flux pads to 512
+                **AS_TRAINED,
             )
             .maps[0]
             .numpy()
