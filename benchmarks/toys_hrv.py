@@ -1,6 +1,6 @@
 """Head relevance on the shipped toy UNet, where a program grades what is drawn.
 
-    python benchmarks/toys_hrv.py [--fast] [--captions 16] [--out benchmarks/results/toys_hrv]
+    python benchmarks/toys_hrv.py [--fast] [--captions 40] [--out benchmarks/results/toys_hrv]
 
 1. Head relevance vectors of six concepts, from 108 captions.
 2. Weakening curves: the share of images in which the attribute is still right, as heads are
@@ -61,8 +61,8 @@ class Plan:
     """How much is drawn."""
 
     vectors: int = 108
-    captions: int = 16
-    pairs: int = 8
+    captions: int = 40
+    pairs: int = 20
     counts: tuple[int, ...] = (4, 12)
     random_orders: int = 2
     seeds: int = 60
