@@ -167,8 +167,9 @@ def heads_that_carry_a_word(setting: Setting) -> Found:
         ],
         number=Number(
             f"{100 * first['effect']:.0f} %",
-            f"of the way from “{CORRUPTED}” to “{CLEAN}” by head {first['head']} of block "
-            f"{first['block']} alone (95 % interval {100 * first['low']:.0f} to "
+            f"of the way from “{CORRUPTED}” to “{CLEAN}” in the predictions of single steps, "
+            f"by head {first['head']} of block {first['block']} alone "
+            f"(95 % interval {100 * first['low']:.0f} to "
             f"{100 * first['high']:.0f} % over {setting.size.seeds} seeds)",
         ),
         results={"patching": result},
