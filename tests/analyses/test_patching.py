@@ -322,7 +322,7 @@ class TestInputs:
 
         class FailsLater(Seen):
             def __call__(self, outcome: Outcome) -> Tensor:
-                return fails(outcome) if len(self.outcomes) > 2 else super().__call__(outcome)
+                return fails(outcome) if len(self.outcomes) >= 2 else super().__call__(outcome)
 
         for mode in ("teacher-forced", "on-trajectory"):
             with pytest.raises(RuntimeError, match="on purpose"):
