@@ -98,3 +98,24 @@ def listing(items: Sequence[object], *, most: int = 8) -> str:
     """Items joined by commas, cut after `most` with the number left out."""
     shown = ", ".join(str(item) for item in items[:most])
     return shown if len(items) <= most else f"{shown}, … ({len(items) - most} more)"
+
+
+def refuse_unknown(
+    argument: str, given: object, valid: Iterable[str], *, error: type[DiffusionLensError]
+) -> None:
+    """Name the choices where an argument is none of them.
+
+    Args:
+        argument: Its name.
+        given: What was given.
+        valid: The choices.
+        error: What to raise.
+
+    Raises:
+        error: With the choices and the closest one.
+    """
+    choices = list(valid)
+    if given not in choices:
+        near = closest(str(given), choices)
+        hint = f" Closest: {near[0]!r}." if near else ""
+        raise error(f"{argument}={given!r} is none of {choices}.{hint}")

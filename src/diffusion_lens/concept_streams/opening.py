@@ -13,7 +13,7 @@ from diffusion_lens.architectures.concept_view import ATTENDED
 from diffusion_lens.architectures.spec import ConceptEntry
 from diffusion_lens.concept_streams.encoding import encode_concepts, encode_together, pooled_of
 from diffusion_lens.engine.concept_pass import ConceptInput
-from diffusion_lens.errors import ConceptError, UnsupportedModelError, closest, listing
+from diffusion_lens.errors import ConceptError, UnsupportedModelError, listing, refuse_unknown
 from diffusion_lens.hooked_diffusion.model import HookedDiffusion
 from diffusion_lens.hooked_diffusion.streams import ConceptStreams, carriers
 
@@ -43,10 +43,10 @@ def open_streams(
             "`analyses.head_relevance` for what single heads do, or the hook points of "
             "`model.text_pattern_sites()`."
         )
-    _refuse_unknown("tokens", tokens, TOKENS)
+    refuse_unknown("tokens", tokens, TOKENS, error=ConceptError)
     attended = (attend,) if isinstance(attend, str) else tuple(attend)
     for one in attended:
-        _refuse_unknown("attend", one, tuple(ATTENDED))
+        refuse_unknown("attend", one, ATTENDED, error=ConceptError)
     own = _pooled(entry, pooled)
     chosen = _blocks(model, blocks)
     rows: Mapping[str, slice]
@@ -95,14 +95,6 @@ def _filled(embeddings: Tensor, slots: int | None) -> Tensor:
     return F.pad(embeddings, (0, 0, 0, slots - count))
 
 
-def _refuse_unknown(argument: str, given: object, valid: Sequence[str]) -> None:
-    if given in valid:
-        return
-    near = closest(str(given), valid)
-    hint = f" Closest: {near[0]!r}." if near else ""
-    raise ConceptError(f"{argument}={given!r} is none of {list(valid)}.{hint}")
-
-
 def _pooled(entry: ConceptEntry, pooled: str | Tensor | None) -> str | Tensor:
     if pooled is None:
         return entry.pooled
@@ -118,7 +110,7 @@ def _pooled(entry: ConceptEntry, pooled: str | Tensor | None) -> str | Tensor:
                 f"pooled= has shape {tuple(pooled.shape)}; axes batch, d_pooled are needed"
             )
         return pooled
-    _refuse_unknown("pooled", pooled, POOLED)
+    refuse_unknown("pooled", pooled, POOLED, error=ConceptError)
     return pooled
 
 

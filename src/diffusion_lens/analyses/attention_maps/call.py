@@ -25,7 +25,7 @@ from diffusion_lens.analyses.attention_maps.selecting import (
     positions_of,
     tokens_of,
 )
-from diffusion_lens.errors import RunError, closest
+from diffusion_lens.errors import RunError, refuse_unknown
 
 UPSAMPLE = ("bicubic", "bilinear", "nearest")
 CLAMP = ("each", "mean")
@@ -283,24 +283,17 @@ def _size(size: Any) -> tuple[int, int] | None:
 def _kept(keep: str | Sequence[str]) -> frozenset[str]:
     given = [keep] if isinstance(keep, str) else list(keep)
     for one in given:
-        _refuse_unknown("keep", one, AXES)
+        refuse_unknown("keep", one, AXES, error=RunError)
     return frozenset(given)
 
 
 def _preset(preset: str | Preset | None, **choices: str | None) -> Preset:
     name = preset if preset is not None else "default"
     if isinstance(name, str):
-        _refuse_unknown("preset", name, PRESETS)
+        refuse_unknown("preset", name, PRESETS, error=RunError)
         name = PRESETS[name]
     found = replace(name, **{key: value for key, value in choices.items() if value is not None})
-    _refuse_unknown("aggregate", found.aggregate, AGGREGATE)
-    _refuse_unknown("upsample", found.upsample, UPSAMPLE)
-    _refuse_unknown("clamp", found.clamp, CLAMP)
+    refuse_unknown("aggregate", found.aggregate, AGGREGATE, error=RunError)
+    refuse_unknown("upsample", found.upsample, UPSAMPLE, error=RunError)
+    refuse_unknown("clamp", found.clamp, CLAMP, error=RunError)
     return found
-
-
-def _refuse_unknown(argument: str, given: str, valid: Any) -> None:
-    if given not in valid:
-        near = closest(str(given), valid)
-        hint = f" Closest: {near[0]!r}." if near else ""
-        raise RunError(f"{argument}={given!r} is none of {list(valid)}.{hint}")

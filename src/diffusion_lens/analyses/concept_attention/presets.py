@@ -6,12 +6,11 @@ diffusers, for SD3.5 and for CogVideoX, which disagree with each other and with 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from diffusion_lens.errors import ConceptError, closest
+from diffusion_lens.errors import ConceptError, refuse_unknown
 
 SPACES = {
     "z": ("attn.concept.hook_z", "attn.img.hook_z"),
@@ -29,19 +28,6 @@ SOFTMAX = {"concepts": 1, "patches": 2, "nothing": None}
 """What a softmax goes over, and the axis that it is."""
 
 IMAGE_VECTORS = ("generation", "concepts")
-
-
-def refuse_unknown(argument: str, given: object, valid: Iterable[str]) -> None:
-    """Name the choices where `given` is none of them.
-
-    Raises:
-        ConceptError: With the closest choice.
-    """
-    choices = list(valid)
-    if given not in choices:
-        near = closest(str(given), choices)
-        hint = f" Closest: {near[0]!r}." if near else ""
-        raise ConceptError(f"{argument}={given!r} is none of {choices}.{hint}")
 
 
 @dataclass(frozen=True)
@@ -82,9 +68,9 @@ class Preset:
         Raises:
             ConceptError: On a value that a field does not take, or two that exclude each other.
         """
-        refuse_unknown("space", self.space, SPACES)
-        refuse_unknown("softmax_over", self.softmax_over, SOFTMAX)
-        refuse_unknown("image_vectors", self.image_vectors, IMAGE_VECTORS)
+        refuse_unknown("space", self.space, SPACES, error=ConceptError)
+        refuse_unknown("softmax_over", self.softmax_over, SOFTMAX, error=ConceptError)
+        refuse_unknown("image_vectors", self.image_vectors, IMAGE_VECTORS, error=ConceptError)
         if self.image_vectors == "concepts" and self.space != "z":
             raise ConceptError(
                 f'image_vectors="concepts" are the outputs of a product of their own, space="z"; '
@@ -140,5 +126,5 @@ def preset_of(preset: str | Preset) -> Preset:
     """
     if isinstance(preset, Preset):
         return preset
-    refuse_unknown("preset", preset, PRESETS)
+    refuse_unknown("preset", preset, PRESETS, error=ConceptError)
     return PRESETS[preset]

@@ -24,9 +24,8 @@ from diffusion_lens.analyses.concept_attention.presets import (
     SPACES,
     Preset,
     preset_of,
-    refuse_unknown,
 )
-from diffusion_lens.errors import ConceptError, HookNeverFiredError, listing
+from diffusion_lens.errors import ConceptError, HookNeverFiredError, listing, refuse_unknown
 from diffusion_lens.hooked_diffusion.streams import ConceptStreams
 
 NOISE_LEVEL = 0.5
@@ -145,9 +144,9 @@ def concept_attention(
 
 def _refuse_bad(chosen: Preset, keep: Sequence[str], frames: str, branch: str) -> None:
     for one in keep:
-        refuse_unknown("keep", one, ("step", "block"))
-    refuse_unknown("frames", frames, ("keep", "mean"))
-    refuse_unknown("branch", branch, ("cond", "uncond", "skip"))
+        refuse_unknown("keep", one, ("step", "block"), error=ConceptError)
+    refuse_unknown("frames", frames, ("keep", "mean"), error=ConceptError)
+    refuse_unknown("branch", branch, ("cond", "uncond", "skip"), error=ConceptError)
     if chosen.vectors_first and "step" in keep:
         raise ConceptError(
             "this preset averages vectors over steps before it scores them, so there are no maps "

@@ -5,7 +5,8 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion_lens.analyses.concept_attention.presets import SOFTMAX, refuse_unknown
+from diffusion_lens.analyses.concept_attention.presets import SOFTMAX
+from diffusion_lens.errors import ConceptError, refuse_unknown
 
 
 def concept_scores(
@@ -31,7 +32,7 @@ def concept_scores(
     Source: ConceptAttention, arXiv 2502.04320, equation 11; their $o_c$ is `concepts`, their $o_x$
     is `image`.
     """
-    refuse_unknown("softmax_over", softmax_over, SOFTMAX)
+    refuse_unknown("softmax_over", softmax_over, SOFTMAX, error=ConceptError)
     products = concepts.float() @ image.float().mT
     dim = SOFTMAX[softmax_over]
     return products if dim is None else products.softmax(dim)

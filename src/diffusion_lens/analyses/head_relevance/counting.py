@@ -26,7 +26,7 @@ from diffusion_lens.analyses.head_relevance.words import (
     ConceptWords,
     cross_attention_keys,
 )
-from diffusion_lens.errors import ConceptError, ResultError, UnsupportedModelError, closest
+from diffusion_lens.errors import ConceptError, ResultError, UnsupportedModelError, refuse_unknown
 from diffusion_lens.hooked_diffusion.streams import carriers
 
 PARTS = 50
@@ -88,10 +88,7 @@ def head_relevance(
     Source: arXiv 2412.02237, section 3. Differs: random words come from an explicit generator;
     MM-DiTs, votes other than argmax and intervals are ours.
     """
-    if vote not in VOTES:
-        near = closest(str(vote), VOTES)
-        hint = f" Closest: {near[0]!r}." if near else ""
-        raise ConceptError(f"vote={vote!r} is none of {list(VOTES)}.{hint}")
+    refuse_unknown("vote", vote, VOTES, error=ConceptError)
     run = Run.of(prompts, seed=seed, settings={"output_type": "latent", **settings})
     if not run.prompts:
         raise ConceptError("head_relevance needs prompts as words; none were given")

@@ -15,7 +15,7 @@ from torch import Tensor
 from diffusion_lens import HookContext
 from diffusion_lens.analyses.head_relevance.result import Head
 from diffusion_lens.analyses.head_relevance.words import ConceptWords
-from diffusion_lens.errors import ConceptError, closest
+from diffusion_lens.errors import ConceptError, refuse_unknown
 
 VOTES = ("argmax", "strength", "margin")
 
@@ -68,15 +68,12 @@ def cast_votes(
 
     Source: arXiv 2412.02237, section 3 and appendix B.2.
     """
+    refuse_unknown("vote", vote, VOTES, error=ConceptError)
     if vote == "strength":
         return shares
     best = shares.argmax(-1, keepdim=True)
     if vote == "argmax":
         return torch.zeros_like(shares).scatter_(-1, best, 1.0)
-    if vote != "margin":
-        near = closest(str(vote), VOTES)
-        hint = f" Closest: {near[0]!r}." if near else ""
-        raise ConceptError(f"vote={vote!r} is none of {list(VOTES)}.{hint}")
     first, second = shares.topk(2, dim=-1).values.unbind(-1)
     margin = ((first - second) / first.clamp(min=torch.finfo(first.dtype).tiny)).unsqueeze(-1)
     return torch.zeros_like(shares).scatter_(-1, best, margin)
