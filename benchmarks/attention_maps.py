@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
@@ -24,9 +22,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from bracketing import Ratio, bracket
+from bracketing import Ratio, bracket, measure_steadily
+from held_memory import in_fresh_process, live_bytes
 from models import flux, unet
-from overhead import BRANCHES, live_bytes
+from overhead import BRANCHES
 from torch import Tensor
 
 from diffusion_lens import HookedDiffusion
@@ -202,13 +201,7 @@ def memory(name: str, steps: Iterable[int] = STEPS) -> None:
     counts = list(steps)
     print(f"\n{name}: live tensors held after {' and '.join(map(str, counts))} steps, MB")
     for way in ("all tokens, default", "all tokens, preset daam", "eager way"):
-        found = []
-        for count in counts:
-            command = [sys.executable, __file__, "--model", name, "--held", way, str(count)]
-            printed = subprocess.run(
-                command, capture_output=True, text=True, check=True, env=dict(os.environ)
-            )
-            found.append(json.loads(printed.stdout.splitlines()[-1]))
+        found = [in_fresh_process(__file__, "--model", name, "--held", way, n) for n in counts]
         print(f"  {way:28s} " + "   ".join(f"{one / 1e6:8.2f}" for one in found))
 
 
@@ -220,7 +213,7 @@ if __name__ == "__main__":
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--held", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    measure_steadily()
     if options.held:
         way, steps = options.held
         print(json.dumps(held_after(options.model, way, int(steps))))

@@ -2,17 +2,40 @@
 
 CPU time of the process is compared, with one thread, so that other load on the machine shows up in
 plain and measured runs alike. The control is a plain run measured like the others.
+
+The C library's allocator is told to keep the memory that it has. Left alone it gives large blocks
+back and asks for them again or not, as its thresholds have moved: on the Flux of `models.py` that
+is 30,000 page faults or none in one evaluation, 5 to 10 per cent of its time, by chance. Python's
+garbage collector leaves alone what was there before: looking through all modules takes 250 ms, in
+one run of many.
 """
 
 from __future__ import annotations
 
+import gc
 import math
+import os
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import torch
 from tqdm import tqdm
+
+KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
+"""What tells glibc's allocator to keep what it has; other C libraries take no notice."""
+
+
+def measure_steadily() -> None:
+    """One thread, and this script anew with `KEEP_MEMORY` set; to be called before anything else.
+
+    Variables that begin with `MALLOC_` are left as they are, and then nothing is run anew.
+    """
+    torch.set_num_threads(1)
+    if not any(name.startswith("MALLOC_") for name in os.environ):
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP_MEMORY})
 
 
 @dataclass(frozen=True)
@@ -50,6 +73,8 @@ def bracket(
     """
     for run in (plain, *measured.values()):
         run()
+    gc.collect()
+    gc.freeze()
     ratios: dict[str, list[float]] = {name: [] for name in measured}
     extras: dict[str, list[float]] = {name: [] for name in measured}
     plains = [_cpu_seconds(plain)]
@@ -60,6 +85,7 @@ def bracket(
             around = (plains[-1] + plains[-2]) / 2
             ratios[name].append(seconds / around)
             extras[name].append((seconds - around) * 1e3)
+    gc.unfreeze()
     summary = {
         name: Ratio(
             statistics.median(found),

@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from bracketing import bracket
+from bracketing import bracket, measure_steadily
 from models import flux
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -202,7 +202,7 @@ if __name__ == "__main__":
     parser.add_argument("--skip-time", action="store_true")
     parser.add_argument("--skip-flops", action="store_true")
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    measure_steadily()
     if not options.skip_flops:
         flops()
     if not options.skip_time:

@@ -9,15 +9,13 @@ A U-Net with 16 cross-attention layers, 34 concepts of 10 words. Also what is he
 from __future__ import annotations
 
 import argparse
-import gc
 import json
-import os
 import resource
-import subprocess
 import sys
 
 import torch
-from bracketing import bracket
+from bracketing import bracket, measure_steadily
+from held_memory import in_fresh_process, live_bytes
 from models import unet
 
 from diffusion_lens import HookedDiffusion, Site
@@ -54,17 +52,6 @@ def collector(model: HookedDiffusion) -> HeadRelevanceVotes:
 def site() -> Site:
     """Where it reads."""
     return Site("blocks.*.cross_attn.img.hook_q", branch="cond")
-
-
-def live_bytes() -> int:
-    """Bytes of every tensor that Python can reach."""
-    gc.collect()
-    storages = {}
-    for found in gc.get_objects():
-        if issubclass(type(found), torch.Tensor):  # isinstance would wake lazy objects
-            storage = found.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
-    return sum(storages.values())
 
 
 @torch.no_grad()
@@ -111,15 +98,7 @@ def held_after(evaluations: int) -> dict[str, float]:
 
 def memory() -> None:
     """Print what is held after 5 and after 50 evaluations, in fresh processes."""
-    fixed = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_ARENA_MAX": "1"}
-    found = []
-    for evaluations in (5, 50):
-        command = [sys.executable, __file__, "--held", str(evaluations)]
-        printed = subprocess.run(
-            command, capture_output=True, text=True, check=True, env={**os.environ, **fixed}
-        )
-        found.append(json.loads(printed.stdout.splitlines()[-1]))
-    few, many = found
+    few, many = (in_fresh_process(__file__, "--held", evaluations) for evaluations in (5, 50))
     same = "equal" if few["live"] == many["live"] else "DIFFERENT"
     print(
         f"  5 against 50 evaluations: live tensors {same} ({few['live']}, {many['live']} bytes), "
@@ -133,7 +112,7 @@ if __name__ == "__main__":
     parser.add_argument("--skip-memory", action="store_true")
     parser.add_argument("--held", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    measure_steadily()
     if options.held:
         print(json.dumps(held_after(options.held)))
         sys.exit()

@@ -8,18 +8,16 @@ Also what a streamed reading holds: live tensor bytes and peak memory at 10 and 
 from __future__ import annotations
 
 import argparse
-import gc
 import json
-import os
 import resource
-import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
-from bracketing import bracket
+from bracketing import bracket, measure_steadily
+from held_memory import in_fresh_process, live_bytes
 from models import flux, unet
 
 from diffusion_lens import ActivationCache, HookedDiffusion, Site
@@ -101,17 +99,6 @@ def eager_and_kept(model: HookedDiffusion, call: Callable[[], Any]) -> Callable[
     return run
 
 
-def live_bytes() -> int:
-    """Bytes of every tensor that Python can reach."""
-    gc.collect()
-    storages = {}
-    for found in gc.get_objects():
-        if isinstance(found, torch.Tensor):
-            storage = found.untyped_storage()
-            storages[storage.data_ptr()] = storage.nbytes()
-    return sum(storages.values())
-
-
 def held_after(name: str, evaluations: int) -> dict[str, float]:
     """Live tensor bytes and peak memory of a streamed reading, in this process."""
     denoiser, inputs = {"unet": unet, "flux": flux}[name]()
@@ -129,15 +116,10 @@ def held_after(name: str, evaluations: int) -> dict[str, float]:
 
 def memory(name: str) -> str:
     """What a streamed reading holds after 10 and after 50 evaluations, in fresh processes."""
-    fixed = {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_ARENA_MAX": "1"}
-    found = []
-    for evaluations in (10, 50):
-        command = [sys.executable, __file__, "--model", name, "--held", str(evaluations)]
-        printed = subprocess.run(
-            command, capture_output=True, text=True, check=True, env={**os.environ, **fixed}
-        )
-        found.append(json.loads(printed.stdout.splitlines()[-1]))
-    few, many = found
+    few, many = (
+        in_fresh_process(__file__, "--model", name, "--held", evaluations)
+        for evaluations in (10, 50)
+    )
     same = "equal" if few["live"] == many["live"] else "DIFFERENT"
     peak = (many["peak"] - few["peak"]) / 1e6
     return (
@@ -172,7 +154,7 @@ if __name__ == "__main__":
     parser.add_argument("--model", choices=("unet", "flux"))
     parser.add_argument("--held", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    measure_steadily()
     if options.held:
         print(json.dumps(held_after(options.model, options.held)))
         sys.exit()

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from bracketing import bracket
+from bracketing import bracket, measure_steadily
 
 from diffusion_lens import HookedDiffusion, Site
 from diffusion_lens.analyses.patching import activation_patching
@@ -108,6 +108,6 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--model", choices=names())
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    measure_steadily()
     for chosen in [options.model] if options.model else names():
         measure(chosen, options.rounds)

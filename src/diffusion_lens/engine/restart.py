@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffusion_lens.engine.handles import forward_is
 from diffusion_lens.errors import EngineError
 
 CONTAINERS = (nn.ModuleList, nn.ModuleDict)
@@ -92,10 +93,10 @@ class Replay:
                 if calls:
                     module = self.denoiser.get_submodule(one)
                     stand_in = self._stand_in(module, calls, rows, one)
-                    undo.enter_context(_forward_is(module, stand_in))
+                    undo.enter_context(forward_is(module, stand_in))
             if output is not None:
                 module = self.denoiser.get_submodule(path)
-                undo.enter_context(_forward_is(module, lambda *_args, **_kwargs: output))
+                undo.enter_context(forward_is(module, lambda *_args, **_kwargs: output))
             yield
 
     # -- inside -------------------------------------------------------------------------------
@@ -159,19 +160,6 @@ class Replay:
         return _mapped(output, choose)
 
 
-@contextlib.contextmanager
-def _forward_is(module: nn.Module, forward: Callable) -> Iterator[None]:
-    """Put a function in the place of one module's forward while the context is open."""
-    before = module.__dict__.get("forward")
-    module.forward = forward
-    try:
-        yield
-    finally:
-        del module.forward
-        if before is not None:  # offloading keeps its own there
-            module.forward = before
-
-
 @dataclass(eq=False)
 class TrajectoryReplay:
     """What the denoiser returned at each step of a run, so that others can branch off from it.
@@ -225,7 +213,7 @@ class TrajectoryReplay:
                 return forward(*args, **kwargs)
             return _mapped(found, choose)
 
-        with _forward_is(self.denoiser, stand_in):
+        with forward_is(self.denoiser, stand_in):
             yield
 
 
