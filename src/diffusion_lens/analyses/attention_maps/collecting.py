@@ -75,6 +75,7 @@ class PatternSums:
         self.heads: dict[int, tuple[int, ...]] = {}
         self.steps: dict[int, None] = {}
         self._shared: dict[tuple[int, ...], int] = {}
+        self._factors: dict[int, Tensor] = {}
 
     def __call__(
         self, activation: Float[Tensor, "batch head query key"], hook: HookContext
@@ -91,16 +92,16 @@ class PatternSums:
         self, pattern: Float[Tensor, "batch head query key"], block: int, step: int | None
     ) -> None:
         """Add a pattern of a block whose grid and heads are known."""
-        weights = self.weights(block)
+        apart, weights = self._apart(block), self._on_heads(pattern, block)
         place = (step, self._place(block))
         self.calls[step, block] = self.calls.get((step, block), 0) + 1
         held = self.sums.get(place)
         if held is None:
-            first = pattern.clone() if self._apart(block) else _over_heads(pattern, weights)
-            self.sums[place] = Sum(first, sum(weights))
+            first = pattern.clone() if apart else _over_heads(pattern, weights)
+            self.sums[place] = Sum(first, sum(self.weights(block)))
             return
-        held.weight += sum(weights)
-        if self._apart(block):
+        held.weight += sum(self.weights(block))
+        if apart:
             held.value.add_(pattern)
         else:
             _add_over_heads(held.value, pattern, weights)
@@ -109,6 +110,12 @@ class PatternSums:
         """The weights of a block's heads."""
         given = self.plan.weights
         return [1.0 if given is None else given[block, head] for head in self.heads[block]]
+
+    def _on_heads(self, pattern: Tensor, block: int) -> Tensor:
+        """The weights beside a pattern; made once, since a GPU waits for each copy to it."""
+        if block not in self._factors:
+            self._factors[block] = pattern.new_tensor(self.weights(block))
+        return self._factors[block]
 
     def _apart(self, block: int) -> bool:
         return "head" in self.plan.keep or block in self.plan.apart
@@ -157,7 +164,7 @@ class PatternSums:
         for block in blocks:
             maps = self._resized(step, block, size)
             if self._apart(block):
-                maps = _over_heads(maps.clamp_(min=0), self.weights(block))
+                maps = _over_heads(maps.clamp_(min=0), self._on_heads(maps, block))
             total = maps if total is None else total.add_(maps)
             weight += self.sums[step, block].weight
         assert total is not None
@@ -177,7 +184,7 @@ class PatternSums:
         return f"PatternSums({', '.join(sorted(self.plan.keep)) or 'one map'})"
 
 
-def _over_heads(value: Tensor, weights: Sequence[float]) -> Tensor:
+def _over_heads(value: Tensor, weights: Float[Tensor, " head"]) -> Tensor:
     """The weighted sum over axis 1, in the layout of `value`."""
     turned = not value.is_contiguous() and value.mT.is_contiguous()
     laid_out = value.mT if turned else value
@@ -187,13 +194,12 @@ def _over_heads(value: Tensor, weights: Sequence[float]) -> Tensor:
     return total
 
 
-def _add_over_heads(total: Tensor, value: Tensor, weights: Sequence[float]) -> None:
+def _add_over_heads(total: Tensor, value: Tensor, weights: Float[Tensor, " head"]) -> None:
     """Add the weighted sum over axis 1, as one product: it needs no memory of its own."""
     if not total.is_contiguous():
         total, value = total.mT, value.mT
-    factors = torch.tensor([weights], device=value.device, dtype=value.dtype)
     rows = total.view(len(total), 1, -1)
-    rows.baddbmm_(factors.expand(len(total), 1, -1), value.flatten(2))
+    rows.baddbmm_(weights.expand(len(total), 1, -1), value.flatten(2))
 
 
 def resized(maps: Tensor, size: Sequence[int], plan: Plan = Plan()) -> Tensor:
