@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from diffusion_lens import HookedDiffusion, Run
 from diffusion_lens.analyses.attention_maps import attention_maps
-from diffusion_lens.analyses.saving import load_fields, save_fields
+from diffusion_lens.analyses.saving import Saved
 from diffusion_lens.errors import ConceptError, ResultError, SiteError, closest, listing
 
 CITATION = "Selective Aggregation of Attention Maps in Diffusion Models, arXiv 2604.05906"
@@ -53,7 +52,7 @@ def agreement(
 
 
 @dataclass(frozen=True)
-class WordDiagnosis:
+class WordDiagnosis(Saved):
     """What the heads of each candidate concept see of a word.
 
     Attributes:
@@ -130,15 +129,6 @@ class WordDiagnosis:
             for row in self.scores["share"].round(decimals=3).tolist()
         ]
         return f"WordDiagnosis({self.word!r}; share {listing(shares, most=4)})"
-
-    def save(self, folder: str | Path) -> Path:
-        """Write the result to a folder."""
-        return save_fields(self, folder)
-
-    @classmethod
-    def load(cls, folder: str | Path) -> WordDiagnosis:
-        """Read what `save` wrote."""
-        return load_fields(cls, folder)
 
 
 def diagnose_word(

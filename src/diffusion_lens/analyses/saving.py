@@ -21,6 +21,36 @@ RESULT = "result.json"
 Result = TypeVar("Result")
 
 
+class Saved:
+    """What every result can do: write itself to a folder and come back from it."""
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the result: tensors in one file, all else as JSON.
+
+        Args:
+            folder: Where to; it is made if need be.
+
+        Returns:
+            The folder.
+        """
+        return save_fields(self, folder)
+
+    @classmethod
+    def load(cls: type[Result], folder: str | Path) -> Result:
+        """Read what `save` wrote.
+
+        Args:
+            folder: Where it lies.
+
+        Returns:
+            The result; tensors are on the CPU.
+
+        Raises:
+            ResultError: If no result, or one of another class or version, lies there.
+        """
+        return load_fields(cls, folder)
+
+
 def save_fields(result: Any, folder: str | Path) -> Path:
     """Write every field of a result.
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffusion_lens import HookContext, HookedDiffusion, Run
-from diffusion_lens.analyses.saving import load_fields, save_fields
+from diffusion_lens.analyses.saving import Saved
 
 
 def mass(pattern: Tensor) -> Tensor:
@@ -47,7 +46,7 @@ class MassCollector:
 
 
 @dataclass(frozen=True)
-class TokenMass:
+class TokenMass(Saved):
     """How much attention each head pays to a word.
 
     Attributes:
@@ -61,15 +60,6 @@ class TokenMass:
     word: str
     made_by: dict[str, Any] = field(default_factory=dict, repr=False)
     citation: str = "Your paper"
-
-    def save(self, folder: str | Path) -> Path:
-        """Write it to a folder."""
-        return save_fields(self, folder)
-
-    @classmethod
-    def load(cls, folder: str | Path) -> TokenMass:
-        """Read what `save` wrote."""
-        return load_fields(cls, folder)
 
     def plot(self, sample: int = 0) -> Any:
         """A plotly heat map of block by head; absent heads stay blank."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from diffusion_lens.analyses.attention_maps.collecting import Pair, Plan, resized
-from diffusion_lens.analyses.saving import load_fields, save_fields
+from diffusion_lens.analyses.saving import Saved
 from diffusion_lens.engine.words import PromptTokens
 from diffusion_lens.errors import ResultError, WordError, closest, listing
 
@@ -20,7 +19,7 @@ CITATION = "Tang et al., What the DAAM, ACL 2023, arXiv 2210.04885"
 
 
 @dataclass(frozen=True)
-class AttentionMaps:
+class AttentionMaps(Saved):
     """How much each place of an image attends to each token of its text.
 
     Attributes:
@@ -308,15 +307,6 @@ class AttentionMaps:
         return self.maps.shape[self.axes.index(axis)]
 
     # -- files --------------------------------------------------------------------------------
-
-    def save(self, folder: str | Path) -> Path:
-        """Write the result to a folder."""
-        return save_fields(self, folder)
-
-    @classmethod
-    def load(cls, folder: str | Path) -> AttentionMaps:
-        """Read what `save` wrote."""
-        return load_fields(cls, folder)
 
     def __repr__(self) -> str:
         """Axes, sizes and tokens in one line."""

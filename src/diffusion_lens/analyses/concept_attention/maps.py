@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -15,14 +14,14 @@ from diffusion_lens.analyses.concept_attention.panels import (
     background_of,
     panel_title,
 )
-from diffusion_lens.analyses.saving import load_fields, save_fields
+from diffusion_lens.analyses.saving import Saved
 from diffusion_lens.errors import ConceptError, ResultError, closest
 
 CITATION = "Helbling et al., ConceptAttention, ICML 2025, arXiv 2502.04320"
 
 
 @dataclass(frozen=True)
-class ConceptMaps:
+class ConceptMaps(Saved):
     """Saliency of each concept at each image token.
 
     Attributes:
@@ -105,19 +104,6 @@ class ConceptMaps:
         if image is None and self.images is not None:
             image = self.images[sample : sample + 1]
         return self._figure(maps, axes, image, style)
-
-    def save(self, folder: str | Path) -> Path:
-        """Write a tensor file and a json file into a folder."""
-        return save_fields(self, folder)
-
-    @classmethod
-    def load(cls, folder: str | Path) -> ConceptMaps:
-        """Read what `save` wrote.
-
-        Raises:
-            ResultError: If something else lies there.
-        """
-        return load_fields(cls, folder)
 
     def _figure(
         self, maps: Tensor, axes: Sequence[str], image: Any, style: Mapping[str, Any]

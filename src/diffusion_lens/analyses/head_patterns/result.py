@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,13 +10,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_lens.analyses.attention_maps.collecting import Pair
-from diffusion_lens.analyses.saving import load_fields, save_fields
+from diffusion_lens.analyses.saving import Saved
 from diffusion_lens.engine.words import PromptTokens
 from diffusion_lens.errors import ResultError, WordError, closest, listing
 
 
 @dataclass(frozen=True)
-class HeadPatterns:
+class HeadPatterns(Saved):
     """Numbers about the patterns of every head at every step.
 
     Attributes:
@@ -117,12 +116,3 @@ class HeadPatterns:
             f"HeadPatterns(batch {samples}, step {steps}, head {heads}; {', '.join(self.values)}"
             f"{mass})"
         )
-
-    def save(self, folder: str | Path) -> Path:
-        """Write the result to a folder."""
-        return save_fields(self, folder)
-
-    @classmethod
-    def load(cls, folder: str | Path) -> HeadPatterns:
-        """Read what `save` wrote."""
-        return load_fields(cls, folder)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +16,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from diffusion_lens.analyses.head_relevance.words import concept_index
-from diffusion_lens.analyses.saving import load_fields, save_fields
+from diffusion_lens.analyses.saving import Saved
 from diffusion_lens.errors import ResultError
 
 CITATION = (
@@ -44,7 +43,7 @@ class Head(NamedTuple):
 
 
 @dataclass(frozen=True)
-class HeadRelevance:
+class HeadRelevance(Saved):
     """How relevant each attention head is to each concept.
 
     Attributes:
@@ -291,19 +290,6 @@ class HeadRelevance:
             prompts=sum(one.prompts for one in every),
             made_by={"merged": sources},
         )
-
-    def save(self, folder: str | Path) -> Path:
-        """Write it to a folder."""
-        return save_fields(self, folder)
-
-    @classmethod
-    def load(cls, folder: str | Path) -> HeadRelevance:
-        """Read what `save` wrote.
-
-        Raises:
-            ResultError: If something else lies there.
-        """
-        return load_fields(cls, folder)
 
     def plot(self, concept: str | None = None) -> Any:
         """A heat map: concept by head, or layer by head for one concept."""

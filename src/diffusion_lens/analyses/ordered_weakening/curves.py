@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,12 +15,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_lens.analyses.head_relevance.result import CITATION
-from diffusion_lens.analyses.saving import load_fields, save_fields
+from diffusion_lens.analyses.saving import Saved
 from diffusion_lens.errors import ResultError
 
 
 @dataclass(frozen=True)
-class WeakeningCurves:
+class WeakeningCurves(Saved):
     """What is left of a concept as more and more heads are weakened.
 
     Attributes:
@@ -110,19 +109,6 @@ class WeakeningCurves:
         areas = areas[areas.isfinite()]
         tail = (1 - level) / 2
         return float(areas.quantile(tail)), float(areas.quantile(1 - tail))
-
-    def save(self, folder: str | Path) -> Path:
-        """Write it to a folder."""
-        return save_fields(self, folder)
-
-    @classmethod
-    def load(cls, folder: str | Path) -> WeakeningCurves:
-        """Read what `save` wrote.
-
-        Raises:
-            ResultError: If something else lies there.
-        """
-        return load_fields(cls, folder)
 
     def plot(self, score: str | None = None) -> Any:
         """The curves of all orders."""

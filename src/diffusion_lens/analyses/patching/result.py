@@ -6,13 +6,12 @@ import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffusion_lens.analyses.saving import load_fields, save_fields
+from diffusion_lens.analyses.saving import Saved
 from diffusion_lens.errors import ResultError, closest
 from diffusion_lens.metrics.intervals import bootstrap_interval, rank_correlation
 
@@ -25,7 +24,7 @@ NOTHING = "no effects: source and base score alike everywhere, or the metric gav
 
 
 @dataclass(frozen=True)
-class PatchingResult:
+class PatchingResult(Saved):
     """Effects of patches along named axes: 0 is the base as it was, 1 is as if it were the source.
 
     Attributes:
@@ -156,19 +155,6 @@ class PatchingResult:
             column_title=self.axes[-1],
             title=title,
         )
-
-    def save(self, folder: str | Path) -> Path:
-        """Write a tensor file and a json file into a folder."""
-        return save_fields(self, folder)
-
-    @classmethod
-    def load(cls, folder: str | Path) -> PatchingResult:
-        """Read what `save` wrote.
-
-        Raises:
-            ResultError: If no such result lies there.
-        """
-        return load_fields(cls, folder)
 
     def __str__(self) -> str:
         """Size of the grid and the largest effects."""
