@@ -5,7 +5,7 @@ import numpy as np
 
 from diffusion_lens.toys.shapes.captions import read_caption
 from diffusion_lens.toys.shapes.sampling import held_out, sample_example, training_examples
-from diffusion_lens.toys.shapes.world import HELD_OUT_PAIRS, WORDS
+from diffusion_lens.toys.shapes.world import FRUIT, HELD_OUT_PAIRS, WORDS
 
 
 def test_the_stream_is_a_function_of_its_seed():
@@ -45,3 +45,24 @@ def test_the_share_of_single_objects_is_what_was_asked_for():
 def test_every_caption_is_in_the_grammar():
     for example in islice(training_examples(1), 1000):
         read_caption(example.caption)
+
+
+def _exchanged(scene):
+    """The pairs of colour and shape if the two objects exchanged their colours."""
+    first, second = scene.things
+    return {(first.colour, second.shape), (second.colour, first.shape)}
+
+
+def _pairs_without_fruit(**settings):
+    scenes = [e.scene for e in islice(training_examples(0, single=0.2, **settings), 1500)]
+    pairs = [scene for scene in scenes if len(scene.things) == 2]
+    return [scene for scene in pairs if FRUIT not in {thing.shape for thing in scene.things}]
+
+
+def test_colours_of_exchangeable_pairs_can_be_exchanged():
+    without = [bool(_exchanged(scene) & HELD_OUT_PAIRS) for scene in _pairs_without_fruit()]
+    assert 0.2 < np.mean(without) < 0.5
+    pairs = _pairs_without_fruit(only_exchangeable=True)
+    assert len(pairs) > 500
+    assert not any(_exchanged(scene) & HELD_OUT_PAIRS for scene in pairs)
+    assert len({(thing.colour, thing.shape) for scene in pairs for thing in scene.things}) == 16

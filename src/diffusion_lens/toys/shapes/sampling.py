@@ -47,6 +47,25 @@ def held_out(example: Example) -> bool:
     return digest / 0x1_0000_0000 < HELD_OUT_CAPTIONS
 
 
+def exchangeable(scene: Scene) -> bool:
+    """Whether training may also see a pair with its two colours exchanged.
+
+    Where it may not, the words in any order tell which colour is on which shape; a model that
+    learns this instead of the order draws a held-out combination with colours exchanged.
+
+    Args:
+        scene: One or two objects.
+
+    Returns:
+        True for one object, and for pairs with the fruit, whose colour cannot go elsewhere.
+    """
+    if len(scene.things) == 1 or any(thing.shape == FRUIT for thing in scene.things):
+        return True
+    first, second = scene.things
+    exchanged = {(first.colour, second.shape), (second.colour, first.shape)}
+    return not exchanged & HELD_OUT_PAIRS
+
+
 def _words(thing: Thing, rng: np.random.Generator) -> ThingWords:
     texture = thing.texture if thing.texture != "plain" or rng.random() < 0.15 else None
     size = None if thing.size == "medium" else thing.size
@@ -128,7 +147,12 @@ def sample_example(
 
 
 def training_examples(
-    seed: int, *, single: float = 0.5, forward: float | None = None, placed: float = 0.22
+    seed: int,
+    *,
+    single: float = 0.5,
+    forward: float | None = None,
+    placed: float = 0.22,
+    only_exchangeable: bool = False,
 ) -> Iterator[Example]:
     """Endless examples for training, without anything held out.
 
@@ -137,6 +161,7 @@ def training_examples(
         single: Share of scenes with one object, in [0, 1].
         forward: Share of pairs whose first object is above or left of the second; None for half.
         placed: As for `sample_example`.
+        only_exchangeable: Whether to leave out pairs that are not `exchangeable`.
 
     Yields:
         Examples for which `held_out` is False.
@@ -144,5 +169,6 @@ def training_examples(
     rng = np.random.default_rng(seed)
     while True:
         example = sample_example(rng, single=single, forward=forward, placed=placed)
-        if not held_out(example):
-            yield example
+        if held_out(example) or (only_exchangeable and not exchangeable(example.scene)):
+            continue
+        yield example

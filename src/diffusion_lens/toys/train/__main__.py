@@ -55,7 +55,6 @@ def main() -> None:
         config = replace(config, batch=arguments.batch)
     if arguments.learning_rate:
         config = replace(config, learning_rate=arguments.learning_rate)
-    graded = GradedSamples(config, out=arguments.out, count=arguments.samples)
     trainer = Trainer(
         config,
         out=arguments.out,
@@ -63,12 +62,15 @@ def main() -> None:
         resume=arguments.resume,
         compiled=arguments.compile,
     )
-    codec = arguments.codec or folder(config.model) / "vae"
-    trainer.pipe.vae.load_state_dict(AutoencoderTiny.from_pretrained(codec).state_dict())
+    graded = None
+    if arguments.samples:
+        graded = GradedSamples(config, out=arguments.out, count=arguments.samples)
+        codec = arguments.codec or folder(config.model) / "vae"
+        trainer.pipe.vae.load_state_dict(AutoencoderTiny.from_pretrained(codec).state_dict())
     train(
         trainer,
         limits=_limits(arguments, config, taken=trainer.progress.step),
-        on_pause=graded if arguments.samples else None,
+        on_pause=graded,
         pause_minutes=arguments.pause_minutes,
     )
 

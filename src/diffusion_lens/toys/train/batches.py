@@ -60,7 +60,11 @@ def batches(config: TrainConfig, *, start: int) -> Iterator[Batch]:
     """
     seed = config.seed + 1_000_003 * (start + 1)
     stream = training_examples(
-        seed, single=config.single, forward=config.forward, placed=config.placed
+        seed,
+        single=config.single,
+        forward=config.forward,
+        placed=config.placed,
+        only_exchangeable=config.only_exchangeable,
     )
     rng = np.random.default_rng((config.seed, start))
     while True:

@@ -44,6 +44,8 @@ class TrainConfig:
         noise_mean: Noise levels are the logistic of a normal with this mean; above 0 they lean to
             much noise (MM-DiT).
         placed: Share of single objects whose caption says the place and leaves the background out.
+        only_exchangeable: Whether to leave out pairs whose colours, exchanged, make a held-out
+            combination, so that only the order of words tells which colour is on which shape.
         coarse: Whether to train on 8 x 8 tokens in place of 16 x 16 (MM-DiT).
         steps: Steps of a whole run.
         decay_steps: The learning rate falls to zero over this many last steps.
@@ -70,6 +72,7 @@ class TrainConfig:
     noise_power: float = 1.0
     noise_mean: float = 0.0
     placed: float = 0.22
+    only_exchangeable: bool = False
     coarse: bool = False
     steps: int
     decay_steps: int = 0
