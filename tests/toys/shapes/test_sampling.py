@@ -4,7 +4,12 @@ from itertools import islice
 import numpy as np
 
 from diffusion_lens.toys.shapes.captions import read_caption
-from diffusion_lens.toys.shapes.sampling import held_out, sample_example, training_examples
+from diffusion_lens.toys.shapes.sampling import (
+    held_out,
+    needs_binding,
+    sample_example,
+    training_examples,
+)
 from diffusion_lens.toys.shapes.world import FRUIT, HELD_OUT_PAIRS, WORDS
 
 
@@ -66,3 +71,12 @@ def test_colours_of_exchangeable_pairs_can_be_exchanged():
     assert len(pairs) > 500
     assert not any(_exchanged(scene) & HELD_OUT_PAIRS for scene in pairs)
     assert len({(thing.colour, thing.shape) for scene in pairs for thing in scene.things}) == 16
+
+
+def test_easy_pairs_are_thinned():
+    def share(**settings):
+        scenes = [e.scene for e in islice(training_examples(0, single=0.0, **settings), 1000)]
+        return np.mean([needs_binding(scene) for scene in scenes])
+
+    assert share(easy_pairs=0.25) > share() + 0.2
+    assert share(easy_pairs=0.0) == 1.0

@@ -66,6 +66,19 @@ def exchangeable(scene: Scene) -> bool:
     return not exchanged & HELD_OUT_PAIRS
 
 
+def needs_binding(scene: Scene) -> bool:
+    """Whether a pair has two shapes and two colours that could go either way.
+
+    Args:
+        scene: One or two objects.
+
+    Returns:
+        False for one object, for two of the same shape and for pairs with the fruit.
+    """
+    shapes = {thing.shape for thing in scene.things}
+    return len(shapes) == 2 and FRUIT not in shapes
+
+
 def _words(thing: Thing, rng: np.random.Generator) -> ThingWords:
     texture = thing.texture if thing.texture != "plain" or rng.random() < 0.15 else None
     size = None if thing.size == "medium" else thing.size
@@ -153,6 +166,7 @@ def training_examples(
     forward: float | None = None,
     placed: float = 0.22,
     only_exchangeable: bool = False,
+    easy_pairs: float = 1.0,
 ) -> Iterator[Example]:
     """Endless examples for training, without anything held out.
 
@@ -162,6 +176,7 @@ def training_examples(
         forward: Share of pairs whose first object is above or left of the second; None for half.
         placed: As for `sample_example`.
         only_exchangeable: Whether to leave out pairs that are not `exchangeable`.
+        easy_pairs: Share that is kept of the pairs for which `needs_binding` is False.
 
     Yields:
         Examples for which `held_out` is False.
@@ -169,6 +184,10 @@ def training_examples(
     rng = np.random.default_rng(seed)
     while True:
         example = sample_example(rng, single=single, forward=forward, placed=placed)
-        if held_out(example) or (only_exchangeable and not exchangeable(example.scene)):
+        scene = example.scene
+        if held_out(example) or (only_exchangeable and not exchangeable(scene)):
+            continue
+        easy = len(scene.things) == 2 and not needs_binding(scene)
+        if easy and easy_pairs < 1 and rng.random() >= easy_pairs:
             continue
         yield example

@@ -65,6 +65,7 @@ def batches(config: TrainConfig, *, start: int) -> Iterator[Batch]:
         forward=config.forward,
         placed=config.placed,
         only_exchangeable=config.only_exchangeable,
+        easy_pairs=config.easy_pairs,
     )
     rng = np.random.default_rng((config.seed, start))
     while True:

@@ -46,6 +46,8 @@ class TrainConfig:
         placed: Share of single objects whose caption says the place and leaves the background out.
         only_exchangeable: Whether to leave out pairs whose colours, exchanged, make a held-out
             combination, so that only the order of words tells which colour is on which shape.
+        easy_pairs: Share that is kept of pairs with the fruit or of equal shapes, in which no
+            colour has to find its shape.
         coarse: Whether to train on 8 x 8 tokens in place of 16 x 16 (MM-DiT).
         steps: Steps of a whole run.
         decay_steps: The learning rate falls to zero over this many last steps.
@@ -73,6 +75,7 @@ class TrainConfig:
     noise_mean: float = 0.0
     placed: float = 0.22
     only_exchangeable: bool = False
+    easy_pairs: float = 1.0
     coarse: bool = False
     steps: int
     decay_steps: int = 0
