@@ -10,8 +10,11 @@ from torch import Tensor
 
 from diffusion_lens.toys.shapes.render import render
 from diffusion_lens.toys.shapes.sampling import training_examples
+from diffusion_lens.toys.shapes.world import COLOURS, SHAPES, TEXTURES
 from diffusion_lens.toys.tokenizers import PAD, UNKNOWN, VOCABULARY, caption_ids
 from diffusion_lens.toys.train.config import TrainConfig
+
+ATTRIBUTES = frozenset((*COLOURS, *SHAPES, *TEXTURES))
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,12 @@ def _hide_word(caption: str, rng: np.random.Generator) -> str:
     return " ".join(words)
 
 
+def _hide_attributes(caption: str, rng: np.random.Generator) -> str:
+    """Replace about one in three words of colour, shape and texture by unknown ones."""
+    words = caption.split()
+    return " ".join("?" if word in ATTRIBUTES and rng.random() < 1 / 3 else word for word in words)
+
+
 def batches(config: TrainConfig, *, start: int) -> Iterator[Batch]:
     """Endless training batches.
 
@@ -78,6 +87,8 @@ def batches(config: TrainConfig, *, start: int) -> Iterator[Batch]:
                 captions[-1] = ""
             elif rng.random() < config.unknown_words:
                 captions[-1] = _hide_word(captions[-1], rng)
+            elif config.hidden_attributes and rng.random() < config.hidden_attributes:
+                captions[-1] = _hide_attributes(captions[-1], rng)
         clip_ids = torch.tensor([caption_ids(caption, start=True) for caption in captions])
         t5_ids = torch.tensor([caption_ids(caption, start=False) for caption in captions])
         assert UNKNOWN < PAD + VOCABULARY and int(clip_ids.max()) < VOCABULARY

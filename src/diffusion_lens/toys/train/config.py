@@ -35,6 +35,8 @@ class TrainConfig:
         ema: Largest decay of the moving average that is exported.
         caption_drop: Share of samples trained without a caption, for guidance.
         unknown_words: Share of samples of which one word is made unknown.
+        hidden_attributes: Share of samples of which words of colour, shape and texture are made
+            unknown, each with a chance of one third: what is left has to find its object alone.
         pooled_drop: Share of samples whose pooled text embedding is that of no caption (MM-DiT).
         single: Share of scenes with one object.
         forward: Share of pairs whose first object is above or left of the second; None for half. At
@@ -68,6 +70,7 @@ class TrainConfig:
     ema: float
     caption_drop: float
     unknown_words: float
+    hidden_attributes: float = 0.0
     pooled_drop: float = 0.0
     single: float
     forward: float | None = None

@@ -1,0 +1,42 @@
+from dataclasses import replace
+from itertools import islice
+
+import pytest
+
+from diffusion_lens.toys.shapes.world import COLOURS, SHAPES, TEXTURES
+from diffusion_lens.toys.tokenizers import UNKNOWN, caption_ids
+from diffusion_lens.toys.train.batches import batches
+from diffusion_lens.toys.train.config import load_config
+
+
+def _ids(words):
+    return {caption_ids(word, start=False)[0] for word in words}
+
+
+@pytest.fixture
+def config():
+    recipe = load_config("shapes-mmdit")
+    return replace(recipe, batch=200, caption_drop=0.0, unknown_words=0.0, hidden_attributes=0.0)
+
+
+def _seen(config):
+    """Ids of the captions of one batch, one after the other."""
+    (batch,) = islice(batches(config, start=0), 1)
+    return batch.t5_ids.flatten().tolist()
+
+
+def test_nothing_is_hidden_unasked(config):
+    assert UNKNOWN not in _seen(config)
+
+
+def test_a_third_of_the_attributes_and_no_other_word_is_hidden(config):
+    whole, hidden = _seen(config), _seen(replace(config, hidden_attributes=1.0))
+    attributes = _ids((*COLOURS, *SHAPES, *TEXTURES))
+    before = sum(one in attributes for one in whole)
+    unknown = hidden.count(UNKNOWN)
+    left = sum(one in attributes for one in hidden)
+    assert 0.28 < unknown / (unknown + left) < 0.38
+    assert abs(unknown + left - before) < 0.1 * before
+    others = _ids(("above", "below", "background", "white"))
+    shares = [sum(one in others for one in ids) / len(ids) for ids in (whole, hidden)]
+    assert shares[0] == pytest.approx(shares[1], rel=0.1)
