@@ -29,13 +29,15 @@ KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40)}
 
 
 def measure_steadily() -> None:
-    """One thread, and this script anew with `KEEP_MEMORY` set; to be called before anything else.
+    """One thread, and this script anew with `KEEP_MEMORY` set; to be called before measuring.
 
     Variables that begin with `MALLOC_` are left as they are, and then nothing is run anew.
     """
     torch.set_num_threads(1)
     if not any(name.startswith("MALLOC_") for name in os.environ):
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP_MEMORY})
+        os.execve(
+            sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **KEEP_MEMORY}
+        )
 
 
 @dataclass(frozen=True)
@@ -73,19 +75,21 @@ def bracket(
     """
     for run in (plain, *measured.values()):
         run()
-    gc.collect()
-    gc.freeze()
     ratios: dict[str, list[float]] = {name: [] for name in measured}
     extras: dict[str, list[float]] = {name: [] for name in measured}
-    plains = [_cpu_seconds(plain)]
-    for _ in tqdm(range(rounds), desc="rounds", leave=False):
-        for name, run in measured.items():
-            seconds = _cpu_seconds(run)
-            plains.append(_cpu_seconds(plain))
-            around = (plains[-1] + plains[-2]) / 2
-            ratios[name].append(seconds / around)
-            extras[name].append((seconds - around) * 1e3)
-    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+    try:
+        plains = [_cpu_seconds(plain)]
+        for _ in tqdm(range(rounds), desc="rounds", leave=False):
+            for name, run in measured.items():
+                seconds = _cpu_seconds(run)
+                plains.append(_cpu_seconds(plain))
+                around = (plains[-1] + plains[-2]) / 2
+                ratios[name].append(seconds / around)
+                extras[name].append((seconds - around) * 1e3)
+    finally:
+        gc.unfreeze()
     summary = {
         name: Ratio(
             statistics.median(found),

@@ -32,10 +32,13 @@ def in_fresh_process(script: str, *arguments: object) -> Any:
     Args:
         script: Its path.
         *arguments: Of its command line.
+
+    Returns:
+        What the JSON says.
     """
-    own = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
     command = [sys.executable, script, *map(str, arguments)]
     printed = subprocess.run(
-        command, capture_output=True, text=True, check=True, env=own | FIXED_THRESHOLD
+        command, capture_output=True, text=True, check=True, env=kept | FIXED_THRESHOLD
     )
     return json.loads(printed.stdout.splitlines()[-1])

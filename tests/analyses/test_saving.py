@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion_lens.analyses.saving import load_fields, save_fields
+from diffusion_lens.analyses.saving import Saved, load_fields, save_fields
 from diffusion_lens.errors import ResultError
 
 
@@ -21,6 +21,19 @@ class Held:
 @dataclass(frozen=True)
 class Other:
     values: Any
+
+
+@dataclass(frozen=True)
+class Result(Saved):
+    values: Any
+
+
+def test_a_result_saves_and_loads_itself(tmp_path):
+    folder = Result(torch.arange(3)).save(tmp_path / "new" / "folder")
+    found = Result.load(folder)
+    assert type(found) is Result and torch.equal(found.values, torch.arange(3))
+    with pytest.raises(ResultError, match=r"holds a Result, not a Other; call Result\.load"):
+        load_fields(Other, folder)
 
 
 @pytest.mark.parametrize(

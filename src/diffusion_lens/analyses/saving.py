@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 
 
 class Saved:
-    """What every result can do: write itself to a folder and come back from it."""
+    """What every result, a dataclass, can do: write itself to a folder and come back from it."""
 
     def save(self, folder: str | Path) -> Path:
         """Write the result: tensors in one file, all else as JSON.

@@ -131,6 +131,9 @@ class Stream:
 class Concepts:
     """How a block takes concept tokens in place of its text.
 
+    Modules that the block's description names for the image and not for the text (gates,
+    projections, MLP) do not run for concepts; one that serves both must be named for both.
+
     Attributes:
         attention: Name of the joint attention.
         modulation: The block's argument that takes the modulation vector.

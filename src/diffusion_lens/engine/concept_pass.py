@@ -3,8 +3,8 @@
 After a block has run, its own `forward` is called once more with the concepts as text and a single
 image token, which is thrown away. Inside its attention the concepts' queries meet their own keys
 and the image's keys as the main pass made them. Norms, modulation, projections, gates and MLP are
-thus the block's own code, and no image or prompt token ever sees a concept. Layers that serve the
-image alone are left out of that run.
+thus the block's own code, and no image or prompt token ever sees a concept. The image's modulation,
+output projection and MLP are left out of that run where they are its own (`idle_stream`).
 
 Source: ConceptAttention, arXiv 2502.04320, section 4. Differs: the image's queries are not computed
 a second time, so that the cost is that of the concept rows. Where somebody reads what they would
@@ -27,7 +27,7 @@ from diffusion_lens.architectures.spec import Attention, BlockSite
 from diffusion_lens.engine.attention import AttentionHooks
 from diffusion_lens.engine.firing import Tap
 from diffusion_lens.engine.handles import Handle, Removal
-from diffusion_lens.engine.idle_stream import idle, idle_layers
+from diffusion_lens.engine.idle_stream import image_layers, left_out
 from diffusion_lens.engine.product import Product
 from diffusion_lens.engine.projection import stream_slice
 from diffusion_lens.engine.steps import Evaluation, StepTracker
@@ -113,7 +113,9 @@ class ConceptPass:
         self._again = {
             view: BlockAgain(self.denoiser.get_submodule(view.path)) for view in views.values()
         }
-        self._idle = {view: idle_layers(self.denoiser, block) for block, view in views.items()}
+        self._image_layers = {
+            view: image_layers(self.denoiser, block) for block, view in views.items()
+        }
         self._joined = {view: joined(block) for block, view in views.items()}
 
     def plan(self, taps: Mapping[str, Sequence[Tap]]) -> bool:
@@ -201,7 +203,7 @@ class ConceptPass:
         arguments = self._arguments_of(view)
         self._running = True
         try:
-            with idle(self._idle[view]):
+            with left_out(self._image_layers[view]):
                 output = self._again[view](**arguments)
         finally:
             self._running = False

@@ -40,6 +40,17 @@ GUIDED = "guided"
 
 
 @dataclass
+class Running:
+    """How many hooks are being called now, one inside the other."""
+
+    depth: int = 0
+
+
+RUNNING = Running()
+"""A hook may call layers of the model; what stands in for layers must let it through."""
+
+
+@dataclass
 class Fired:
     """How often one hook fired at one point, and what it changed."""
 
@@ -242,6 +253,7 @@ def call(tap: Tap, given: Tensor, context: HookContext) -> Tensor:
         return given
     registration.fired[context.name].shown += 1
     version = given._version
+    RUNNING.depth += 1
     try:
         returned = registration.fn(given, context)
     except Exception as error:
@@ -250,6 +262,8 @@ def call(tap: Tap, given: Tensor, context: HookContext) -> Tensor:
             f"{context.step}, branch {context.branch}, on a tensor of shape {tuple(given.shape)}"
         )
         raise
+    finally:
+        RUNNING.depth -= 1
     registration.fired[context.name].calls += 1
     if returned is None:
         returned = given

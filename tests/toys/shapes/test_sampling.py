@@ -2,15 +2,17 @@ from dataclasses import replace
 from itertools import islice
 
 import numpy as np
+import pytest
 
 from diffusion_lens.toys.shapes.captions import read_caption
 from diffusion_lens.toys.shapes.sampling import (
+    exchangeable,
     held_out,
     needs_binding,
     sample_example,
     training_examples,
 )
-from diffusion_lens.toys.shapes.world import FRUIT, HELD_OUT_PAIRS, WORDS
+from diffusion_lens.toys.shapes.world import FRUIT, HELD_OUT_PAIRS, WORDS, Scene, Thing
 
 
 def test_the_stream_is_a_function_of_its_seed():
@@ -73,10 +75,48 @@ def test_colours_of_exchangeable_pairs_can_be_exchanged():
     assert len({(thing.colour, thing.shape) for scene in pairs for thing in scene.things}) == 16
 
 
-def test_easy_pairs_are_thinned():
-    def share(**settings):
-        scenes = [e.scene for e in islice(training_examples(0, single=0.0, **settings), 1000)]
-        return np.mean([needs_binding(scene) for scene in scenes])
+def _scene(*things):
+    held = tuple(Thing(colour=colour, shape=shape) for colour, shape in things)
+    return Scene(things=held, background="white")
 
-    assert share(easy_pairs=0.25) > share() + 0.2
-    assert share(easy_pairs=0.0) == 1.0
+
+@pytest.mark.parametrize(
+    ("things", "expected"),
+    [
+        ([("blue", "square")], (True, False)),
+        ([("orange", FRUIT), ("blue", "square")], (True, False)),
+        ([("red", "square"), ("blue", "square")], (True, False)),
+        ([("red", "circle"), ("red", "square")], (True, False)),
+        ([("orange", "circle"), ("red", "square")], (True, True)),
+        ([("red", "square"), ("blue", "triangle")], (False, True)),
+    ],
+)
+def test_what_can_be_exchanged_and_what_needs_binding(things, expected):
+    scene = _scene(*things)
+    assert (exchangeable(scene), needs_binding(scene)) == expected
+
+
+def test_easy_pairs_are_thinned_and_single_objects_are_not():
+    def scenes(**settings):
+        return [e.scene for e in islice(training_examples(0, **settings), 2000)]
+
+    def count(easy, found):
+        pairs = [scene for scene in found if len(scene.things) == 2]
+        return sum(needs_binding(scene) != easy for scene in pairs)
+
+    plain, thinned = scenes(), scenes(easy_pairs=0.25)
+    assert count(True, thinned) / count(False, thinned) == pytest.approx(
+        0.25 * count(True, plain) / count(False, plain), rel=0.25
+    )
+    alone = [sum(len(scene.things) == 1 for scene in found) for found in (plain, thinned)]
+    pairs = [count(False, found) for found in (plain, thinned)]
+    assert alone[1] / pairs[1] == pytest.approx(alone[0] / pairs[0], rel=0.15)
+    assert count(True, scenes(easy_pairs=0.0)) == 0
+
+
+def test_the_settings_left_alone_give_the_stream_without_them():
+    plain = list(islice(training_examples(5), 300))
+    assert plain == list(islice(training_examples(5, only_exchangeable=False, easy_pairs=1.0), 300))
+    rng = np.random.default_rng(5)
+    drawn = (sample_example(rng) for _ in range(1000))
+    assert plain == list(islice((one for one in drawn if not held_out(one)), 300))

@@ -92,19 +92,20 @@ class PatternSums:
         self, pattern: Float[Tensor, "batch head query key"], block: int, step: int | None
     ) -> None:
         """Add a pattern of a block whose grid and heads are known."""
-        apart, weights = self._apart(block), self._on_heads(pattern, block)
         place = (step, self._place(block))
         self.calls[step, block] = self.calls.get((step, block), 0) + 1
+        weight = sum(self.weights(block))
         held = self.sums.get(place)
-        if held is None:
-            first = pattern.clone() if apart else _over_heads(pattern, weights)
-            self.sums[place] = Sum(first, sum(self.weights(block)))
-            return
-        held.weight += sum(self.weights(block))
-        if apart:
-            held.value.add_(pattern)
+        if held is not None:
+            held.weight += weight
+            if self._apart(block):
+                held.value.add_(pattern)
+            else:
+                _add_over_heads(held.value, pattern, self._on_heads(pattern, block))
+        elif self._apart(block):
+            self.sums[place] = Sum(pattern.clone(), weight)
         else:
-            _add_over_heads(held.value, pattern, weights)
+            self.sums[place] = Sum(_over_heads(pattern, self._on_heads(pattern, block)), weight)
 
     def weights(self, block: int) -> list[float]:
         """The weights of a block's heads."""

@@ -306,8 +306,6 @@ class AttentionMaps(Saved):
     def _count(self, axis: str) -> int:
         return self.maps.shape[self.axes.index(axis)]
 
-    # -- files --------------------------------------------------------------------------------
-
     def __repr__(self) -> str:
         """Axes, sizes and tokens in one line."""
         sizes = ", ".join(

@@ -73,10 +73,11 @@ def needs_binding(scene: Scene) -> bool:
         scene: One or two objects.
 
     Returns:
-        False for one object, for two of the same shape and for pairs with the fruit.
+        False for one object, for two of the same shape or colour and for pairs with the fruit.
     """
     shapes = {thing.shape for thing in scene.things}
-    return len(shapes) == 2 and FRUIT not in shapes
+    colours = {thing.colour for thing in scene.things}
+    return len(shapes) == len(colours) == 2 and FRUIT not in shapes
 
 
 def _words(thing: Thing, rng: np.random.Generator) -> ThingWords:
@@ -176,7 +177,8 @@ def training_examples(
         forward: Share of pairs whose first object is above or left of the second; None for half.
         placed: As for `sample_example`.
         only_exchangeable: Whether to leave out pairs that are not `exchangeable`.
-        easy_pairs: Share that is kept of the pairs for which `needs_binding` is False.
+        easy_pairs: Share that is kept of the pairs for which `needs_binding` is False. Both leave
+            a larger share of single objects than `single`, which holds before.
 
     Yields:
         Examples for which `held_out` is False.
@@ -188,6 +190,7 @@ def training_examples(
         if held_out(example) or (only_exchangeable and not exchangeable(scene)):
             continue
         easy = len(scene.things) == 2 and not needs_binding(scene)
+        # Without a draw where all are kept, so that a recipe without the setting keeps its stream.
         if easy and easy_pairs < 1 and rng.random() >= easy_pairs:
             continue
         yield example

@@ -35,10 +35,11 @@ class TrainConfig:
         ema: Largest decay of the moving average that is exported.
         caption_drop: Share of samples trained without a caption, for guidance.
         unknown_words: Share of samples of which one word is made unknown.
-        hidden_attributes: Share of samples of which words of colour, shape and texture are made
-            unknown, each with a chance of one third: what is left has to find its object alone.
+        hidden_attributes: Share of the other samples with a caption of which words of colour, shape
+            and texture are made unknown, each with a chance of one third: what is left has to find
+            its object alone.
         pooled_drop: Share of samples whose pooled text embedding is that of no caption (MM-DiT).
-        single: Share of scenes with one object.
+        single: Share of scenes with one object, before pairs are left out.
         forward: Share of pairs whose first object is above or left of the second; None for half. At
             half, order, word and place form an exclusive or, which has no slope at its start.
         noise_power: Noise levels are uniform draws to this power; below 1 they lean to much noise,
