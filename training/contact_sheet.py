@@ -33,7 +33,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     rows = {"exact render": [render(pose(text, rng=rng)).image for text in CAPTIONS]}
     for name in names:
-        rows[name] = list(toys.generate(toys.load(name), CAPTIONS, seed=100))
+        rows[name] = list(toys.generate(toys.load(name), CAPTIONS, seed=400))
     width = MARGIN + 110 + len(CAPTIONS) * (CELL + MARGIN)
     sheet = Image.new("RGB", (width, TEXT + len(rows) * (CELL + MARGIN) + MARGIN), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=12)
