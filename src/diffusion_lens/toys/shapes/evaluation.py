@@ -9,9 +9,13 @@ import numpy as np
 from jaxtyping import UInt8
 
 from diffusion_lens.toys.shapes.grading import Grade, grade
-from diffusion_lens.toys.shapes.sampling import Example, full_caption, held_out
+from diffusion_lens.toys.shapes.sampling import (
+    Example,
+    full_caption,
+    has_held_out_pair,
+    held_out,
+)
 from diffusion_lens.toys.shapes.scenes import sample_pair, sample_single
-from diffusion_lens.toys.shapes.world import HELD_OUT_PAIRS
 
 GROUPS: Mapping[str, int] = MappingProxyType(
     {"single": 90, "single, new pair": 60, "pair": 250, "pair, new pair": 100}
@@ -51,8 +55,8 @@ def test_captions() -> tuple[TestCaption, ...]:
     while any(len(chosen[group]) < count for group, count in GROUPS.items()):
         scene = sample_single(rng) if rng.random() < 0.5 else sample_pair(rng)
         example = Example(scene, full_caption(scene, rng=rng))
-        new = any((thing.colour, thing.shape) in HELD_OUT_PAIRS for thing in scene.things)
-        group = ("single" if len(scene.things) == 1 else "pair") + ", new pair" * new
+        group = "single" if len(scene.things) == 1 else "pair"
+        group += ", new pair" if has_held_out_pair(scene) else ""
         known = chosen[group]
         if held_out(example) and example.caption not in known and len(known) < GROUPS[group]:
             known.append(example.caption)

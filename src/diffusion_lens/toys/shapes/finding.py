@@ -48,7 +48,12 @@ class Found:
     y: float
 
 
-def _shades() -> Float[np.ndarray, "shade colour rgb"]:
+def shades() -> Float[np.ndarray, "shade colour rgb"]:
+    """Every colour as it is, as its stripes and as its dots.
+
+    Returns:
+        RGB, 0 to 255; colours in the order of `COLOURS`.
+    """
     base = np.array(list(COLOURS.values()), np.float32)
     return np.stack([base, DARK * base, base + LIGHT * (255 - base)])
 
@@ -136,8 +141,7 @@ def _paint(
 ) -> tuple[str, str, float]:
     """Colour, texture and share of leaf green of one object."""
     pixels = image[_erode(mask)].astype(np.float32)
-    shades = _shades()
-    distance = np.linalg.norm(pixels[:, None, None] - shades, axis=-1)
+    distance = np.linalg.norm(pixels[:, None, None] - shades(), axis=-1)
     nearest = distance.reshape(len(pixels), -1).argmin(-1)
     shade, colour = np.divmod(nearest, len(COLOURS))
     votes = np.bincount(colour, minlength=len(COLOURS))

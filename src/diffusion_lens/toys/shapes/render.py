@@ -139,7 +139,7 @@ def render(scene: Scene, *, rng: np.random.Generator | None = None) -> Render:
     masks, leaf = [], np.zeros((RESOLUTION, RESOLUTION), bool)
     for thing in scene.things:
         distance = signed_distance(thing.shape, x=thing.x, y=thing.y, radius=thing.radius)
-        paint = _texture(thing.texture, tint(COLOURS[thing.colour]))
+        paint = _texture(thing.texture, tint(thing.paint or COLOURS[thing.colour]))
         if thing.shape == FRUIT:
             green = _leaf_distance(_COLUMNS - thing.x, _ROWS - thing.y, thing.radius)
             cover = np.clip(0.5 - green, 0, 1)[..., None]

@@ -30,6 +30,18 @@ class Example:
     caption: str
 
 
+def has_held_out_pair(scene: Scene) -> bool:
+    """Whether an object has a combination of colour and shape that training never sees.
+
+    Args:
+        scene: One or two objects.
+
+    Returns:
+        True if one of its objects is in `HELD_OUT_PAIRS`.
+    """
+    return any((thing.colour, thing.shape) in HELD_OUT_PAIRS for thing in scene.things)
+
+
 def held_out(example: Example) -> bool:
     """Whether training must never see an example: its pair or its caption is held out.
 
@@ -39,7 +51,7 @@ def held_out(example: Example) -> bool:
     Returns:
         True for scenes with a pair of `HELD_OUT_PAIRS`, and for a fixed share of full captions.
     """
-    if any((thing.colour, thing.shape) in HELD_OUT_PAIRS for thing in example.scene.things):
+    if has_held_out_pair(example.scene):
         return True
     if " on a " not in example.caption:
         return False

@@ -76,6 +76,7 @@ class Thing:
         radius: Half of the extent, in pixels.
         x: Centre, in pixels from the left edge.
         y: Centre, in pixels from the top edge.
+        paint: RGB in which it is drawn where that is not its colour's; 0 to 255.
     """
 
     shape: str
@@ -85,6 +86,7 @@ class Thing:
     radius: float = SIZES["medium"]
     x: float = RESOLUTION / 2
     y: float = RESOLUTION / 2
+    paint: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

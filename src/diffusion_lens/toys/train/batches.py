@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from diffusion_lens.toys.shapes.render import render
+from diffusion_lens.toys.shapes.repainting import repaint
 from diffusion_lens.toys.shapes.sampling import training_examples
 from diffusion_lens.toys.shapes.world import COLOURS, SHAPES, TEXTURES
 from diffusion_lens.toys.tokenizers import PAD, UNKNOWN, VOCABULARY, caption_ids
@@ -81,6 +82,8 @@ def batches(config: TrainConfig, *, start: int) -> Iterator[Batch]:
         images, captions = [], []
         for _ in range(config.batch):
             example = next(stream)
+            if config.unnamed_colours:
+                example = repaint(example, share=config.unnamed_colours, rng=rng)
             images.append(render(example.scene, rng=rng).image)
             captions.append(example.caption)
             if rng.random() < config.caption_drop:

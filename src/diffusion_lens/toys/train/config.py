@@ -51,6 +51,8 @@ class TrainConfig:
             combination, so that only the order of words tells which colour is on which shape.
         easy_pairs: Share that is kept of pairs with the fruit or of equal shapes, in which no
             colour has to find its shape.
+        unnamed_colours: Chance of each plain object but the fruit to be drawn in a colour that has
+            no name and is an unknown word in the caption: shapes then tell nothing of their colour.
         coarse: Whether to train on 8 x 8 tokens in place of 16 x 16 (MM-DiT).
         steps: Steps of a whole run.
         decay_steps: The learning rate falls to zero over this many last steps.
@@ -80,6 +82,7 @@ class TrainConfig:
     placed: float = 0.22
     only_exchangeable: bool = False
     easy_pairs: float = 1.0
+    unnamed_colours: float = 0.0
     coarse: bool = False
     steps: int
     decay_steps: int = 0
