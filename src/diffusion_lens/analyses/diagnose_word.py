@@ -19,7 +19,7 @@ from torch import Tensor
 from diffusion_lens import HookedDiffusion, Run
 from diffusion_lens.analyses.attention_maps import attention_maps
 from diffusion_lens.analyses.saving import Saved
-from diffusion_lens.errors import ConceptError, ResultError, SiteError, closest, listing
+from diffusion_lens.errors import ConceptError, ResultError, SiteError, listing, refuse_unknown
 
 CITATION = "Selective Aggregation of Attention Maps in Diffusion Models, arXiv 2604.05906"
 SCORES = ("share", "focus", "agreement")
@@ -84,10 +84,7 @@ class WordDiagnosis(Saved):
         Raises:
             ConceptError: If it is none of the candidates.
         """
-        if concept not in self.concepts:
-            near = closest(concept, self.concepts)
-            hint = f" Closest: {near[0]!r}." if near else ""
-            raise ConceptError(f"{concept!r} is none of {list(self.concepts)}.{hint}")
+        refuse_unknown("concept", concept, self.concepts, error=ConceptError)
         return self.maps[:, self.concepts.index(concept)]
 
     def largest(self, by: str = "share") -> tuple[str, ...]:
@@ -99,8 +96,7 @@ class WordDiagnosis(Saved):
         Raises:
             ResultError: If there is no such score.
         """
-        if by not in self.scores:
-            raise ResultError(f"by={by!r} is none of the scores {list(self.scores)}")
+        refuse_unknown("by", by, self.scores, error=ResultError)
         return tuple(self.concepts[at] for at in self.scores[by].argmax(1).tolist())
 
     def plot(self, *, sample: int = 0, images: Any = None, **settings: Any) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image
 
-from diffusion_lens.errors import FigureError
+from diffusion_lens.errors import FigureError, refuse_unknown
 from diffusion_lens.viz.pictures import coloured, picture
 from diffusion_lens.viz.values import array, limits
 
@@ -36,8 +36,7 @@ def overlay_image(
     Raises:
         FigureError: If these are no image and no map, or `upsample` is unknown.
     """
-    if upsample not in RESAMPLING:
-        raise FigureError(f"upsample={upsample!r} is none of {list(RESAMPLING)}")
+    refuse_unknown("upsample", upsample, RESAMPLING, error=FigureError)
     below = picture(image)
     found = array(values, axes="height width")
     above = coloured(found, limits(found, zmin, zmax)).resize(below.size, RESAMPLING[upsample])

@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 from PIL import Image
 
-from diffusion_lens.errors import FigureError, closest
+from diffusion_lens.errors import FigureError, refuse_unknown
 from diffusion_lens.viz.panels import Panels, backdrop
 from diffusion_lens.viz.pictures import pictures, source
 from diffusion_lens.viz.style import colour_axis
@@ -51,9 +51,7 @@ def overlays(
     Raises:
         FigureError: If images, maps and labels do not fit together.
     """
-    if upsample not in SMOOTHING:
-        hint = closest(str(upsample), SMOOTHING) or list(SMOOTHING)
-        raise FigureError(f"upsample={upsample!r} is none of {list(SMOOTHING)}. Closest: {hint[0]}")
+    refuse_unknown("upsample", upsample, SMOOTHING, error=FigureError)
     slides, values = _slides(maps, steps)
     count, panel_count = values.shape[:2]
     shown = None if titles is None else labels(titles, panel_count, name="titles")

@@ -25,7 +25,7 @@ from diffusion_lens import HookContext, HookedDiffusion, Site
 from diffusion_lens.analyses.attention_maps.collecting import PatternSums, Plan
 from diffusion_lens.analyses.attention_maps.selecting import Chosen
 from diffusion_lens.concept_streams.encoding import encode_concepts
-from diffusion_lens.errors import SiteError, UnsupportedModelError
+from diffusion_lens.errors import SiteError, UnsupportedModelError, refuse_unknown
 
 AMONG = ("prompt", "foreign")
 
@@ -175,8 +175,7 @@ def foreign_hooks(
         SiteError: If `among` is unknown.
         UnsupportedModelError: If no chosen block can take foreign words.
     """
-    if among not in AMONG:
-        raise SiteError(f"foreign_among={among!r} is none of {list(AMONG)}")
+    refuse_unknown("foreign_among", among, AMONG, error=SiteError)
     sums = PatternSums(plan)
     keys_of = ("txt", list(reference)) if reference else "txt"
     if model.spec.concepts is None:

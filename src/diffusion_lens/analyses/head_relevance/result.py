@@ -17,7 +17,7 @@ from torch import Tensor
 
 from diffusion_lens.analyses.head_relevance.words import concept_index
 from diffusion_lens.analyses.saving import Saved
-from diffusion_lens.errors import ResultError
+from diffusion_lens.errors import ResultError, refuse_unknown
 
 CITATION = (
     "Park et al., Cross-Attention Head Position Patterns Can Align with Human Visual Concepts in "
@@ -124,8 +124,7 @@ class HeadRelevance(Saved):
             ResultError: If the order is unknown.
         """
         vector = self.vector(concept)
-        if order not in ORDERS:
-            raise ResultError(f"order={order!r} is none of {list(ORDERS)}")
+        refuse_unknown("order", order, ORDERS, error=ResultError)
         if order == "random":
             generator = torch.Generator().manual_seed(seed)
             return tuple(torch.randperm(len(vector), generator=generator).tolist())

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffusion_lens import HookedDiffusion, Run
 from diffusion_lens.analyses.patching.corruption import WordNoise
-from diffusion_lens.errors import PatchingError, closest
+from diffusion_lens.errors import PatchingError, refuse_unknown
 
 DIRECTIONS = ("denoise", "noise")
 SAMPLES = 8
@@ -79,10 +79,7 @@ class Pair:
         Raises:
             PatchingError: If they do not make a pair.
         """
-        if direction not in DIRECTIONS:
-            near = closest(direction, DIRECTIONS, count=1)
-            hint = f" Closest: {near[0]!r}." if near else ""
-            raise PatchingError(f"direction={direction!r} is none of {DIRECTIONS}.{hint}")
+        refuse_unknown("direction", direction, DIRECTIONS, error=PatchingError)
         noise = corrupted if isinstance(corrupted, WordNoise) else None
         other: Any = corrupted if noise is None else clean
         runs = [_one_prompt(Run.of(one, seed=0, settings=settings)) for one in (clean, other)]

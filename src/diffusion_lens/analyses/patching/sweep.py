@@ -33,7 +33,7 @@ from diffusion_lens.analyses.patching.summary import (
 )
 from diffusion_lens.analyses.patching.teacher_forced import TeacherForced
 from diffusion_lens.analyses.patching.trajectory import OnTrajectory, runs_of
-from diffusion_lens.errors import PatchingError, closest
+from diffusion_lens.errors import PatchingError, refuse_unknown
 from diffusion_lens.hooked_diffusion.caching import quiet
 
 MODES = ("teacher-forced", "on-trajectory", "window")
@@ -195,10 +195,7 @@ def _filled(
 
 
 def _refuse_unknown_mode(mode: str, axes: Sequence[str]) -> None:
-    if mode not in MODES:
-        near = closest(mode, MODES, count=1)
-        hint = f" Closest: {near[0]!r}." if near else ""
-        raise PatchingError(f"mode={mode!r} is none of {MODES}.{hint}")
+    refuse_unknown("mode", mode, MODES, error=PatchingError)
     if mode == "on-trajectory" and "step" in axes:
         raise PatchingError(
             "on a trajectory all steps are patched in one run, so that there is no effect of a "
