@@ -20,6 +20,22 @@ def test_the_shipped_unet_draws_single_objects():
     assert report.shares["single, all"]["background"] >= 0.8
 
 
+@pytest.mark.parametrize("count", ["0", "-3", "501"])
+def test_a_count_that_there_is_not_is_refused(count, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["grade", "--count", count])
+    with pytest.raises(SystemExit):
+        grade.main()
+    assert f"--count {count}: there are 1 to 500 captions" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("count", [1, 30, 300, 500])
+def test_as_many_captions_as_asked_for_are_spread_over_all(count):
+    captions = toys.test_captions()
+    chosen = grade.evenly(captions, count)
+    assert len(chosen) == len(set(chosen)) == count and chosen[0] == captions[0]
+    assert captions.index(chosen[-1]) == (count - 1) * len(captions) // count
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", toys.names())
 def test_the_card_tells_the_truth(name):

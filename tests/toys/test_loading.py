@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 
-from diffusion_lens import toys
+from diffusion_lens import HookedDiffusion, toys
 from diffusion_lens.toys.loading import UnknownToyError, card, checksums, folder
 from diffusion_lens.toys.shapes.evaluation import GROUPS, Report
 
@@ -80,6 +80,19 @@ def test_a_background_is_drawn_as_the_caption_says():
 def test_an_unknown_name_is_refused_with_the_nearest():
     with pytest.raises(UnknownToyError, match=r"'shape-unet'; .* Closest: shapes-unet.*toys.names"):
         toys.load("shape-unet")
+
+
+def test_a_name_may_carry_the_prefix_of_the_command_line():
+    assert folder("toy:shapes-unet") == folder("shapes-unet")
+    for make in (HookedDiffusion.toy, HookedDiffusion.from_pretrained):
+        model = make("toy:shapes-unet", torch_dtype=torch.bfloat16)
+        assert model.name == "toy:shapes-unet"
+        assert next(model.denoiser.parameters()).dtype == torch.bfloat16
+
+
+def test_what_is_no_name_is_refused():
+    with pytest.raises(UnknownToyError, match="no toy model is called 'None'"):
+        toys.load(None)
 
 
 def test_importing_toys_imports_nothing_heavy():

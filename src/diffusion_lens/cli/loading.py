@@ -8,8 +8,7 @@ import re
 from typing import Any
 
 from diffusion_lens.cli.messages import fail
-
-TOY = "toy:"
+from diffusion_lens.toys.loading import PREFIX
 
 
 def load(model: str, *, device: str | None = None, torch_dtype: str | None = None) -> Any:
@@ -23,21 +22,21 @@ def load(model: str, *, device: str | None = None, torch_dtype: str | None = Non
         import torch
 
         torch.set_num_threads(1)  # on matrices of this size threads only wait for each other
-        held = HookedDiffusion.toy(model.removeprefix(TOY))
+        held = HookedDiffusion.toy(model)
         return held.to(*(given for given in (device, dtype) if given is not None))
     try:
         held = HookedDiffusion.from_pretrained(model, torch_dtype=dtype)
     except (OSError, ValueError) as error:
         fail(
             f"cannot load {model!r}: {error}\nMODEL is a Hub id, a folder that "
-            f"`save_pretrained` wrote, or a toy model such as {TOY}shapes-unet."
+            f"`save_pretrained` wrote, or a toy model such as {PREFIX}shapes-unet."
         )
     return held if device is None else held.to(device)
 
 
 def is_toy(model: str) -> bool:
     """Whether a MODEL argument names a shipped toy model."""
-    return model.startswith(TOY)
+    return model.startswith(PREFIX)
 
 
 def settings_of(

@@ -94,19 +94,28 @@ class HookedDiffusion:
         """Load any diffusers model, by its id on the Hub or from a folder.
 
         Args:
-            model: Id or folder.
+            model: Id or folder; "toy:shapes-unet" is `HookedDiffusion.toy("shapes-unet")`.
             **arguments: Passed on to `DiffusionPipeline.from_pretrained`, such as `torch_dtype`.
         """
+        from diffusion_lens.toys.loading import PREFIX
+
+        if str(model).startswith(PREFIX):
+            return cls.toy(str(model), **arguments)
         from diffusers import DiffusionPipeline
 
         return cls(DiffusionPipeline.from_pretrained(str(model), **arguments), name=str(model))
 
     @classmethod
-    def toy(cls, name: str = "shapes-unet") -> HookedDiffusion:
-        """A small trained model that ships with the package: no download, any CPU."""
-        from diffusion_lens import toys
+    def toy(cls, name: str = "shapes-unet", **arguments: Any) -> HookedDiffusion:
+        """A small trained model that ships with the package: no download, any CPU.
 
-        return cls(toys.load(name), name=f"toy:{name}")
+        Args:
+            name: One of `diffusion_lens.toys.names()`.
+            **arguments: Passed on to `diffusion_lens.toys.load`: `torch_dtype`.
+        """
+        from diffusion_lens.toys.loading import PREFIX, load
+
+        return cls(load(name, **arguments), name=PREFIX + name.removeprefix(PREFIX))
 
     # -- the model ----------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """Images of a toy pipeline as a grader reads them, with the settings that suit the model."""
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -7,14 +8,37 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from diffusion_lens.toys.tokenizers import MAX_LENGTH
+from diffusion_lens.errors import RunError, closest
+from diffusion_lens.toys.shapes.world import WORDS
+from diffusion_lens.toys.tokenizers import MAX_LENGTH, caption_ids
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
+    from diffusion_lens.hooked_diffusion.model import HookedDiffusion
+
+
+def _pipeline(pipe: "DiffusionPipeline | HookedDiffusion") -> Any:
+    """The pipeline itself, also of a `HookedDiffusion`."""
+    return getattr(pipe, "pipe", pipe)
+
+
+def _check_words(caption: str) -> None:
+    """Name words that the models never saw; refuse a text of which they would drop the end."""
+    caption_ids(caption, start=True)
+    for word in caption.split():
+        if word not in WORDS:
+            near = closest(word.lower().strip(".,"), WORDS, count=1)
+            hint = f", closest: {near[0]!r}" if near else ""
+            warnings.warn(
+                f"{word!r} in {caption!r} is no word of the shapes world{hint}; the toy models "
+                "read it as an unknown word",
+                stacklevel=3,
+            )
+
 
 def call_defaults(
-    pipe: "DiffusionPipeline", *, guidance: float = 2.0, steps: int = 20
+    pipe: "DiffusionPipeline | HookedDiffusion", *, guidance: float = 2.0, steps: int = 20
 ) -> dict[str, Any]:
     """Arguments for calling a toy pipeline that differ from its class's own defaults.
 
@@ -22,14 +46,14 @@ def call_defaults(
     unconditional branch.
 
     Args:
-        pipe: A toy pipeline.
+        pipe: A toy pipeline, or a `HookedDiffusion` of one.
         guidance: Scale of classifier-free guidance; 1 switches it off.
         steps: Denoising steps.
 
     Returns:
         Keyword arguments for `pipe(prompt, ...)`.
     """
-    if "transformer" not in pipe.components:
+    if "transformer" not in _pipeline(pipe).components:
         return {"num_inference_steps": steps, "guidance_scale": guidance}
     return {
         "num_inference_steps": steps,
@@ -42,8 +66,8 @@ def call_defaults(
 
 
 def generate(
-    pipe: "DiffusionPipeline",
-    captions: Sequence[str],
+    pipe: "DiffusionPipeline | HookedDiffusion",
+    captions: str | Sequence[str],
     *,
     seed: int = 0,
     guidance: float = 2.0,
@@ -53,8 +77,8 @@ def generate(
     """Generate one image for each caption, each from noise of its own.
 
     Args:
-        pipe: A toy pipeline.
-        captions: What to draw.
+        pipe: A toy pipeline, or a `HookedDiffusion` of one.
+        captions: What to draw; one text is one caption.
         seed: Of the first caption's noise; the next has the next seed.
         guidance: Scale of classifier-free guidance.
         steps: Denoising steps.
@@ -62,12 +86,25 @@ def generate(
 
     Returns:
         RGB, 0 to 255.
+
+    Raises:
+        RunError: If there are no captions, or no steps.
+        ValueError: If a caption has more words than the models read. One with words of no meaning
+            to them is drawn with a warning.
     """
-    pipe.set_progress_bar_config(disable=True)
-    call: Any = pipe
+    captions = [captions] if isinstance(captions, str) else list(captions)
+    if not captions or steps < 1:
+        raise RunError(
+            f"{len(captions)} captions in {steps} steps; give a caption or several, and at least "
+            "one step"
+        )
+    for caption in captions:
+        _check_words(caption)
+    call = _pipeline(pipe)
+    call.set_progress_bar_config(disable=True)
     images = []
     for start in range(0, len(captions), batch):
-        part = list(captions[start : start + batch])
+        part = captions[start : start + batch]
         arguments = call_defaults(pipe, guidance=guidance, steps=steps)
         if "negative_prompt" in arguments:
             arguments["negative_prompt"] = [""] * len(part)

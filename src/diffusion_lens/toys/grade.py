@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,30 @@ from typing import Any
 from diffusion_lens.toys.cards import update_page
 from diffusion_lens.toys.generating import call_defaults, generate
 from diffusion_lens.toys.loading import CARD, card, checksums, folder, load, names
-from diffusion_lens.toys.shapes.evaluation import Report, grade_images, test_captions
+from diffusion_lens.toys.shapes.evaluation import (
+    Report,
+    TestCaption,
+    grade_images,
+    test_captions,
+)
+
+
+def evenly(captions: Sequence[TestCaption], count: int) -> tuple[TestCaption, ...]:
+    """Some of the captions, spread evenly over all.
+
+    Args:
+        captions: All of them.
+        count: How many to take.
+
+    Returns:
+        That many, in order, the first among them.
+
+    Raises:
+        ValueError: If there are not that many.
+    """
+    if not 1 <= count <= len(captions):
+        raise ValueError(f"--count {count}: there are 1 to {len(captions)} captions to grade")
+    return tuple(captions[place * len(captions) // count] for place in range(count))
 
 
 def grade_model(name: str, *, count: int | None = None, seed: int = 0) -> Report:
@@ -24,10 +48,13 @@ def grade_model(name: str, *, count: int | None = None, seed: int = 0) -> Report
 
     Returns:
         The shares that are right.
+
+    Raises:
+        ValueError: If there are not that many captions.
     """
-    facts = card(name)
-    captions = list(test_captions())
-    captions = captions[:: max(1, len(captions) // (count or len(captions)))]
+    facts, captions = card(name), test_captions()
+    if count is not None:
+        captions = evenly(captions, count)
     images = generate(
         load(name),
         [one.caption for one in captions],
@@ -71,6 +98,8 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="keep the grades beside the weights")
     parser.add_argument("--pages", type=Path, help="folder of model pages to update: docs/toys")
     arguments = parser.parse_args()
+    if arguments.count is not None and not 1 <= arguments.count <= len(test_captions()):
+        parser.error(f"--count {arguments.count}: there are 1 to {len(test_captions())} captions")
     for name in arguments.model or names():
         seconds = timings(name)
         report = grade_model(name, count=arguments.count)

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 WEIGHTS = Path(__file__).parent / "weights"
 """A folder for each model, as `save_pretrained` writes it."""
 
+PREFIX = "toy:"
+"""What the command line and `HookedDiffusion` put before a toy's name."""
+
 CARD = "grades.json"
 """Beside a model's weights: how it was trained, how it is graded, the checksums of its files."""
 
@@ -39,7 +42,7 @@ def folder(name: str) -> Path:
     """Where a toy model lies; diffusers loads it from there without this library.
 
     Args:
-        name: Of the model.
+        name: Of the model, with or without "toy:".
 
     Returns:
         Its folder.
@@ -47,6 +50,7 @@ def folder(name: str) -> Path:
     Raises:
         UnknownToyError: If there is no such model.
     """
+    name = str(name).removeprefix(PREFIX)
     if name not in names():
         near = closest(name, names()) or names()
         raise UnknownToyError(

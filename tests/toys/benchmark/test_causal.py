@@ -40,6 +40,22 @@ def test_a_replaced_word_is_the_only_change():
         replaced(CAPTIONS[0], target="texture", word="dotted")
 
 
+@pytest.mark.parametrize(
+    ("message", "target", "word"),
+    [
+        (r"target='color' is none of .* Closest: 'colour'", "color", "blue"),
+        (r"target='relation' is none of", "relation", "below"),
+        (r"word='grean' is none of .* Closest: 'green'", "colour", "grean"),
+        (r"word='circle' is none of", "colour", "circle"),
+        (r"word='medium' is none of \['small', 'large'\]", "size", "medium"),
+        (r"word='green' is none of", "background", "green"),
+    ],
+)
+def test_what_no_caption_can_say_is_refused(message, target, word):
+    with pytest.raises(CaptionError, match=message):
+        replaced(CAPTIONS[2], target=target, word=word)
+
+
 def test_a_clean_change_of_colour_is_lost_changed_and_alone():
     becomes = [greener(caption) for caption in CAPTIONS]
     score = score_intervention(perfect, made(greener), CAPTIONS, target="colour", becomes=becomes)

@@ -75,9 +75,30 @@ def test_the_exact_mask_on_pixels_is_perfect(tasks):
         assert (score.average_precision, score.miou, score.accuracy) == pytest.approx((1, 1, 1))
 
 
-def test_a_wrong_number_of_maps_is_refused(tasks):
-    with pytest.raises(ValueError, match="1 maps for"):
-        score_segmentation(lambda task: np.ones((1, 16, 16)), tasks)
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (np.ones((1, 16, 16)), "the method gives 1 maps, 0 of .* is asked for one map for each of"),
+        (np.ones((16, 16)), r"the method gives an array of shape \(16, 16\)"),
+        (None, r"the method gives an array of shape \(\)"),
+    ],
+)
+def test_maps_of_another_number_or_shape_are_refused(answer, message, tasks):
+    with pytest.raises(ValueError, match=message):
+        score_segmentation(lambda task: answer, tasks)
+
+
+def test_maps_with_nan_are_refused(tasks):
+    with pytest.raises(ValueError, match=r"[1-9][0-9]* of their values nan"):
+        score_segmentation(lambda task: np.full((len(task.queries), 16, 16), np.nan), tasks)
+
+
+@pytest.mark.parametrize(("count", "level"), [(0, 0.5), (-1, 0.5), (1, 2.0), (1, -0.1)])
+def test_tasks_that_there_are_not_are_refused(count, level):
+    with pytest.raises(
+        ValueError, match=f"{count} tasks at noise_level={level}; there is at least"
+    ):
+        segmentation_tasks(count, noise_level=level)
 
 
 def test_cells_must_tile_the_image():

@@ -71,7 +71,15 @@ def test_backgrounds_alone_are_understood():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a crimson circle", "'crimson' in .* is no word of the shapes world; it has a, an"),
+        (
+            "a zzz circle",
+            "'zzz' in .* is no word of the shapes world. It has, in lower case, a, an",
+        ),
+        ("a reed circle", "'reed' in .* Closest: 'red'"),
+        ("A red circle", "'A' in .* Closest: 'a'"),
+        ("a red circle.", "'circle.' in .* Closest: 'circle'"),
+        ("a cross above a cross above a cross", "'above' does not describe .* at most two objects"),
+        (["red"], r"a caption is one text, not \['red'\]"),
         ("a red blue circle", "two words of colour: 'red' and 'blue'"),
         ("a circle on a red background", "names no background; there are white, black"),
         ("a of circle", "'of' does not describe an object"),

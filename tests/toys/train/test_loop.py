@@ -143,17 +143,33 @@ def test_the_rate_rises_stays_and_falls_only_when_asked():
     assert falling[:11] == [1.0] * 11 and falling[-1] == pytest.approx(0.1)
 
 
-def test_a_run_that_is_told_to_end_keeps_its_state(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_told_to_end_keeps_its_state(number, tmp_path):
     trainer = Trainer(UNET, out=tmp_path)
     take, sent = trainer.step, []
+    before = signal.getsignal(number)
 
     def step(rate):
-        sent.append(signal.raise_signal(signal.SIGTERM))
+        sent.append(signal.raise_signal(number))
         return take(rate)
 
     trainer.step = step
     assert train(trainer, limits=Limits(minutes=5, steps=50)).step == len(sent) == 1
     assert json.loads((tmp_path / "progress.json").read_text())["step"] == 1
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_interrupt_ends_a_run_at_once(tmp_path):
+    trainer = Trainer(UNET, out=tmp_path)
+
+    def step(rate):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    trainer.step = step
+    with pytest.raises(KeyboardInterrupt):
+        train(trainer, limits=Limits(minutes=5, steps=50))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_each_phase_trains_with_its_own_settings(tmp_path):

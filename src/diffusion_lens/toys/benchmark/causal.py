@@ -4,16 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 from jaxtyping import UInt8
 
+from diffusion_lens.errors import refuse_unknown
 from diffusion_lens.toys.shapes.captions import CaptionError, read_caption, write_caption
 from diffusion_lens.toys.shapes.grading import Grade, grade
+from diffusion_lens.toys.shapes.world import BACKGROUNDS, COLOURS, SHAPES, SIZES, TEXTURES
 
 Images = UInt8[np.ndarray, "batch height width rgb"]
 Generator = Callable[[Sequence[str]], Images]
 """One image for each caption, from the same noise at every call; an intervention is another one."""
+
+REPLACEABLE: Mapping[str, Sequence[str]] = MappingProxyType(
+    {
+        "size": tuple(size for size in SIZES if size != "medium"),
+        "texture": TEXTURES,
+        "colour": tuple(COLOURS),
+        "shape": SHAPES,
+        "background": tuple(BACKGROUNDS),
+    }
+)
+"""What `replaced` can say something else about, and the words that it can say."""
 
 TARGETS = ("size", "texture", "colour", "shape", "background", "relation")
 
@@ -47,15 +61,17 @@ def replaced(caption: str, *, target: str, word: str) -> str:
 
     Args:
         caption: A full caption.
-        target: "colour", "shape", "texture", "size" (of the first object) or "background".
-        word: What it should say instead.
+        target: A key of `REPLACEABLE`; of the first object where it is no background.
+        word: What it should say instead, one of the target's words.
 
     Returns:
         The other caption.
 
     Raises:
-        CaptionError: If the caption says nothing about the target.
+        CaptionError: If target or word are unknown, or the caption says nothing about the target.
     """
+    refuse_unknown("target", target, REPLACEABLE, error=CaptionError)
+    refuse_unknown("word", word, REPLACEABLE[target], error=CaptionError)
     said = read_caption(caption)
     if target == "background" and said.background:
         return write_caption(replace(said, background=word))

@@ -96,7 +96,15 @@ def segmentation_tasks(
 
     Returns:
         The tasks. The fruit is left out: its word is both its colour and its shape.
+
+    Raises:
+        ValueError: If there is to be no task, or if the noise level is outside [0, 1].
     """
+    if count < 1 or not 0 <= noise_level <= 1:
+        raise ValueError(
+            f"{count} tasks at noise_level={noise_level}; there is at least one, and the level "
+            "lies between 0 (clean) and 1 (noise)"
+        )
     rng = np.random.default_rng(seed)
     tasks: list[Task] = []
     while len(tasks) < count:
@@ -161,16 +169,26 @@ def score_segmentation(
         Kind to score.
 
     Raises:
-        ValueError: If the method gives another number of maps than it was asked for.
+        ValueError: If the method gives another number of maps than it was asked for, maps that do
+            not fit the image, or values that are not finite.
     """
     answers: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {kind: [] for kind in KINDS}
     for task in tasks:
         maps = np.asarray(method(task), dtype=np.float64)
-        if len(maps) != len(task.queries):
-            raise ValueError(f"{len(maps)} maps for {len(task.queries)} queries; give one for each")
+        if maps.ndim != 3 or len(maps) != len(task.queries) or not np.isfinite(maps).all():
+            raise ValueError(
+                f"for {task.caption!r} the method gives {_described(maps)}; it is asked for one "
+                f"map for each of {len(task.queries)} queries, axes query rows columns, all finite"
+            )
         for query, saliency in zip(task.queries, maps, strict=True):
             answers[query.kind].append((enlarge(saliency), query.mask))
     return {kind: _score(pairs) for kind, pairs in answers.items() if pairs}
+
+
+def _described(maps: np.ndarray) -> str:
+    if maps.ndim != 3:
+        return f"an array of shape {maps.shape}"
+    return f"{len(maps)} maps, {np.isnan(maps).sum()} of their values nan"
 
 
 def _score(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> SegmentationScore:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from diffusion_lens.errors import DiffusionLensError
+from diffusion_lens.errors import DiffusionLensError, closest
 from diffusion_lens.toys.shapes.world import (
     BACKGROUNDS,
     COLOURS,
@@ -105,7 +105,10 @@ def _read_thing(words: list[str], text: str) -> ThingWords:
         elif word in ("small", "large"):
             kind = "size"
         else:
-            raise CaptionError(f"{word!r} does not describe an object in {text!r}")
+            raise CaptionError(
+                f"{word!r} does not describe an object in {text!r}; a caption has at most two "
+                "objects, and size, texture, colour and shape come in this order"
+            )
         if kind in found:
             raise CaptionError(f"{text!r} names two words of {kind}: {found[kind]!r} and {word!r}")
         found[kind] = word
@@ -127,11 +130,16 @@ def read_caption(text: str) -> Caption:
     Raises:
         CaptionError: If a word is unknown or the words form no caption.
     """
+    if not isinstance(text, str):
+        raise CaptionError(f"a caption is one text, not {text!r}")
     words = text.split()
     for word in words:
         if word not in WORDS:
+            near = closest(word.lower().strip(".,"), WORDS, count=1)
+            hint = f" Closest: {near[0]!r}." if near else ""
             raise CaptionError(
-                f"{word!r} in {text!r} is no word of the shapes world; it has {', '.join(WORDS)}"
+                f"{word!r} in {text!r} is no word of the shapes world.{hint} It has, in lower "
+                f"case, {', '.join(WORDS)}"
             )
     if text in _AXES or text in RELATIONS:
         return Caption(axis=_AXES[words[0]])

@@ -6,6 +6,7 @@ from itertools import permutations
 
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
 from diffusion_lens.toys.shapes.captions import Caption, ThingWords, read_caption
 from diffusion_lens.toys.shapes.finding import Found, find_things
@@ -120,14 +121,16 @@ def _expected(caption: Caption) -> int | None:
     return 2 if caption.relation or caption.axis else len(caption.things) or None
 
 
-def grade(image: UInt8[np.ndarray, "height width rgb"], caption: str | Caption) -> Grade:
+def grade(
+    image: UInt8[np.ndarray, "height width rgb"] | Image.Image, caption: str | Caption
+) -> Grade:
     """Say which objects, attributes, relations and background of a caption an image gets right.
 
     Only what the caption says is graded: any texture will do for "a red circle". It misleads on
     objects that touch each other or the image's edge: it finds them as one or without a shape.
 
     Args:
-        image: RGB, 0 to 255, 32 x 32 pixels.
+        image: RGB, 0 to 255, 32 x 32 pixels; an array or a picture.
         caption: What the image should show.
 
     Returns:
@@ -137,13 +140,14 @@ def grade(image: UInt8[np.ndarray, "height width rgb"], caption: str | Caption) 
         ValueError: If the image has another size or type.
         CaptionError: If the caption is not of this world.
     """
-    said = read_caption(caption) if isinstance(caption, str) else caption
-    if image.shape != (RESOLUTION, RESOLUTION, 3) or image.dtype != np.uint8:
+    pixels = np.asarray(image)
+    if pixels.shape != (RESOLUTION, RESOLUTION, 3) or pixels.dtype != np.uint8:
         raise ValueError(
-            f"grade() reads uint8 images of shape ({RESOLUTION}, {RESOLUTION}, 3), not "
-            f"{image.dtype} of {image.shape}; toys.generate gives such images"
+            f"grading reads one uint8 image of shape ({RESOLUTION}, {RESOLUTION}, 3), then its "
+            f"caption; this is {pixels.dtype} of {pixels.shape}. `toys.generate` gives such images"
         )
-    background, found = find_things(image)
+    said = caption if isinstance(caption, Caption) else read_caption(caption)
+    background, found = find_things(pixels)
     expected = _expected(said)
     candidates: list[Found | None] = [*found[:4], *[None] * len(said.things)]
     best, best_score = None, -1

@@ -1,6 +1,7 @@
 """The command line of training."""
 
 import argparse
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,11 +68,14 @@ def main() -> None:
         graded = GradedSamples(config, out=arguments.out, count=arguments.samples)
         codec = arguments.codec or folder(config.model) / "vae"
         trainer.pipe.vae.load_state_dict(AutoencoderTiny.from_pretrained(codec).state_dict())
-    train(
+    progress = train(
         trainer,
         limits=_limits(arguments, config, taken=trainer.progress.step),
         on_pause=graded,
         pause_minutes=arguments.pause_minutes,
+    )
+    sys.stdout.write(
+        f"{arguments.out} holds step {progress.step}; the same command goes on from there\n"
     )
 
 

@@ -1,8 +1,9 @@
 """The training loop: steps, the moving average, a log, states that a run can go on from."""
 
+import contextlib
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -182,7 +183,7 @@ def train(
     on_pause: Callable[["DiffusionPipeline", Progress], None] | None = None,
     pause_minutes: float = 5.0,
 ) -> Progress:
-    """Train until a limit is reached or the process is told to end (SIGTERM).
+    """Train until a limit is reached or the process is told to end (SIGTERM or Ctrl-C).
 
     Args:
         trainer: The run.
@@ -193,12 +194,12 @@ def train(
     Returns:
         How far the model has come in all.
     """
-    told: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, _: told.append(number))
     progress, first, began = trainer.progress, trainer.progress.step, trainer.progress.seconds
     paused, losses = began, []
-    bar = tqdm(total=limits.steps, desc=trainer.config.model, mininterval=5.0)
-    with (trainer.out / "log.csv").open("a", encoding="utf-8") as log, bar:
+    bar = tqdm(
+        total=first + limits.steps, initial=first, desc=trainer.config.model, mininterval=5.0
+    )
+    with (trainer.out / "log.csv").open("a", encoding="utf-8") as log, bar, _told_to_end() as told:
         while not told and progress.step < first + limits.steps:
             rate = learning_rate(trainer.config, limits, step=progress.step, first=first)
             losses.append(trainer.step(rate))
@@ -214,9 +215,25 @@ def train(
             if progress.seconds - paused > 60 * pause_minutes:
                 paused = progress.seconds
                 _pause(trainer, on_pause)
-    signal.signal(signal.SIGTERM, before)
     _pause(trainer, on_pause)
     return progress
+
+
+@contextlib.contextmanager
+def _told_to_end() -> Iterator[list[int]]:
+    """Signals to end so far (SIGTERM, Ctrl-C); a second Ctrl-C interrupts at once, as usual."""
+    told: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        told.append(number)
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield told
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _pause(
