@@ -50,7 +50,7 @@ def folder(name: str) -> Path:
     Raises:
         UnknownToyError: If there is no such model.
     """
-    name = str(name).removeprefix(PREFIX)
+    name = name.removeprefix(PREFIX)
     if name not in names():
         near = closest(name, names()) or names()
         raise UnknownToyError(

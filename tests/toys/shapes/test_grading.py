@@ -93,15 +93,12 @@ def test_a_single_object_on_the_other_side_is_wrong():
 
 
 def test_other_image_sizes_are_refused():
-    with pytest.raises(ValueError, match=r"uint8 images of shape \(32, 32, 3\), not uint8 of \(64"):
+    with pytest.raises(
+        ValueError, match=r"uint8 image of shape \(32, 32, 3\).* this is uint8 of \(64"
+    ):
         grade(np.zeros((64, 64, 3), np.uint8), "red")
 
 
 def test_a_picture_is_graded_like_its_pixels():
     image = _drawn(CAPTION)
     assert grade(Image.fromarray(image), CAPTION) == grade(image, CAPTION)
-
-
-def test_image_and_caption_the_wrong_way_round_are_refused():
-    with pytest.raises(ValueError, match=r"one uint8 image .*, then its caption; this is <U"):
-        grade(CAPTION, _drawn(CAPTION))

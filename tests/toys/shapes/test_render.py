@@ -66,6 +66,14 @@ def test_words_own_the_pixels_of_their_objects():
     assert "medium" not in words
 
 
+def test_a_paint_is_drawn_in_place_of_the_colour_whose_word_then_owns_nothing():
+    thing = Thing(shape="square", colour="blue", paint=(10, 200, 210))
+    scene = Scene(things=(thing,), background="white")
+    drawn, words = render(scene), render_words(scene)
+    assert (drawn.image[16, 16] == (10, 200, 210)).all()
+    assert "blue" not in words and np.array_equal(words["square"], drawn.things[0])
+
+
 def test_an_unknown_shape_is_refused():
     with pytest.raises(ValueError, match="no shape 'star'; the world has circle"):
         signed_distance("star", x=0, y=0, radius=1)

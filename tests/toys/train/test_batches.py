@@ -16,7 +16,8 @@ def _ids(words):
 @pytest.fixture
 def config():
     recipe = load_config("shapes-mmdit")
-    return replace(recipe, batch=200, caption_drop=0.0, unknown_words=0.0, hidden_attributes=0.0)
+    recipe = replace(recipe, batch=200, caption_drop=0.0, unknown_words=0.0)
+    return replace(recipe, hidden_attributes=0.0, unnamed_colours=0.0)
 
 
 def _seen(config):
@@ -36,3 +37,16 @@ def test_a_third_of_the_attributes_and_no_other_word_is_hidden(config):
     assert all(before in attributes and after == UNKNOWN for before, after in changed)
     said = sum(one in attributes for one in whole)
     assert 0.28 < len(changed) / said < 0.38
+
+
+def test_words_of_colours_alone_are_unknown_where_objects_are_painted(config):
+    config = replace(config, single=1.0)
+    (plain,), (painted,) = (
+        islice(batches(one, start=0), 1) for one in (config, replace(config, unnamed_colours=1.0))
+    )
+    changed = plain.t5_ids != painted.t5_ids
+    assert set(plain.t5_ids[changed].tolist()) <= _ids(COLOURS)
+    assert set(painted.t5_ids[changed].tolist()) == {UNKNOWN}
+    moved = (plain.images - painted.images).abs().amax((1, 2, 3)) > 0.2
+    assert (moved[changed.any(1)]).all()
+    assert changed.any(1).float().mean() > 0.3

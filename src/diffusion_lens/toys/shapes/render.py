@@ -169,6 +169,7 @@ def render_words(scene: Scene) -> dict[str, Bool[np.ndarray, "height width"]]:
     drawn = render(scene)
     masks = {scene.background: drawn.background, "background": drawn.background}
     for thing, mask in zip(scene.things, drawn.things, strict=True):
-        for word in {thing.colour, thing.shape, thing.texture, thing.size} - {"medium"}:
+        colour = {thing.colour} if thing.paint is None else set()
+        for word in colour | {thing.shape, thing.texture, thing.size} - {"medium"}:
             masks[word] = masks.get(word, np.zeros_like(mask)) | mask
     return masks
