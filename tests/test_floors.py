@@ -31,7 +31,8 @@ APART = frozenset({"metrics", "datasets"})
 APART_MAY_IMPORT = APART | {"errors"}
 APART_IMPORTED_FROM = 3  # index of the floor of `toys`
 
-# (importing, imported), allowed inside functions only: `HookedDiffusion.toy` loads a shipped model,
+# (importing, imported), allowed inside functions only: `HookedDiffusion.toy` and
+# `from_pretrained` load a shipped model,
 # `HookedDiffusion.concept_streams` opens streams, `.plot()` of a result draws it.
 LAZY_EXCEPTIONS = frozenset(
     {("hooked_diffusion", "toys"), ("hooked_diffusion", "concept_streams"), ("analyses", "viz")}

@@ -89,9 +89,9 @@ class ContractError(DiffusionLensError, AssertionError):
     """A model breaks the contract that every architecture keeps; the message lists where."""
 
 
-def closest(asked: str, valid: Iterable[str], *, count: int = 3) -> list[str]:
-    """The valid names most similar to `asked`, best first."""
-    return difflib.get_close_matches(asked, list(dict.fromkeys(valid)), n=count, cutoff=0.3)
+def closest(asked: str, valid: Iterable[str], *, count: int = 3, cutoff: float = 0.3) -> list[str]:
+    """The valid names most similar to `asked`, best first; `cutoff` in [0, 1] leaves out others."""
+    return difflib.get_close_matches(asked, list(dict.fromkeys(valid)), n=count, cutoff=cutoff)
 
 
 def listing(items: Sequence[object], *, most: int = 8) -> str:

@@ -13,7 +13,13 @@ from diffusion_lens.toys.tokenizers import (
     t5_tokenizer,
 )
 
-CAPTIONS = ["", "red", *(example.caption for example in islice(training_examples(0), 100))]
+CAPTIONS = [
+    "",
+    "red",
+    "a ? circle",
+    "? ?",
+    *(example.caption for example in islice(training_examples(0), 100)),
+]
 
 
 @pytest.mark.parametrize(("make", "start"), [(clip_tokenizer, True), (t5_tokenizer, False)])
@@ -40,5 +46,5 @@ def test_each_word_is_one_token_and_foreign_words_are_not_in_the_vocabulary():
 
 
 def test_captions_that_are_too_long_are_refused():
-    with pytest.raises(ValueError, match="takes 17 tokens; the toy models read 16"):
+    with pytest.raises(ValueError, match="has 15 words; the toy models read 14"):
         caption_ids("red " * 15, start=True)

@@ -95,7 +95,8 @@ class HookedDiffusion:
 
         Args:
             model: Id or folder; "toy:shapes-unet" is `HookedDiffusion.toy("shapes-unet")`.
-            **arguments: Passed on to `DiffusionPipeline.from_pretrained`, such as `torch_dtype`.
+            **arguments: Passed on to `DiffusionPipeline.from_pretrained`, such as `torch_dtype`; a
+                toy takes `torch_dtype` alone.
         """
         from diffusion_lens.toys.loading import PREFIX
 
@@ -106,16 +107,21 @@ class HookedDiffusion:
         return cls(DiffusionPipeline.from_pretrained(str(model), **arguments), name=str(model))
 
     @classmethod
-    def toy(cls, name: str = "shapes-unet", **arguments: Any) -> HookedDiffusion:
+    def toy(
+        cls, name: str = "shapes-unet", *, torch_dtype: torch.dtype | None = None
+    ) -> HookedDiffusion:
         """A small trained model that ships with the package: no download, any CPU.
 
         Args:
-            name: One of `diffusion_lens.toys.names()`.
-            **arguments: Passed on to `diffusion_lens.toys.load`: `torch_dtype`.
+            name: One of `diffusion_lens.toys.names()`, with or without "toy:".
+            torch_dtype: Of the weights; float32 by default.
+
+        Raises:
+            UnknownToyError: If no such model ships.
         """
         from diffusion_lens.toys.loading import PREFIX, load
 
-        return cls(load(name, **arguments), name=PREFIX + name.removeprefix(PREFIX))
+        return cls(load(name, torch_dtype=torch_dtype), name=PREFIX + name.removeprefix(PREFIX))
 
     # -- the model ----------------------------------------------------------------------------
 

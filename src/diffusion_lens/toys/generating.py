@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from diffusion_lens.errors import RunError, closest
-from diffusion_lens.toys.shapes.world import WORDS
+from diffusion_lens.errors import RunError
+from diffusion_lens.toys.shapes.captions import no_word
+from diffusion_lens.toys.shapes.world import UNKNOWN_WORD, WORDS
 from diffusion_lens.toys.tokenizers import MAX_LENGTH, caption_ids
 
 if TYPE_CHECKING:
@@ -20,21 +21,21 @@ if TYPE_CHECKING:
 
 def _pipeline(pipe: "DiffusionPipeline | HookedDiffusion") -> Any:
     """The pipeline itself, also of a `HookedDiffusion`."""
-    return getattr(pipe, "pipe", pipe)
+    found = getattr(pipe, "pipe", pipe)
+    if found is None:
+        raise RunError("a bare denoiser draws nothing by itself; wrap the pipeline")
+    return found
 
 
-def _check_words(caption: str) -> None:
-    """Name words that the models never saw; refuse a text of which they would drop the end."""
+def _as_trained(caption: str) -> str:
+    """The caption with `UNKNOWN_WORD` for words that the models never saw.
+
+    A tokenizer would spell such a word in several tokens, and drop what then comes too late.
+    """
+    for word in {word: None for word in caption.split() if word not in (*WORDS, UNKNOWN_WORD)}:
+        warnings.warn(f"{no_word(word, caption)} It is drawn as an unknown word.", stacklevel=3)
     caption_ids(caption, start=True)
-    for word in caption.split():
-        if word not in WORDS:
-            near = closest(word.lower().strip(".,"), WORDS, count=1)
-            hint = f", closest: {near[0]!r}" if near else ""
-            warnings.warn(
-                f"{word!r} in {caption!r} is no word of the shapes world{hint}; the toy models "
-                "read it as an unknown word",
-                stacklevel=3,
-            )
+    return " ".join(word if word in WORDS else UNKNOWN_WORD for word in caption.split())
 
 
 def call_defaults(
@@ -76,6 +77,8 @@ def generate(
 ) -> UInt8[np.ndarray, "batch height width rgb"]:
     """Generate one image for each caption, each from noise of its own.
 
+    Words that are not of the world are drawn as unknown ones, as in training, with a warning.
+
     Args:
         pipe: A toy pipeline, or a `HookedDiffusion` of one.
         captions: What to draw; one text is one caption.
@@ -88,18 +91,16 @@ def generate(
         RGB, 0 to 255.
 
     Raises:
-        RunError: If there are no captions, or no steps.
-        ValueError: If a caption has more words than the models read. One with words of no meaning
-            to them is drawn with a warning.
+        RunError: If there are no captions or steps, or a bare denoiser in place of a pipeline.
+        ValueError: If a caption has more words than the models read.
     """
     captions = [captions] if isinstance(captions, str) else list(captions)
-    if not captions or steps < 1:
+    if not captions or steps < 1 or batch < 1:
         raise RunError(
-            f"{len(captions)} captions in {steps} steps; give a caption or several, and at least "
-            "one step"
+            f"{len(captions)} captions, {batch} at a time, in {steps} steps; give at least one of "
+            "each"
         )
-    for caption in captions:
-        _check_words(caption)
+    captions = [_as_trained(caption) for caption in captions]
     call = _pipeline(pipe)
     call.set_progress_bar_config(disable=True)
     images = []

@@ -34,7 +34,7 @@ def evenly(captions: Sequence[TestCaption], count: int) -> tuple[TestCaption, ..
         ValueError: If there are not that many.
     """
     if not 1 <= count <= len(captions):
-        raise ValueError(f"--count {count}: there are 1 to {len(captions)} captions to grade")
+        raise ValueError(f"count={count}: there are 1 to {len(captions)} captions to grade")
     return tuple(captions[place * len(captions) // count] for place in range(count))
 
 
@@ -98,8 +98,10 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="keep the grades beside the weights")
     parser.add_argument("--pages", type=Path, help="folder of model pages to update: docs/toys")
     arguments = parser.parse_args()
-    if arguments.count is not None and not 1 <= arguments.count <= len(test_captions()):
-        parser.error(f"--count {arguments.count}: there are 1 to {len(test_captions())} captions")
+    try:
+        evenly(test_captions(), 1 if arguments.count is None else arguments.count)
+    except ValueError as error:
+        parser.error(str(error))
     for name in arguments.model or names():
         seconds = timings(name)
         report = grade_model(name, count=arguments.count)

@@ -36,7 +36,8 @@ def caption_ids(caption: str, *, start: bool) -> list[int]:
     words = [TOKEN_IDS.get(word, UNKNOWN) for word in caption.split()]
     ids = [START] * start + [*words, END]
     if len(ids) > MAX_LENGTH:
-        raise ValueError(f"{caption!r} takes {len(ids)} tokens; the toy models read {MAX_LENGTH}")
+        most = MAX_LENGTH - len(ids) + len(words)
+        raise ValueError(f"{caption!r} has {len(words)} words; the toy models read {most}")
     return ids + [PAD] * (MAX_LENGTH - len(ids))
 
 
@@ -81,6 +82,6 @@ def t5_tokenizer() -> "T5Tokenizer":
     """
     from transformers import T5Tokenizer
 
-    marks = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\N{LOWER ONE EIGHTH BLOCK}", -20.0)]
+    marks = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("<s>", 0.0)]
     words = [(f"\N{LOWER ONE EIGHTH BLOCK}{word}", -1.0) for word in WORDS]
     return T5Tokenizer(vocab=marks + words, extra_ids=0, model_max_length=MAX_LENGTH)

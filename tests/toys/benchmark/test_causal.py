@@ -82,8 +82,8 @@ def test_captions_that_were_wrong_before_do_not_count():
 
 
 def test_unknown_targets_and_lengths_are_refused():
-    with pytest.raises(ValueError, match="no target 'mood'; there are size"):
-        score_intervention(perfect, perfect, CAPTIONS, target="mood")
+    with pytest.raises(CaptionError, match=r"target='color' is none of .* Closest: 'colour'"):
+        score_intervention(perfect, perfect, CAPTIONS, target="color")
     with pytest.raises(ValueError, match="1 captions to become for 3 captions"):
         score_intervention(perfect, perfect, CAPTIONS, target="colour", becomes=["red"])
 

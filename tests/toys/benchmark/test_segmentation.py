@@ -78,9 +78,10 @@ def test_the_exact_mask_on_pixels_is_perfect(tasks):
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        (np.ones((1, 16, 16)), "the method gives 1 maps, 0 of .* is asked for one map for each of"),
-        (np.ones((16, 16)), r"the method gives an array of shape \(16, 16\)"),
-        (None, r"the method gives an array of shape \(\)"),
+        (np.ones((1, 16, 16)), r"gives an array of shape \(1, 16, 16\), 0 of .* asked for 7 maps"),
+        (np.ones((16, 16)), r"gives an array of shape \(16, 16\), 0 of"),
+        (np.ones((7, 0, 0)), r"gives an array of shape \(7, 0, 0\), 0 of"),
+        (None, r"gives an array of shape \(\), 1 of its values not finite"),
     ],
 )
 def test_maps_of_another_number_or_shape_are_refused(answer, message, tasks):
@@ -88,9 +89,15 @@ def test_maps_of_another_number_or_shape_are_refused(answer, message, tasks):
         score_segmentation(lambda task: answer, tasks)
 
 
-def test_maps_with_nan_are_refused(tasks):
-    with pytest.raises(ValueError, match=r"[1-9][0-9]* of their values nan"):
-        score_segmentation(lambda task: np.full((len(task.queries), 16, 16), np.nan), tasks)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_maps_with_a_value_that_is_not_finite_are_refused(value, tasks):
+    def method(task):
+        maps = np.ones((len(task.queries), 16, 16))
+        maps[0, 3, 4] = value
+        return maps
+
+    with pytest.raises(ValueError, match="1 of its values not finite"):
+        score_segmentation(method, tasks)
 
 
 @pytest.mark.parametrize(("count", "level"), [(0, 0.5), (-1, 0.5), (1, 2.0), (1, -0.1)])

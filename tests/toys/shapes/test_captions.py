@@ -73,7 +73,7 @@ def test_backgrounds_alone_are_understood():
     [
         (
             "a zzz circle",
-            "'zzz' in .* is no word of the shapes world. It has, in lower case, a, an",
+            "'zzz' in .* is no word of the shapes world\\. It has, in lower case, a, an",
         ),
         ("a reed circle", "'reed' in .* Closest: 'red'"),
         ("A red circle", "'A' in .* Closest: 'a'"),

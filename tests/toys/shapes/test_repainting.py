@@ -5,9 +5,17 @@ import pytest
 
 from diffusion_lens.toys.shapes.finding import find_things
 from diffusion_lens.toys.shapes.render import render
-from diffusion_lens.toys.shapes.repainting import UNNAMED, repaint
+from diffusion_lens.toys.shapes.repainting import FROM_BACKGROUND, repaint, taken_for
 from diffusion_lens.toys.shapes.sampling import Example, training_examples
-from diffusion_lens.toys.shapes.world import COLOURS, FRUIT, HELD_OUT_PAIRS, Scene, Thing
+from diffusion_lens.toys.shapes.world import (
+    BACKGROUNDS,
+    COLOURS,
+    FRUIT,
+    HELD_OUT_PAIRS,
+    UNKNOWN_WORD,
+    Scene,
+    Thing,
+)
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +32,7 @@ def _pair():
 
 def test_the_caption_does_not_name_a_colour_that_is_not_there():
     example = repaint(_pair(), share=1.0, rng=np.random.default_rng(0))
-    assert example.caption == f"a {UNNAMED} cross left of an orange on a white background"
+    assert example.caption == f"a {UNKNOWN_WORD} cross left of an orange on a white background"
     cross, fruit = example.scene.things
     assert cross.paint is not None and fruit.paint is None
 
@@ -47,6 +55,40 @@ def test_the_image_shows_the_paint(repainted):
             if thing.shape != FRUIT and thing.texture == "plain":
                 painted = (drawn.image[mask] == (thing.paint or COLOURS[thing.colour])).all(-1)
                 assert painted.mean() > 0.3
+
+
+def test_a_paint_stands_out_and_has_not_the_held_out_hue(repainted):
+    held_out = {shape: colour for colour, shape in HELD_OUT_PAIRS}
+    for scene in (example.scene for example in repainted):
+        for thing in (thing for thing in scene.things if thing.paint is not None):
+            away = np.subtract(thing.paint, BACKGROUNDS[scene.background])
+            assert np.linalg.norm(away) >= FROM_BACKGROUND
+            assert not taken_for(thing.paint, held_out[thing.shape])
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+def test_each_colour_is_taken_for_itself_alone(colour):
+    assert [word for word in COLOURS if taken_for(COLOURS[colour], word)] == [colour]
+
+
+@pytest.mark.parametrize(
+    ("paint", "colour"),
+    [
+        ((108, 151, 21), "green"),
+        ((100, 159, 7), "green"),
+        ((10, 40, 10), "green"),
+        ((119, 73, 62), "red"),
+        ((200, 168, 2), "yellow"),
+        ((72, 103, 40), "yellow"),
+    ],
+)
+def test_what_a_person_or_the_grader_might_call_so_is_taken_for_it(paint, colour):
+    assert taken_for(paint, colour)
+
+
+@pytest.mark.parametrize("paint", [(128, 128, 128), (0, 200, 210), (250, 0, 250)])
+def test_grays_and_hues_of_their_own_are_free(paint):
+    assert not any(taken_for(paint, colour) for colour in ("red", "yellow"))
 
 
 def test_grading_takes_no_painted_object_for_a_held_out_combination(repainted):

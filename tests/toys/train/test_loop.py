@@ -1,5 +1,6 @@
 import json
 import signal
+import sys
 from dataclasses import replace
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from diffusion_lens.toys.loading import CARD, checksums
+from diffusion_lens.toys.train import __main__ as command
 from diffusion_lens.toys.train import export as export_module
 from diffusion_lens.toys.train.config import Phase, load_config
 from diffusion_lens.toys.train.export import export
@@ -161,7 +163,7 @@ def test_a_run_that_is_told_to_end_keeps_its_state(number, tmp_path):
 
 def test_a_second_interrupt_ends_a_run_at_once(tmp_path):
     trainer = Trainer(UNET, out=tmp_path)
-    take = trainer.step
+    take, before = trainer.step, signal.getsignal(signal.SIGTERM)
 
     def step(rate):
         signal.raise_signal(signal.SIGINT)
@@ -171,7 +173,36 @@ def test_a_second_interrupt_ends_a_run_at_once(tmp_path):
     trainer.step = step
     with pytest.raises(KeyboardInterrupt):
         train(trainer, limits=Limits(minutes=5, steps=50))
+    assert signal.getsignal(signal.SIGTERM) is before
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_signal_while_the_state_is_written_does_not_lose_it(tmp_path):
+    trainer = Trainer(UNET, out=tmp_path)
+    save = trainer.save
+
+    def interrupted():
+        signal.raise_signal(signal.SIGTERM)
+        save()
+
+    trainer.save = interrupted
+    train(trainer, limits=Limits(minutes=5, steps=1))
+    assert json.loads((tmp_path / "progress.json").read_text())["step"] == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ([], "holds step 1; the recipe is done"),
+        (["--steps", "1"], "holds step 1; the same command goes on from there"),
+    ],
+)
+def test_the_command_says_where_it_stopped(asked, said, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "load_config", lambda _: replace(UNET, steps=1, decay_steps=0))
+    given = ["train", "--model", "shapes-unet", "--out", str(tmp_path), "--samples", "0", *asked]
+    monkeypatch.setattr(sys, "argv", given)
+    command.main()
+    assert f"{tmp_path} {said}" in capsys.readouterr().out
 
 
 def test_each_phase_trains_with_its_own_settings(tmp_path):

@@ -107,10 +107,10 @@ def score_intervention(
         The shares, nan where no caption went right before.
 
     Raises:
-        ValueError: If the target is unknown, or `becomes` has another length than `captions`.
+        CaptionError: If the target is unknown.
+        ValueError: If `becomes` has another length than `captions`.
     """
-    if target not in TARGETS:
-        raise ValueError(f"no target {target!r}; there are {', '.join(TARGETS)}")
+    refuse_unknown("target", target, TARGETS, error=CaptionError)
     if becomes is not None and len(becomes) != len(captions):
         raise ValueError(f"{len(becomes)} captions to become for {len(captions)} captions")
     before = [grade(i, c) for i, c in zip(plain(captions), captions, strict=True)]

@@ -175,20 +175,16 @@ def score_segmentation(
     answers: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {kind: [] for kind in KINDS}
     for task in tasks:
         maps = np.asarray(method(task), dtype=np.float64)
-        if maps.ndim != 3 or len(maps) != len(task.queries) or not np.isfinite(maps).all():
+        lost = np.count_nonzero(~np.isfinite(maps))
+        if maps.ndim != 3 or len(maps) != len(task.queries) or maps.size == 0 or lost:
             raise ValueError(
-                f"for {task.caption!r} the method gives {_described(maps)}; it is asked for one "
-                f"map for each of {len(task.queries)} queries, axes query rows columns, all finite"
+                f"for {task.caption!r} the method gives an array of shape {maps.shape}, {lost} of "
+                f"its values not finite; it is asked for {len(task.queries)} maps, one for each "
+                "query, axes query rows columns"
             )
         for query, saliency in zip(task.queries, maps, strict=True):
             answers[query.kind].append((enlarge(saliency), query.mask))
     return {kind: _score(pairs) for kind, pairs in answers.items() if pairs}
-
-
-def _described(maps: np.ndarray) -> str:
-    if maps.ndim != 3:
-        return f"an array of shape {maps.shape}"
-    return f"{len(maps)} maps, {np.isnan(maps).sum()} of their values nan"
 
 
 def _score(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> SegmentationScore:

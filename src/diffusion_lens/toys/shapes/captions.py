@@ -106,8 +106,8 @@ def _read_thing(words: list[str], text: str) -> ThingWords:
             kind = "size"
         else:
             raise CaptionError(
-                f"{word!r} does not describe an object in {text!r}; a caption has at most two "
-                "objects, and size, texture, colour and shape come in this order"
+                f"{word!r} does not describe an object in {text!r}; words of size, texture, colour "
+                "and shape do. A caption has at most two objects, then 'on a white background'"
             )
         if kind in found:
             raise CaptionError(f"{text!r} names two words of {kind}: {found[kind]!r} and {word!r}")
@@ -115,6 +115,21 @@ def _read_thing(words: list[str], text: str) -> ThingWords:
     if not found:
         raise CaptionError(f"an article without a noun in {text!r}")
     return ThingWords(**found)
+
+
+def no_word(word: str, text: str) -> str:
+    """A sentence about a word that the world does not have, with the one that may be meant.
+
+    Args:
+        word: The word.
+        text: The caption that it is in.
+
+    Returns:
+        What a message begins with.
+    """
+    near = closest(word.lower().strip(".,"), WORDS, count=1, cutoff=0.6)
+    hint = f" Closest: {near[0]!r}." if near else ""
+    return f"{word!r} in {text!r} is no word of the shapes world.{hint}"
 
 
 def read_caption(text: str) -> Caption:
@@ -133,12 +148,7 @@ def read_caption(text: str) -> Caption:
     words = text.split()
     for word in words:
         if word not in WORDS:
-            near = closest(word.lower().strip(".,"), WORDS, count=1)
-            hint = f" Closest: {near[0]!r}." if near else ""
-            raise CaptionError(
-                f"{word!r} in {text!r} is no word of the shapes world.{hint} It has, in lower "
-                f"case, {', '.join(WORDS)}"
-            )
+            raise CaptionError(f"{no_word(word, text)} It has, in lower case, {', '.join(WORDS)}")
     if text in _AXES or text in RELATIONS:
         return Caption(axis=_AXES[words[0]])
     background = None

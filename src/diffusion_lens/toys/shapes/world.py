@@ -54,6 +54,9 @@ CONCEPTS: Mapping[str, tuple[str, ...]] = MappingProxyType(
 )
 """The attributes as concepts: name to the words that a caption uses for it."""
 
+UNKNOWN_WORD = "?"
+"""What a training caption has in place of a word that is not said; no tokenizer knows it."""
+
 WORDS = (
     *("a", "an", "on", "background", "of", "above", "below", "left", "right", "small", "large"),
     *TEXTURES,

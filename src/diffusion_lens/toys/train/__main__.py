@@ -74,9 +74,9 @@ def main() -> None:
         on_pause=graded,
         pause_minutes=arguments.pause_minutes,
     )
-    sys.stdout.write(
-        f"{arguments.out} holds step {progress.step}; the same command goes on from there\n"
-    )
+    done = arguments.steps is None and progress.step >= config.steps
+    rest = "the recipe is done" if done else "the same command goes on from there"
+    sys.stdout.write(f"{arguments.out} holds step {progress.step}; {rest}\n")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from torch import Tensor
 from diffusion_lens.toys.shapes.render import render
 from diffusion_lens.toys.shapes.repainting import repaint
 from diffusion_lens.toys.shapes.sampling import training_examples
-from diffusion_lens.toys.shapes.world import COLOURS, SHAPES, TEXTURES
+from diffusion_lens.toys.shapes.world import COLOURS, SHAPES, TEXTURES, UNKNOWN_WORD
 from diffusion_lens.toys.tokenizers import PAD, UNKNOWN, VOCABULARY, caption_ids
 from diffusion_lens.toys.train.config import TrainConfig
 
@@ -48,14 +48,16 @@ def to_pixels(images: np.ndarray) -> Float[Tensor, "batch 3 height width"]:
 def _hide_word(caption: str, rng: np.random.Generator) -> str:
     """Replace one word by one that no tokenizer knows."""
     words = caption.split()
-    words[int(rng.integers(len(words)))] = "?"
+    words[int(rng.integers(len(words)))] = UNKNOWN_WORD
     return " ".join(words)
 
 
 def _hide_attributes(caption: str, rng: np.random.Generator) -> str:
     """Replace about one in three words of colour, shape and texture by unknown ones."""
-    words = caption.split()
-    return " ".join("?" if word in ATTRIBUTES and rng.random() < 1 / 3 else word for word in words)
+    return " ".join(
+        UNKNOWN_WORD if word in ATTRIBUTES and rng.random() < 1 / 3 else word
+        for word in caption.split()
+    )
 
 
 def batches(config: TrainConfig, *, start: int) -> Iterator[Batch]:

@@ -176,6 +176,26 @@ def learning_rate(config: TrainConfig, limits: Limits, *, step: int, first: int)
     return rate
 
 
+@contextlib.contextmanager
+def _told_to_end() -> Iterator[list[int]]:
+    """Signals to end so far (SIGTERM, Ctrl-C); a second Ctrl-C interrupts at once, as usual."""
+    told: list[int] = []
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def note(number: int, _: object) -> None:
+        if number == signal.SIGINT and number in told:
+            raise KeyboardInterrupt
+        told.append(number)
+
+    try:
+        for number in before:
+            signal.signal(number, note)
+        yield told
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
 def train(
     trainer: Trainer,
     *,
@@ -184,6 +204,8 @@ def train(
     pause_minutes: float = 5.0,
 ) -> Progress:
     """Train until a limit is reached or the process is told to end (SIGTERM or Ctrl-C).
+
+    To be called in the main thread, which alone hears signals.
 
     Args:
         trainer: The run.
@@ -214,31 +236,10 @@ def train(
                 break
             if progress.seconds - paused > 60 * pause_minutes:
                 paused = progress.seconds
-                _pause(trainer, on_pause)
-    _pause(trainer, on_pause)
-    return progress
-
-
-@contextlib.contextmanager
-def _told_to_end() -> Iterator[list[int]]:
-    """Signals to end so far (SIGTERM, Ctrl-C); a second Ctrl-C interrupts at once, as usual."""
-    told: list[int] = []
-
-    def note(number: int, _: object) -> None:
-        told.append(number)
-        signal.signal(signal.SIGINT, before[signal.SIGINT])
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield told
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _pause(
-    trainer: Trainer, on_pause: Callable[["DiffusionPipeline", Progress], None] | None
-) -> None:
-    trainer.save()
+                trainer.save()
+                if on_pause is not None:
+                    trainer.show(on_pause)
+        trainer.save()
     if on_pause is not None:
         trainer.show(on_pause)
+    return progress
