@@ -132,7 +132,7 @@ def test_gradients_half_precision_and_lists_are_accepted() -> None:
             IMAGE, torch.rand(2, 1, 2, 2), {"steps": [1]}, "steps has 1 labels for 2", id="steps"
         ),
         pytest.param(
-            IMAGE, torch.rand(1, 2, 2), {"upsample": "linear"}, "Closest: bilinear", id="upsample"
+            IMAGE, torch.rand(1, 2, 2), {"upsample": "linear"}, "Closest: 'bilinear'", id="upsample"
         ),
         pytest.param(
             IMAGE, torch.rand(1, 2, 2), {"images_over": "frame"}, "neither 'panel'", id="over"
