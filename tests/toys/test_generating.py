@@ -70,7 +70,7 @@ def test_what_cannot_be_drawn_is_refused(model):
         toys.generate(model, CAPTION, steps=0)
     with pytest.raises(RunError, match="1 captions, 0 at a time"):
         toys.generate(model, CAPTION, batch=0)
-    with pytest.raises(RunError, match="a bare denoiser draws nothing by itself"):
+    with pytest.raises(RunError, match="HookedDiffusion draws nothing by itself"):
         toys.generate(HookedDiffusion(toys.load("shapes-unet").unet), CAPTION)
     with pytest.raises(ValueError, match="has 20 words; the toy models read 14"):
         toys.generate(model, " ".join(["red"] * 20))

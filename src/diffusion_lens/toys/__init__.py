@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from diffusion_lens.toys.generating import call_defaults as call_defaults
     from diffusion_lens.toys.generating import generate as generate
+    from diffusion_lens.toys.loading import folder as folder
     from diffusion_lens.toys.loading import load as load
     from diffusion_lens.toys.loading import names as names
     from diffusion_lens.toys.shapes.evaluation import test_captions as test_captions
@@ -15,13 +16,22 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "call_defaults": ("generating", "call_defaults"),
+    "folder": ("loading", "folder"),
     "generate": ("generating", "generate"),
     "grade_image": ("shapes.grading", "grade"),
     "load": ("loading", "load"),
     "names": ("loading", "names"),
     "test_captions": ("shapes.evaluation", "test_captions"),
 }
-__all__ = ["call_defaults", "generate", "grade_image", "load", "names", "test_captions"]
+__all__ = [
+    "call_defaults",
+    "folder",
+    "generate",
+    "grade_image",
+    "load",
+    "names",
+    "test_captions",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -22,8 +22,11 @@ if TYPE_CHECKING:
 def _pipeline(pipe: "DiffusionPipeline | HookedDiffusion") -> Any:
     """The pipeline itself, also of a `HookedDiffusion`."""
     found = getattr(pipe, "pipe", pipe)
-    if found is None:
-        raise RunError("a bare denoiser draws nothing by itself; wrap the pipeline")
+    if not hasattr(found, "components"):
+        raise RunError(
+            f"{type(pipe).__name__} draws nothing by itself; give `toys.load(...)`, or a "
+            "`HookedDiffusion` of a pipeline"
+        )
     return found
 
 

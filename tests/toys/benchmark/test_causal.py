@@ -88,6 +88,13 @@ def test_unknown_targets_and_lengths_are_refused():
         score_intervention(perfect, perfect, CAPTIONS, target="colour", becomes=["red"])
 
 
+def test_captions_that_say_nothing_of_the_target_and_lost_images_are_refused():
+    with pytest.raises(CaptionError, match="says no texture, which is the target"):
+        score_intervention(perfect, perfect, CAPTIONS, target="texture")
+    with pytest.raises(ValueError, match="the intervention gives 2 images for 3 captions"):
+        score_intervention(perfect, lambda c: perfect(c)[:2], CAPTIONS, target="colour")
+
+
 def test_the_table_leaves_out_what_was_not_asked():
     score = score_intervention(perfect, perfect, CAPTIONS, target="colour")
     assert causal_table({"none": score}).splitlines()[2] == "| none | 3 | 0.0 | 100.0 | 0.0 |  |"

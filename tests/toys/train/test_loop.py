@@ -62,6 +62,14 @@ def test_a_run_begins_from_another_runs_state(tmp_path):
     assert json.loads((tmp_path / "a" / "progress.json").read_text())["step"] == 2
 
 
+def test_a_folder_without_a_state_or_with_another_models_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"nowhere has no state\.safetensors"):
+        Trainer(UNET, out=tmp_path / "a", resume=tmp_path / "nowhere")
+    train(Trainer(MMDIT, out=tmp_path), limits=Limits(minutes=5, steps=1))
+    with pytest.raises(ValueError, match="holds the state of another model than shapes-unet"):
+        Trainer(UNET, out=tmp_path)
+
+
 @pytest.mark.parametrize("config", [UNET, MMDIT], ids=["adamw", "muon"])
 def test_a_state_survives_writing_and_reading(config, tmp_path):
     parameters, optimizers, average = _three(config)

@@ -107,14 +107,21 @@ def score_intervention(
         The shares, nan where no caption went right before.
 
     Raises:
-        CaptionError: If the target is unknown.
-        ValueError: If `becomes` has another length than `captions`.
+        CaptionError: If the target is unknown, or a caption says nothing about it.
+        ValueError: If there are not as many images, or captions in `becomes`, as captions.
     """
     refuse_unknown("target", target, TARGETS, error=CaptionError)
     if becomes is not None and len(becomes) != len(captions):
         raise ValueError(f"{len(becomes)} captions to become for {len(captions)} captions")
     before = [grade(i, c) for i, c in zip(plain(captions), captions, strict=True)]
+    for caption, one in zip(captions, before, strict=True):
+        if one.parts[target] is None:
+            raise CaptionError(f"{caption!r} says no {target}, which is the target")
     images = intervened(captions)
+    if len(images) != len(captions):
+        raise ValueError(
+            f"the intervention gives {len(images)} images for {len(captions)} captions"
+        )
     right = [place for place, one in enumerate(before) if one.right and one.parts[target]]
     after = {place: grade(images[place], captions[place]) for place in right}
     lost = {place: one.parts[target] is False for place, one in after.items()}

@@ -169,9 +169,11 @@ def score_segmentation(
         Kind to score.
 
     Raises:
-        ValueError: If the method gives another number of maps than it was asked for, maps that do
-            not fit the image, or values that are not finite.
+        ValueError: If there are no tasks, or the method gives another number of maps than it was
+            asked for, maps that do not fit the image, or values that are not finite.
     """
+    if not tasks:
+        raise ValueError("there are no tasks to score on; `segmentation_tasks` makes them")
     answers: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {kind: [] for kind in KINDS}
     for task in tasks:
         maps = np.asarray(method(task), dtype=np.float64)

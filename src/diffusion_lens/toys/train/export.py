@@ -45,6 +45,8 @@ def export(model: str, *, state: Path, out: Path, codec: Path | None = None) -> 
     pipe.to(dtype=torch.float16)
     pipe.save_pretrained(out)
     _drop_derived_settings(out / "vae" / "config.json")
+    for encoder in out.glob("text_encoder*/config.json"):
+        _load_in_full(encoder)
     facts = {"model": model, "step": progress.step, "samples": progress.samples}
     facts |= {"training_seconds": round(progress.seconds), "sha256": checksums(out)}
     facts |= {"guidance": config.guidance, "sample_steps": config.sample_steps}
@@ -57,6 +59,12 @@ def _drop_derived_settings(file: Path) -> None:
     settings.pop("block_out_channels", None)
     settings.pop("_name_or_path", None)
     file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def _load_in_full(file: Path) -> None:
+    """Load the encoder's float16 file in float32, as diffusers does with its own models' files."""
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps(settings | {"dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> None:
