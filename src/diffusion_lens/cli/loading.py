@@ -22,8 +22,6 @@ def load(model: str, *, device: str | None = None, torch_dtype: str | None = Non
         import torch
 
         torch.set_num_threads(1)  # on matrices of this size threads only wait for each other
-        held = HookedDiffusion.toy(model, torch_dtype=dtype)
-        return held if device is None else held.to(device)
     try:
         held = HookedDiffusion.from_pretrained(model, torch_dtype=dtype)
     except (OSError, ValueError) as error:

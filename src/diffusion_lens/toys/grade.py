@@ -20,12 +20,12 @@ from diffusion_lens.toys.shapes.evaluation import (
 )
 
 
-def evenly(captions: Sequence[TestCaption], count: int) -> tuple[TestCaption, ...]:
+def evenly(captions: Sequence[TestCaption], count: int | None) -> tuple[TestCaption, ...]:
     """Some of the captions, spread evenly over all.
 
     Args:
         captions: All of them.
-        count: How many to take.
+        count: How many to take; None takes all.
 
     Returns:
         That many, in order, the first among them.
@@ -33,6 +33,7 @@ def evenly(captions: Sequence[TestCaption], count: int) -> tuple[TestCaption, ..
     Raises:
         ValueError: If there are not that many.
     """
+    count = len(captions) if count is None else count
     if not 1 <= count <= len(captions):
         raise ValueError(f"count={count}: there are 1 to {len(captions)} captions to grade")
     return tuple(captions[place * len(captions) // count] for place in range(count))
@@ -52,9 +53,7 @@ def grade_model(name: str, *, count: int | None = None, seed: int = 0) -> Report
     Raises:
         ValueError: If there are not that many captions.
     """
-    facts, captions = card(name), test_captions()
-    if count is not None:
-        captions = evenly(captions, count)
+    facts, captions = card(name), evenly(test_captions(), count)
     images = generate(
         load(name),
         [one.caption for one in captions],
@@ -99,7 +98,7 @@ def main() -> None:
     parser.add_argument("--pages", type=Path, help="folder of model pages to update: docs/toys")
     arguments = parser.parse_args()
     try:
-        evenly(test_captions(), 1 if arguments.count is None else arguments.count)
+        evenly(test_captions(), arguments.count)
     except ValueError as error:
         parser.error(str(error))
     for name in arguments.model or names():

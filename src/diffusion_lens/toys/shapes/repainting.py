@@ -38,6 +38,9 @@ def _hue(colour: Sequence[int]) -> float:
     return 360 * colorsys.rgb_to_hsv(red, green, blue)[0]
 
 
+_HUES = {word: _hue(rgb) for word, rgb in COLOURS.items()}
+
+
 def taken_for(paint: Sequence[int], colour: str) -> bool:
     """Whether a paint could be called by a colour's name, by its hue or by the world's grading.
 
@@ -50,7 +53,7 @@ def taken_for(paint: Sequence[int], colour: str) -> bool:
         call otherwise by a small margin.
     """
     hue = _hue(paint)
-    apart = {word: abs((hue - _hue(rgb) + 180) % 360 - 180) for word, rgb in COLOURS.items()}
+    apart = {word: abs((hue - own + 180) % 360 - 180) for word, own in _HUES.items()}
     away = {word: np.linalg.norm(paint - rgb, axis=-1).min() for word, rgb in _SHADES.items()}
     own_hue, own_shade = apart.pop(colour), away.pop(colour)
     hued = max(paint) - min(paint) >= GRAY

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from diffusion_lens.toys.pipelines import fill_unseen_words
 from diffusion_lens.toys.train.config import config_names, load_config
 from diffusion_lens.toys.train.optimizers import new_optimizers
 from diffusion_lens.toys.train.setup import TRAINED, new_pipeline, trained_parameters
-from diffusion_lens.toys.train.state import Average, load_state
+from diffusion_lens.toys.train.state import Average, load_state, refuse_other_model
 
 
 def export(model: str, *, state: Path, out: Path, codec: Path | None = None) -> None:
@@ -25,13 +26,15 @@ def export(model: str, *, state: Path, out: Path, codec: Path | None = None) -> 
         codec: Folder of a trained codec, for a UNet; None keeps the constructed one.
 
     Raises:
-        ValueError: If a UNet is exported without a trained codec.
+        ValueError: If the folder has no state of this model, or a UNet is exported without a
+            trained codec.
     """
     from diffusers import AutoencoderTiny
 
     config = load_config(model)
     pipe: Any = new_pipeline(config)
     parameters = trained_parameters(pipe, config)
+    refuse_other_model(state, model=model, trained=parameters)
     average = Average(parameters, decay=config.ema)
     progress = load_state(state, average=average, optimizers=new_optimizers(parameters, config))
     average.swap()
@@ -44,27 +47,22 @@ def export(model: str, *, state: Path, out: Path, codec: Path | None = None) -> 
         getattr(pipe, name).eval()
     pipe.to(dtype=torch.float16)
     pipe.save_pretrained(out)
-    _drop_derived_settings(out / "vae" / "config.json")
+    # AutoencoderTiny derives these from its other settings and then warns about them.
+    _edit(out / "vae" / "config.json", drop=("block_out_channels", "_name_or_path"))
     for encoder in out.glob("text_encoder*/config.json"):
-        _load_in_full(encoder)
+        # transformers keeps the float16 of the file, where diffusers loads its models in float32.
+        _edit(encoder, dtype="float32")
     facts = {"model": model, "step": progress.step, "samples": progress.samples}
     facts |= {"training_seconds": round(progress.seconds), "sha256": checksums(out)}
     facts |= {"guidance": config.guidance, "sample_steps": config.sample_steps}
     (out / CARD).write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
-def _drop_derived_settings(file: Path) -> None:
-    """Leave out what AutoencoderTiny derives from its other settings and then warns about."""
-    settings = json.loads(file.read_text(encoding="utf-8"))
-    settings.pop("block_out_channels", None)
-    settings.pop("_name_or_path", None)
-    file.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-
-
-def _load_in_full(file: Path) -> None:
-    """Load the encoder's float16 file in float32, as diffusers does with its own models' files."""
-    settings = json.loads(file.read_text(encoding="utf-8"))
-    file.write_text(json.dumps(settings | {"dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
+def _edit(file: Path, *, drop: Sequence[str] = (), **changed: str) -> None:
+    """Leave out or change settings of a component that is written."""
+    settings = json.loads(file.read_text(encoding="utf-8")) | changed
+    kept = {name: value for name, value in settings.items() if name not in drop}
+    file.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> None:

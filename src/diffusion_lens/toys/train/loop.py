@@ -3,13 +3,12 @@
 import contextlib
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 from tqdm import tqdm
 
@@ -23,7 +22,14 @@ from diffusion_lens.toys.train.setup import (
     prepare,
     trained_parameters,
 )
-from diffusion_lens.toys.train.state import STATE_FILE, Average, Progress, load_state, save_state
+from diffusion_lens.toys.train.state import (
+    STATE_FILE,
+    Average,
+    Progress,
+    load_state,
+    refuse_other_model,
+    save_state,
+)
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -49,18 +55,6 @@ class Limits:
     minutes: float
     steps: int
     decay_steps: int = 0
-
-
-def _refuse_other_model(source: Path, *, model: str, trained: Mapping[str, Tensor]) -> None:
-    """Say so before anything is read where a folder has no state, or another model's."""
-    file = source / STATE_FILE
-    if not file.exists():
-        raise ValueError(f"{source} has no {STATE_FILE}; give the folder of a run")
-    with safe_open(file, framework="pt") as state:
-        names = state.keys()
-    kept = {name.removeprefix("value.") for name in names if name.startswith("value.")}
-    if kept != set(trained):
-        raise ValueError(f"{source} holds the state of another model than {model}")
 
 
 class Trainer:
@@ -92,7 +86,7 @@ class Trainer:
         self.progress = Progress()
         source = out if (out / STATE_FILE).exists() else resume
         if source is not None:
-            _refuse_other_model(source, model=config.model, trained=self.parameters)
+            refuse_other_model(source, model=config.model, trained=self.parameters)
             self.progress = load_state(source, average=self.average, optimizers=self.optimizers)
         prepare(self.pipe, config, compiled=compiled)
         out.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,12 @@
 """The state of a training run: it can be stopped at any moment and goes on later."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
@@ -102,6 +103,27 @@ def save_state(
     (folder / f"{PROGRESS_FILE}.part").write_text(json.dumps(asdict(progress)), encoding="utf-8")
     for file in (STATE_FILE, PROGRESS_FILE):
         (folder / f"{file}.part").replace(folder / file)
+
+
+def refuse_other_model(folder: Path, *, model: str, trained: Mapping[str, Tensor]) -> None:
+    """Say so, before anything is read, where a folder has no state, or another model's.
+
+    Args:
+        folder: Of a run.
+        model: Name of the recipe.
+        trained: Name to parameter.
+
+    Raises:
+        ValueError: If it is not this model's.
+    """
+    file = folder / STATE_FILE
+    if not file.exists():
+        raise ValueError(f"{folder} has no {STATE_FILE}; give the folder of a run")
+    with safe_open(file, framework="pt") as state:
+        names = state.keys()
+    kept = {name.removeprefix("value.") for name in names if name.startswith("value.")}
+    if kept != set(trained):
+        raise ValueError(f"{folder} holds the state of another model than {model}")
 
 
 def load_state(folder: Path, *, average: Average, optimizers: Sequence[Optimizer]) -> Progress:
