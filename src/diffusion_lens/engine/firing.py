@@ -333,6 +333,7 @@ def fire(
     Returns:
         `value` where nobody edited, otherwise a new tensor.
     """
+    given_to_model, value = value, _for_every_sample(taps[0].point, value, evaluation)
     out, mine = value, False
     splice = torch.is_grad_enabled() and value.requires_grad
     if rows is None and value.shape[0] != evaluation.batch:
@@ -353,7 +354,18 @@ def fire(
             if not mine:
                 out, mine = out.clone(), True
             put(out, part, after)
-    return out
+    return out if mine else given_to_model
+
+
+def _for_every_sample(point: HookPoint, value: Tensor, evaluation: Evaluation) -> Tensor:
+    """Text that serves every sample of a branch, shown with a row for each.
+
+    Flux encodes one negative prompt for all prompts; its first modulation makes a batch of it.
+    """
+    text = point.stream == "txt" or point.name == "hook_pooled_text_emb"
+    if text and value.shape[0] == 1 < evaluation.batch and len(evaluation.rows) == 1:
+        return value.expand(evaluation.batch, *value.shape[1:])
+    return value
 
 
 def run(tap: Tap, given: Tensor, context: HookContext) -> tuple[Tensor, bool]:

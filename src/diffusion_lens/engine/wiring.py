@@ -310,7 +310,7 @@ class Wiring:
         ]
         if others:
             raise NestedRunError(
-                f"another thread opened hooks on this model: {listing(map(repr, others))}. They "
+                f"another thread opened hooks on this model: {listing([repr(one) for one in others])}. They "
                 "would act here as well: run where the hooks were opened, put lasting hooks on "
                 "with `add_hook`, or wrap a pipeline with modules of its own for each thread"
             )
