@@ -217,8 +217,8 @@ def test_copies_made_under_hooks_are_free_of_them(family: str) -> None:
             other.set_timesteps(count, **more)
         inside = latents_of(HookedDiffusion(twin)(**settings))
     assert len(pipe.scheduler.timesteps) < len(scheduler.timesteps) < len(shallow.timesteps)
-    assert torch.equal(inside, plain)
-    assert torch.equal(latents_of(HookedDiffusion(twin)(**settings)), plain)
+    for found in (inside, latents_of(HookedDiffusion(twin)(**settings))):
+        torch.testing.assert_close(found, plain)  # a copy's memory lies elsewhere: not bit for bit
     assert torch.equal(latents_of(model(**settings)), plain)
 
 

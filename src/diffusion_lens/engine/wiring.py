@@ -309,9 +309,10 @@ class Wiring:
             one for one in self.registrations if one.thread not in (None, threading.get_ident())
         ]
         if others:
+            shown = listing([repr(one) for one in others])
             raise NestedRunError(
-                f"another thread opened hooks on this model: {listing([repr(one) for one in others])}. They "
-                "would act here as well: run where the hooks were opened, put lasting hooks on "
+                f"another thread opened hooks on this model: {shown}. They would act here as well: "
+                "run where the hooks were opened, put lasting hooks on "
                 "with `add_hook`, or wrap a pipeline with modules of its own for each thread"
             )
 
