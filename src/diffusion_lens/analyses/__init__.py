@@ -26,3 +26,5 @@ from diffusion_lens.analyses.ordered_weakening import weaken_words as weaken_wor
 from diffusion_lens.analyses.ordered_weakening import weakening_prompts as weakening_prompts
 from diffusion_lens.analyses.patching import PatchingResult as PatchingResult
 from diffusion_lens.analyses.patching import activation_patching as activation_patching
+from diffusion_lens.analyses.prompt_to_prompt import LocalBlend as LocalBlend
+from diffusion_lens.analyses.prompt_to_prompt import prompt_to_prompt as prompt_to_prompt

@@ -19,6 +19,7 @@ SHIPPED = {
     "head_patterns": "head_patterns",
     "head_relevance": "head_relevance",
     "ordered_weakening": "ordered_weakening",
+    "prompt_to_prompt": "prompt_to_prompt",
 }
 """The analyses of this package with their modules."""
 
