@@ -1,5 +1,7 @@
 """Published methods, one to a file, over the public names of the library."""
 
+from diffusion_lens.analyses.attend_and_excite import ExcitedImages as ExcitedImages
+from diffusion_lens.analyses.attend_and_excite import attend_and_excite as attend_and_excite
 from diffusion_lens.analyses.attention_maps import AttentionMaps as AttentionMaps
 from diffusion_lens.analyses.attention_maps import attention_maps as attention_maps
 from diffusion_lens.analyses.attribution import attribution_patching as attribution_patching

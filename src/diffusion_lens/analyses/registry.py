@@ -12,6 +12,7 @@ from diffusion_lens.errors import ExtensionError, closest
 GROUP = "diffusion_lens.analyses"
 SHIPPED = {
     "activation_patching": "patching",
+    "attend_and_excite": "attend_and_excite",
     "attention_maps": "attention_maps",
     "attribution_patching": "attribution",
     "concept_attention": "concept_attention",

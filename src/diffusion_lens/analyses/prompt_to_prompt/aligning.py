@@ -20,15 +20,19 @@ from diffusion_lens.errors import RunError, WordError, refuse_unknown
 EDITS = ("replace", "refine", "reweight")
 
 
+class _Side(NamedTuple):
+    """A prompt in one tokenizer's words: characters and ids of each token."""
+
+    text: str
+    spans: list[tuple[int, int]]
+    ids: list[int]
+
+
 class _Part(NamedTuple):
     """One tokenizer's stretch of the text stream."""
 
-    source: str
-    target: str
-    source_spans: list[tuple[int, int]]
-    target_spans: list[tuple[int, int]]
-    source_ids: list[int]
-    target_ids: list[int]
+    source: _Side
+    target: _Side
     start: int
     length: int | None
 
@@ -66,33 +70,33 @@ def align(model: HookedDiffusion, source: str, target: str, *, edit: str, length
 
 
 def _replaced(part: _Part, length: int) -> Alignment:
-    at = changed_words(part.source, part.target)
-    if not part.source_spans:  # a tokenizer that is not there
+    source, target = part.source, part.target
+    at = changed_words(source.text, target.text)
+    if not source.spans:  # a tokenizer that is not there
         return identity(length)
-    ours = word_tokens(part.source, part.source_spans)
-    theirs = word_tokens(part.target, part.target_spans)
+    ours = word_tokens(source.text, source.spans)
+    theirs = word_tokens(target.text, target.spans)
     return replacement([ours[i] for i in at], [theirs[i] for i in at], length)
 
 
 def _refined(part: _Part, length: int) -> Alignment:
-    return refinement(part.source_ids, part.target_ids, length)
+    return refinement(part.source.ids, part.target.ids, length)
 
 
 def _parts(model: HookedDiffusion, source: str, target: str) -> Iterator[_Part]:
     ours, theirs = model.prompt_tokens(source), model.prompt_tokens(target)
     start = 0
     for number, part in enumerate(model.spec.text_parts):
-        spans = [
-            [span for span, owner in zip(some.spans, some.parts, strict=True) if owner == number]
-            for some in (ours, theirs)
-        ]
-        tokenizer = getattr(model.pipe, part.tokenizer, None)
-        texts = ours.texts[number], theirs.texts[number]
-        ids = [
-            [] if tokenizer is None else list(tokenizer(text)["input_ids"])[: len(some)]
-            for text, some in zip(texts, spans, strict=True)
-        ]
-        yield _Part(*texts, *spans, *ids, start, part.length)
+        sides = []
+        for tokens in (ours, theirs):
+            text = tokens.texts[number]
+            spans = [
+                span
+                for span, owner in zip(tokens.spans, tokens.parts, strict=True)
+                if owner == number
+            ]
+            sides.append(_Side(text, spans, _token_ids(model, part.tokenizer, text, len(spans))))
+        yield _Part(sides[0], sides[1], start, part.length)
         start += part.length or 0
 
 
@@ -122,3 +126,9 @@ def word_columns(
         if missing is not None and not any(word in one for one in found):
             raise WordError(f"{argument}: {missing}")
     return found
+
+
+def _token_ids(model: HookedDiffusion, tokenizer: str, text: str, count: int) -> list[int]:
+    """The ids of those tokens that are kept."""
+    found = getattr(model.pipe, tokenizer, None)
+    return [] if found is None else list(found(text)["input_ids"])[:count]
