@@ -9,6 +9,8 @@ from diffusion_lens.interventions.latent_update import (
     run_with_latent_update as run_with_latent_update,
 )
 from diffusion_lens.interventions.pattern_gradient import PatternGradient as PatternGradient
+from diffusion_lens.interventions.reference import Reference as Reference
+from diffusion_lens.interventions.reference import beside as beside
 from diffusion_lens.interventions.replacing import freeze_pattern as freeze_pattern
 from diffusion_lens.interventions.replacing import replace_with as replace_with
 from diffusion_lens.interventions.tokens import scale_token_columns as scale_token_columns
