@@ -72,7 +72,7 @@ class Inversion(Saved):
 
 def invert(
     model: HookedDiffusion,
-    image: Image.Image,
+    image: Any,
     prompt: str | Run = "",
     *,
     rounds: int = 5,
@@ -88,7 +88,7 @@ def invert(
 
     Args:
         model: A model with a DDIM scheduler, or a flow model with Euler's.
-        image: The image; its sides must suit the model.
+        image: The image, of PIL; its sides must suit the model.
         prompt: A description of the image, or a `Run` of one.
         rounds: Fixed-point iterations of each step of a flow.
         guidance_scale: Of inversion and round trip. A model that takes the scale as an input

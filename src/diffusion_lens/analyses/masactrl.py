@@ -9,7 +9,8 @@ from typing import Any
 
 from diffusion_lens import HookedDiffusion, Run, Site
 from diffusion_lens.analyses.edited_images import EditedImages, edited_run, inference_steps
-from diffusion_lens.analyses.reference_run import blocks_of, run_with_reference, steps_of
+from diffusion_lens.analyses.reference_run import blocks_of, run_with_reference
+from diffusion_lens.errors import RunError
 
 CITATION = (
     "Cao et al., MasaCtrl: Tuning-Free Mutual Self-Attention Control for Consistent Image "
@@ -61,7 +62,10 @@ def masactrl(
     run = edited_run(source, targets, seed=seed, settings=settings)
     count = inference_steps(model, run)
     if not 0 <= first_step < count:
-        steps_of(model, [] if first_step >= count else [first_step], count=count)
+        raise RunError(
+            f"first_step={first_step} is none of the {count} steps of this run (0 to {count - 1}); "
+            "name one of these, or raise num_inference_steps"
+        )
     chosen = late_blocks(model) if blocks is None else blocks
     names = blocks_of(model, chosen, ("attn.img.hook_k", "attn.img.hook_v"))
     sites = [Site(name, steps=slice(first_step, None)) for name in names]

@@ -59,27 +59,6 @@ def run_with_reference(
     )
 
 
-def steps_of(model: HookedDiffusion, steps: Iterable[int], *, count: int) -> list[int]:
-    """Steps, if the run has them.
-
-    Args:
-        model: The model, for the message.
-        steps: The steps.
-        count: How many `num_inference_steps` are.
-
-    Raises:
-        RunError: If there are none, or some that no run of this length has.
-    """
-    found = sorted(set(steps))
-    # Schedulers such as PNDM make one evaluation more than they have steps, and Heun twice as many.
-    if not found or found[0] < 0 or found[-1] > 2 * count:
-        raise RunError(
-            f"steps {listing(found, most=6) or 'none'} were asked for, {model.name} was to make "
-            f"{count} (0 to {count - 1}); name steps of these, or raise num_inference_steps"
-        )
-    return found
-
-
 def blocks_of(model: HookedDiffusion, blocks: Iterable[int], names: Sequence[str]) -> list[str]:
     """Hook points of some blocks.
 

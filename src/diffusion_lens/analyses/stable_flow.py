@@ -61,8 +61,8 @@ class VitalBlocks(Saved):
         means = self.distances.mean(1)
         return viz.bars(
             {str(block): float(mean) for block, mean in enumerate(means)},
-            x_title="block",
             y_title=self.distance,
+            title="distance without each block",
         )
 
     def __repr__(self) -> str:

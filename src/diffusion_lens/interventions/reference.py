@@ -18,7 +18,7 @@ from diffusion_lens.errors import RunError
 from diffusion_lens.hook_points.context import HookContext
 from diffusion_lens.hook_points.site import Site
 
-Key = tuple[str, str, int, tuple[Any, ...]]
+Key = tuple[str, str, int, str]
 VALUE = "value"
 
 
@@ -75,7 +75,7 @@ class Reference:
             same = [one for one in self.kept if one[0] == name]
             steps = sorted({one[2] for one in same if one[1] == branch})
             raise RunError(
-                f"the reference holds no {name} of branch {branch!r} at step {step} for the part "
+                f"the reference holds no {name} of branch {branch!r} at step {step}, part "
                 f"{part}: it has that point in the branches {sorted({one[1] for one in same})}, at "
                 f"the steps {steps}; record with the same Sites, guidance and num_inference_steps"
             )
@@ -141,4 +141,4 @@ def beside(sites: Sequence[Site]) -> list[tuple[Site, FromFirstRow]]:
 
 
 def _key(hook: HookContext) -> Key:
-    return (hook.name, hook.branch, hook.step, hook.part)
+    return (hook.name, hook.branch, hook.step, repr(hook.part) if hook.part else "whole")
