@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -98,17 +99,14 @@ def test_beside_and_recorded_are_the_same_edit(name: str, method: str, tmp_path:
 def test_what_is_injected_and_where() -> None:
     """MasaCtrl: keys and values of the named blocks from a step on, in both branches, no others."""
     _, cache = _cached(lambda: edit("sd", "masactrl", SOURCE, TARGET))
-    for block in range(model().n_blocks):
-        for name in ("hook_q", "hook_k", "hook_v"):
-            for branch in (cache, cache.uncond):
-                for step in (0, 1, 2):
-                    value = branch.at(step=step)[f"blocks.{block}.attn.img.{name}"]
-                    same = torch.equal(value[0], value[1])
-                    expected = step >= 1 and block in (0, 1, 2) and name != "hook_q"
-                    if branch is cache or expected or step:
-                        assert same == (expected or (branch is cache.uncond and step == 0)), (
-                            block, name, step,
-                        )  # fmt: skip
+    for block, name, branch, step in itertools.product(
+        range(model().n_blocks), "qkv", ("uncond", "cond"), (1, 2)
+    ):
+        value = cache.branch(branch).at(step=step)[f"blocks.{block}.attn.img.hook_{name}"]
+        same = torch.equal(value[0], value[1])
+        assert same == (block in (0, 1, 2) and name != "q"), (block, name, branch, step)
+    first = cache.branch("cond").at(step=0)["blocks.2.attn.img.hook_k"]
+    assert not torch.equal(first[0], first[1])
 
 
 def _cached(run: Callable[[], Any]) -> tuple[Any, Any]:
@@ -162,7 +160,7 @@ def test_a_reference_says_what_it_lacks(tmp_path: Path) -> None:
     model().run_with_hooks(SOURCE, fwd_hooks=reference.recording([site]), **settings())
     assert "1 tensors in" in repr(reference)
     elsewhere = site.with_(steps=[1])
-    with pytest.raises(RunError, match=r"branch 'cond' at step 1 .* at the steps \[0\]"):
+    with pytest.raises(RunError, match=r"branch 'cond' at step 1, .* at the steps \[0\]"):
         model().run_with_hooks(SOURCE, fwd_hooks=reference.injecting([elsewhere]), **settings())
     smaller = settings()["latents"][..., :8].clone()
     with pytest.raises(RunError, match="both must make images of one size"):
