@@ -22,11 +22,12 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[DEC]", "a", "red", "cat", ".", "t
 
 
 def bert_tokenizer(folder: Path) -> Any:
-    from transformers import BertTokenizerFast
+    import transformers
 
     path = folder / "vocab.txt"
     path.write_text("\n".join(WORDS), encoding="utf-8")
-    return BertTokenizerFast(vocab=str(path))
+    fast: Any = vars(transformers).get("BertTokenizerFast") or transformers.BertTokenizer
+    return fast(vocab=str(path))
 
 
 # -- DINOv2 -----------------------------------------------------------------------------------
@@ -179,9 +180,12 @@ def masks(tmp_path_factory: Any) -> TextMasks:
 
     torch.manual_seed(0)
     detector = GroundingDinoConfig(
-        backbone_config=SwinConfig(
-            embed_dim=8, depths=[1, 1, 1, 1], num_heads=[1, 1, 1, 1], window_size=2,
-            image_size=64, out_features=["stage2", "stage3", "stage4"],
+        backbone_config=SwinConfig.from_dict(
+            {
+                "embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1],
+                "window_size": 2, "image_size": 64,
+                "out_features": ["stage2", "stage3", "stage4"],
+            }
         ),
         text_config={
             "model_type": "bert", "vocab_size": len(WORDS), "hidden_size": 16,

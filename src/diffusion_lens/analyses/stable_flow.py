@@ -89,8 +89,8 @@ def vital_blocks(
         model: A model whose streams can pass by its blocks.
         prompts: Prompts to generate.
         distance: Takes images without and with the block, gives a number for each; the published
-            one is 1 less the cosine of `diffusion_lens.metrics.structure.DinoSimilarity`. None for the mean absolute
-            difference of pixels in [0, 1].
+            one is 1 less the cosine of `diffusion_lens.metrics.structure.DinoSimilarity`. None for
+            the mean absolute difference of pixels in [0, 1].
         seed: As for a run.
         **settings: Arguments of the pipeline's own call.
 
