@@ -12,13 +12,22 @@ from diffusion_lens.errors import ExtensionError, closest
 GROUP = "diffusion_lens.analyses"
 SHIPPED = {
     "activation_patching": "patching",
+    "attend_and_excite": "attend_and_excite",
     "attention_maps": "attention_maps",
     "attribution_patching": "attribution",
     "concept_attention": "concept_attention",
     "diagnose_word": "diagnose_word",
+    "free_prompt_editing": "free_prompt_editing",
     "head_patterns": "head_patterns",
     "head_relevance": "head_relevance",
+    "invert": "inversion",
+    "masactrl": "masactrl",
     "ordered_weakening": "ordered_weakening",
+    "plug_and_play": "plug_and_play",
+    "prompt_to_prompt": "prompt_to_prompt",
+    "sdedit": "sdedit",
+    "stable_flow": "stable_flow",
+    "vital_blocks": "stable_flow",
 }
 """The analyses of this package with their modules."""
 

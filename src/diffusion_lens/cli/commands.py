@@ -9,6 +9,8 @@ from diffusion_lens.cli.check import check
 from diffusion_lens.cli.cite import cite
 from diffusion_lens.cli.concept_attention import concept_attention
 from diffusion_lens.cli.demo import demo
+from diffusion_lens.cli.edit import edit
+from diffusion_lens.cli.excite import excite
 from diffusion_lens.cli.hooks import hooks
 from diffusion_lens.cli.hrv import hrv
 from diffusion_lens.cli.patch import patch
@@ -21,7 +23,19 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for command in (demo, hooks, run, concept_attention, attention_maps, patch, check, cite):
+COMMANDS = (
+    demo,
+    hooks,
+    run,
+    concept_attention,
+    attention_maps,
+    patch,
+    edit,
+    excite,
+    check,
+    cite,
+)
+for command in COMMANDS:
     app.command(command.__name__.replace("_", "-"))(command)
 app.add_typer(hrv, name="hrv")
 

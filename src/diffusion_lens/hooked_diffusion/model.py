@@ -468,6 +468,22 @@ class HookedDiffusion:
         with self.wiring.batch_holds(branches), hooks_on(self.wiring, registrations):
             yield self
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Take the active hooks off while the context is open, in the midst of a run, too.
+
+        For further evaluations of the denoiser that are no steps of the run.
+        """
+        session = self._session
+        if session is None:
+            yield
+            return
+        session.__exit__(None, None, None)
+        try:
+            yield
+        finally:
+            session.__enter__()
+
     def add_hook(
         self,
         where: Where,

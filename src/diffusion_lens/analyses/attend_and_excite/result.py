@@ -1,0 +1,66 @@
+"""An excited image as a result."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from diffusion_lens.analyses.saving import Saved
+from diffusion_lens.errors import ResultError
+
+
+@dataclass(frozen=True)
+class ExcitedImages(Saved):
+    """An image whose latents were moved towards words.
+
+    Attributes:
+        prompt: The prompt.
+        words: The words, with the tokens of each.
+        images: The image, in a list; None for `output_type="latent"`.
+        latents: Its latents, as the pipeline holds them.
+        losses: What the least attended token lacked before every move, in [0, 1].
+        steps: The step of each of these moves.
+        made_by: What was run and how.
+        citation: What to cite.
+    """
+
+    prompt: str
+    words: dict[str, tuple[int, ...]]
+    images: Any
+    latents: Float[Tensor, "row ..."]
+    losses: Float[Tensor, " update"]
+    steps: tuple[int, ...]
+    made_by: dict[str, Any] = field(default_factory=dict, repr=False)
+    citation: str = ""
+
+    @property
+    def image(self) -> Any:
+        """The image."""
+        if self.images is None:
+            raise ResultError(
+                'it was made with output_type="latent" and has no image; decode its latents with '
+                "`model.decode_latents(result.latents)`"
+            )
+        return self.images[0]
+
+    def plot(self) -> Any:
+        """The loss before every move, over the moves."""
+        from diffusion_lens import viz
+
+        return viz.curves(
+            list(range(len(self.losses))),
+            {"loss": self.losses},
+            title=self.prompt,
+            x_title="move",
+            y_title="attention that is lacking",
+        )
+
+    def __repr__(self) -> str:
+        """Prompt, words and how many moves, in one line."""
+        return (
+            f"ExcitedImages({self.prompt!r}, words {list(self.words)}, {len(self.losses)} moves, "
+            f"latents {tuple(self.latents.shape)})"
+        )
