@@ -81,6 +81,10 @@ class FigureError(DiffusionLensError, ValueError):
     """Values, labels and images that do not fit together in one figure."""
 
 
+class TrainingStateError(DiffusionLensError, ValueError):
+    """A folder holds no state of this model's training, or a damaged one."""
+
+
 class ExtensionError(DiffusionLensError, TypeError):
     """Another package's entry point does not give what its group asks for, or there is none."""
 
