@@ -86,7 +86,7 @@ class TrainingStateError(DiffusionLensError, ValueError):
 
 
 class ExtensionError(DiffusionLensError, TypeError):
-    """Another package's entry point does not give what its group asks for, or there is none."""
+    """An entry point does not give what its group asks for, or two give one thing, or none does."""
 
 
 class ContractError(DiffusionLensError, AssertionError):
