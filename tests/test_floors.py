@@ -21,7 +21,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"hooked_diffusion", "run", "result"}),
     frozenset({"engine"}),
     frozenset({"architectures", "activation_cache", "reducers"}),
-    frozenset({"hook_points"}),
+    frozenset({"hook_points", "extensions"}),
     frozenset({"errors"}),
 )
 

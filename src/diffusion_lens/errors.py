@@ -85,8 +85,12 @@ class FigureError(DiffusionLensError, ValueError):
     """Values, labels and images that do not fit together in one figure."""
 
 
+class TrainingStateError(DiffusionLensError, ValueError):
+    """A folder holds no state of this model's training, or a damaged one."""
+
+
 class ExtensionError(DiffusionLensError, TypeError):
-    """Another package's entry point does not give what its group asks for, or there is none."""
+    """An entry point does not give what its group asks for, or two give one thing, or none does."""
 
 
 class ContractError(DiffusionLensError, AssertionError):

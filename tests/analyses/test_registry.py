@@ -34,20 +34,23 @@ def test_a_mistyped_name_is_refused_with_the_closest() -> None:
         registry.analysis("attention_map")
 
 
-@pytest.mark.parametrize(
-    ("entry", "said"),
-    [
-        pytest.param(EntryPoint("pi", "math:pi", registry.GROUP), "is a float", id="no function"),
-        pytest.param(
-            EntryPoint("attention_maps", "math:fsum", registry.GROUP),
-            "rename its entry point",
-            id="taken",
-        ),
-    ],
-)
-def test_what_is_no_new_analysis_is_refused(
-    entry: EntryPoint, said: str, monkeypatch: pytest.MonkeyPatch
+def test_what_is_no_function_is_refused_where_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    declare(monkeypatch, [entry])
-    with pytest.raises(ExtensionError, match=said):
-        registry.analyses()
+    declare(monkeypatch, [EntryPoint("pi", "math:pi", registry.GROUP)])
+    with pytest.raises(ExtensionError, match=r"'pi' of math:pi in .* is a float, not a function"):
+        registry.analysis("pi")
+    with pytest.warns(UserWarning, match="left out: the entry point 'pi'"):
+        assert set(registry.analyses()) == set(registry.SHIPPED)
+
+
+def test_a_name_that_is_taken_is_refused_and_stands_in_no_other_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    declare(monkeypatch, [EntryPoint("attention_maps", "math:fsum", registry.GROUP)])
+    for ask in (registry.analyses, lambda: registry.analysis("attention_maps")):
+        with pytest.raises(
+            ExtensionError, match=r"called 'attention_maps': of diffusion_lens and of math:fsum"
+        ):
+            ask()
+    assert registry.analysis("head_relevance") is package.head_relevance

@@ -13,8 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion_lens import HookContext, HookedDiffusion, Run, Site, read_only, register_architecture
-from diffusion_lens.architectures import architectures, registry
+from diffusion_lens import HookContext, HookedDiffusion, Run, Site, read_only
 from diffusion_lens.engine.noise import noise_level
 from diffusion_lens.errors import (
     CacheBudgetError,
@@ -380,15 +379,6 @@ def test_unets_with_unusual_blocks() -> None:
     pipe.unet.mid_block.attentions[0].transformer_blocks[0].only_cross_attention = True
     with pytest.raises(UnsupportedModelError, match="an unusual only_cross_attention has no desc"):
         HookedDiffusion(pipe)
-
-
-def test_entry_points_of_another_kind(monkeypatch: pytest.MonkeyPatch) -> None:
-    entry = SimpleNamespace(name="wrong", load=lambda: 3)
-    monkeypatch.setattr(registry, "entry_points", lambda group: [entry])
-    with pytest.raises(UnsupportedModelError, match=r"the entry point 'wrong' of .* is a int"):
-        architectures()
-    spec = registry.architecture_of("UNet2DConditionModel")
-    assert register_architecture(spec) is spec
 
 
 def test_diffusers_caches_and_chunks_that_hide_hooks() -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import import_module
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from diffusion_lens.errors import ExtensionError, closest
+from diffusion_lens.extensions import load, load_all, owner_of
 
 GROUP = "diffusion_lens.analyses"
 SHIPPED = {
@@ -31,6 +32,8 @@ SHIPPED = {
 }
 """The analyses of this package with their modules."""
 
+WANTED = "a function"
+
 
 def analyses() -> dict[str, Callable[..., Any]]:
     """Every analysis by its name.
@@ -40,45 +43,54 @@ def analyses() -> dict[str, Callable[..., Any]]:
     `diffusion_lens.analyses`; see the page "Extending".
 
     Returns:
-        Those of this package, then those of others.
+        Those of this package, then those of others. An entry point that cannot be imported, or
+        gives no function, is left out with a warning that names it.
 
     Raises:
-        ExtensionError: If an entry point gives no function, or takes a name that is taken.
+        ExtensionError: If two packages give the same name.
     """
-    found = {
-        name: getattr(import_module(f"diffusion_lens.analyses.{module}"), name)
-        for name, module in SHIPPED.items()
-    }
-    owners = dict.fromkeys(found, "diffusion_lens")
-    for entry in entry_points(group=GROUP):
-        owner = entry.dist.name if entry.dist is not None else entry.value
-        if entry.name in found:
-            raise ExtensionError(
-                f"the analysis {entry.name!r} of {owner} has the name of one of "
-                f"{owners[entry.name]}; rename its entry point of the group {GROUP}"
-            )
-        loaded = entry.load()
-        if not callable(loaded):
-            raise ExtensionError(
-                f"the entry point {entry.name!r} of {owner} in {GROUP} is a "
-                f"{type(loaded).__name__}, not a function; see docs/extending.md"
-            )
-        found[entry.name], owners[entry.name] = loaded, owner
-    return found
+    entries = list(entry_points(group=GROUP))
+    for name in (*SHIPPED, *(entry.name for entry in entries)):
+        _refuse_doubles(name, entries)
+    found = {name: _shipped(name) for name in SHIPPED}
+    loaded, _ = load_all(entries, fits=callable, wanted=WANTED)
+    return found | {one.name: one.value for one in loaded}
 
 
 def analysis(name: str) -> Callable[..., Any]:
     """The analysis of a name.
 
+    Only the package that declares it is imported, so that another, broken one is not in the way.
+
     Raises:
-        ExtensionError: If there is none; the message names the closest.
+        ExtensionError: If there is none, which names the closest; if two packages give it; or if
+            its package cannot be imported.
     """
-    known = analyses()
-    if name not in known:
-        near = closest(name, known)
-        hint = f" Closest: {near[0]!r}." if near else ""
+    entries = list(entry_points(group=GROUP))
+    _refuse_doubles(name, entries)
+    if name in SHIPPED:
+        return _shipped(name)
+    for entry in entries:
+        if entry.name == name:
+            return load(entry, fits=callable, wanted=WANTED).value
+    known = [*SHIPPED, *(entry.name for entry in entries)]
+    near = closest(name, known)
+    hint = f" Closest: {near[0]!r}." if near else ""
+    raise ExtensionError(
+        f"no analysis is called {name!r}; there are {', '.join(known)}.{hint} Packages add "
+        f"analyses by entry points of the group {GROUP}."
+    )
+
+
+def _shipped(name: str) -> Callable[..., Any]:
+    return getattr(import_module(f"diffusion_lens.analyses.{SHIPPED[name]}"), name)
+
+
+def _refuse_doubles(name: str, entries: Iterable[EntryPoint]) -> None:
+    owners = ["diffusion_lens"] if name in SHIPPED else []
+    owners += sorted(owner_of(entry) for entry in entries if entry.name == name)
+    if len(owners) > 1:
         raise ExtensionError(
-            f"no analysis is called {name!r}; there are {', '.join(known)}.{hint} Packages add "
-            f"analyses by entry points of the group {GROUP}."
+            f"{len(owners)} analyses are called {name!r}: of {' and of '.join(owners)}. Rename an "
+            f"entry point of the group {GROUP}, or uninstall a package."
         )
-    return known[name]

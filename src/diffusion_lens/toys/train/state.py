@@ -1,18 +1,24 @@
 """The state of a training run: it can be stopped at any moment and goes on later."""
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
+from diffusion_lens.errors import TrainingStateError
+
 STATE_FILE = "state.safetensors"
+"""The state, and in its header how far the run has come: one file, so that they cannot differ."""
+
 PROGRESS_FILE = "progress.json"
+"""The progress once more, to be read by people; of an older state the only one."""
 
 
 _MOMENTS = {
@@ -86,7 +92,8 @@ def save_state(
     """Write parameters (fp32), their average (as a bf16 difference) and the moments (bf16).
 
     Args:
-        folder: Where to; made if missing. A half-written state never replaces a whole one.
+        folder: Where to; made if missing. A half-written state never replaces a whole one, and
+            the progress lies in the same file, so that a run killed anywhere finds both or neither.
         average: The parameters and their average.
         optimizers: Together they hold the same parameters.
         progress: How far the run has come.
@@ -99,10 +106,19 @@ def save_state(
         for moment, kept in _moments(value, optimizers).items():
             tensors[f"{moment}.{name}"] = kept.bfloat16().cpu()
     tensors = {name: value.contiguous() for name, value in tensors.items()}
-    save_file(tensors, folder / f"{STATE_FILE}.part", metadata={"step": str(progress.step)})
-    (folder / f"{PROGRESS_FILE}.part").write_text(json.dumps(asdict(progress)), encoding="utf-8")
+    reached = json.dumps(asdict(progress))
+    about = {"step": str(progress.step), "progress": reached}
+    save_file(tensors, folder / f"{STATE_FILE}.part", metadata=about)
+    (folder / f"{PROGRESS_FILE}.part").write_text(reached, encoding="utf-8")
     for file in (STATE_FILE, PROGRESS_FILE):
-        (folder / f"{file}.part").replace(folder / file)
+        _put_in_place(folder / f"{file}.part", folder / file)
+
+
+def _put_in_place(written: Path, file: Path) -> None:
+    """Rename a file over another once its bytes are on the disk."""
+    with written.open("rb+") as held:
+        os.fsync(held.fileno())
+    written.replace(file)
 
 
 def refuse_other_model(folder: Path, *, model: str, trained: Mapping[str, Tensor]) -> None:
@@ -114,16 +130,49 @@ def refuse_other_model(folder: Path, *, model: str, trained: Mapping[str, Tensor
         trained: Name to parameter.
 
     Raises:
-        ValueError: If it is not this model's.
+        TrainingStateError: If it is not this model's, or the file cannot be read.
     """
-    file = folder / STATE_FILE
-    if not file.exists():
-        raise ValueError(f"{folder} has no {STATE_FILE}; give the folder of a run")
-    with safe_open(file, framework="pt") as state:
-        names = state.keys()
+    names, _ = _header(folder)
     kept = {name.removeprefix("value.") for name in names if name.startswith("value.")}
     if kept != set(trained):
-        raise ValueError(f"{folder} holds the state of another model than {model}")
+        raise TrainingStateError(f"{folder} holds the state of another model than {model}")
+
+
+def _header(folder: Path) -> tuple[list[str], dict[str, str]]:
+    """The names of a state's tensors, and what is said about them."""
+    file = folder / STATE_FILE
+    if not file.exists():
+        raise TrainingStateError(f"{folder} has no {STATE_FILE}; give the folder of a run")
+    try:
+        with safe_open(file, framework="pt") as state:
+            return list(state.keys()), state.metadata() or {}
+    except SafetensorError as error:
+        raise TrainingStateError(
+            f"{file} is damaged ({error}); take a copy of it, or begin anew in another folder"
+        ) from error
+
+
+def _progress(folder: Path) -> Progress:
+    """How far the run had come, from the state itself; of an older one from the file beside it."""
+    _, about = _header(folder)
+    if "progress" in about:
+        return Progress(**json.loads(about["progress"]))
+    file = folder / PROGRESS_FILE
+    try:
+        found = Progress(**json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise TrainingStateError(
+            f"{file} cannot be read ({error}), and {STATE_FILE} beside it, an older one, does not "
+            "hold what was in it; take a copy of it"
+        ) from error
+    step = about.get("step", str(found.step))
+    if step != str(found.step):
+        raise TrainingStateError(
+            f"{folder / STATE_FILE} is of step {step}, {PROGRESS_FILE} beside it of step "
+            f"{found.step}: the run was killed between writing them. Take a copy of both, or, if "
+            f'samples and seconds do not matter, write {{"step": {step}}} into {PROGRESS_FILE}'
+        )
+    return found
 
 
 def load_state(folder: Path, *, average: Average, optimizers: Sequence[Optimizer]) -> Progress:
@@ -138,11 +187,12 @@ def load_state(folder: Path, *, average: Average, optimizers: Sequence[Optimizer
         How far the run had come.
 
     Raises:
-        FileNotFoundError: If no state lies there.
+        TrainingStateError: If no state lies there, or one that is damaged, or of another step than
+            its progress.
         KeyError: If it is the state of another architecture.
     """
+    progress = _progress(folder)
     tensors = load_file(folder / STATE_FILE)
-    progress = Progress(**json.loads((folder / PROGRESS_FILE).read_text(encoding="utf-8")))
     for name, value in average.parameters.items():
         value.data.copy_(tensors[f"value.{name}"])
         difference = tensors[f"average.{name}"].float().to(value.device)
