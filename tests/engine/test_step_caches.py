@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import diffusers
 import pytest
@@ -91,7 +92,8 @@ def test_casting_and_offloading_are_no_caches() -> None:
 def test_another_packages_hook_that_stands_in_for_a_forward_is_taken_for_a_cache() -> None:
     class SkipsEverySecondStep(hooks.ModelHook):
         def new_forward(self, _module: nn.Module, *args: object, **kwargs: object) -> object:
-            return self.fn_ref.original_forward(*args, **kwargs)
+            forward: Any = self.fn_ref.original_forward
+            return forward(*args, **kwargs)
 
     denoiser, _ = tiny_denoiser("sd3")
     block = denoiser.get_submodule("transformer_blocks.1.attn")
