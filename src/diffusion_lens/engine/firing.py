@@ -7,6 +7,7 @@ tensor that the hook saw, so that gradients with respect to it exist.
 
 from __future__ import annotations
 
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -39,9 +40,8 @@ GUIDED = "guided"
 """The branch of what comes after guidance, where the branches are one."""
 
 
-@dataclass
-class Running:
-    """How many hooks are being called now, one inside the other."""
+class Running(threading.local):
+    """How many hooks are being called now on a thread, one inside the other."""
 
     depth: int = 0
 
@@ -52,12 +52,17 @@ RUNNING = Running()
 
 @dataclass
 class Fired:
-    """How often one hook fired at one point, and what it changed."""
+    """How often one hook fired at one point, and what it changed.
+
+    Attributes:
+        absent: Why the run had no such value, where it is known.
+    """
 
     shown: int = 0
     calls: int = 0
     edits: int = 0
     change: Tensor | None = None
+    absent: str = ""
 
     def edited(self, before: Tensor, after: Tensor) -> None:
         """Count an edit and add up its mean absolute change, on the device."""
@@ -331,11 +336,8 @@ def fire(
     """
     out, mine = value, False
     splice = torch.is_grad_enabled() and value.requires_grad
-    if rows is None and value.shape[0] != evaluation.batch:
-        raise EngineError(
-            f"{taps[0].point.name}: a batch of {value.shape[0]} where the denoiser got "
-            f"{evaluation.batch}; its branches cannot be told apart"
-        )
+    if rows is None:
+        same_batch(taps[0].point.name, value, evaluation)
     for tap, branch, at in firing_order(taps, evaluation, rows or evaluation.rows):
         part = ((0, at), *tap.place(evaluation, branch, lengths).part)
         before = take(out, part)
@@ -350,6 +352,19 @@ def fire(
                 out, mine = out.clone(), True
             put(out, part, after)
     return out
+
+
+def same_batch(name: str, value: Tensor, evaluation: Evaluation) -> None:
+    """Refuse a value whose rows are not those of the denoiser's batch.
+
+    Raises:
+        EngineError: As where a processor computes branches apart (PAG).
+    """
+    if value.shape[0] != evaluation.batch:
+        raise EngineError(
+            f"{name}: a batch of {value.shape[0]} where the denoiser got {evaluation.batch}; its "
+            "branches cannot be told apart"
+        )
 
 
 def run(tap: Tap, given: Tensor, context: HookContext) -> tuple[Tensor, bool]:
