@@ -1,4 +1,4 @@
-"""Processors that work attention out in steps show and edit the same numbers as the fused product."""
+"""Attention that is worked out in steps shows and takes the numbers of the fused product."""
 
 from __future__ import annotations
 

@@ -32,6 +32,7 @@ SLICED = "Sliced"
 IMAGE_PROMPTS = "IPAdapter"
 """The same for a U-Net's processors with image prompts."""
 
+AS_THEY_ARE = "z, result and the residual stream can be hooked as they are."
 OFF = "the scale of its image prompt is 0 there, so that it is not computed"
 
 NATIVE_BACKENDS = (
@@ -83,9 +84,8 @@ class AttentionHooks:
         processor = _processor_name(module)
         if processor.startswith(SLICED):
             raise EngineError(
-                f"{self.name}: {processor} computes attention in slices of the batch, whose queries "
-                "and patterns cannot be put together; call `disable_attention_slicing()`. z, result "
-                "and the residual stream can be hooked as they are."
+                f"{self.name}: {processor} computes attention in slices, whose queries and "
+                f"patterns cannot be put together; call `disable_attention_slicing()`. {AS_THEY_ARE}"
             )
         self._products = _running_products(self.attention, module)
         self._note_absent()
@@ -112,8 +112,8 @@ class AttentionHooks:
             raise EngineError(
                 f"{self.name}: {_processor_name(module)} computes attention without "
                 "scaled_dot_product_attention or get_attention_scores, so queries and patterns "
-                "cannot be seen; set a native processor (`set_attn_processor(AttnProcessor2_0())`)"
-                ". z, result and the residual stream can be hooked as they are."
+                "cannot be seen; set a native processor "
+                f"(`set_attn_processor(AttnProcessor2_0())`). {AS_THEY_ARE}"
             )
 
     def attend(self, call: int, product: Product) -> Tensor:
@@ -148,8 +148,8 @@ class AttentionHooks:
         if len(self.attention.products) > 1:
             raise EngineError(
                 f"{self.name} made more attention products than its image prompts are: with "
-                "ip_adapter_masks each image has one of its own, which are not described. z, result "
-                "and the residual stream can be hooked as they are."
+                "ip_adapter_masks each image has one of its own, which is not described. "
+                f"{AS_THEY_ARE}"
             )
         return None
 

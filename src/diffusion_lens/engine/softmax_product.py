@@ -63,7 +63,7 @@ class SoftmaxProduct:
         self._weights = func(*args, **kwargs)
         return self._weights
 
-    def _scores(self, added: Tensor, query: Tensor, key: Tensor, **factors: float) -> Tensor:
+    def _scores(self, added: Tensor, query: Tensor, key: Tensor, **factors: Any) -> Tensor:
         """Scaled and masked scores, from queries and transposed keys."""
         self.running = self.follower()
         folded = (query, key.transpose(-1, -2))
