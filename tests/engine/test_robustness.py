@@ -246,7 +246,7 @@ def test_processors_without_the_fused_product_keep_their_other_points() -> None:
     evaluation_of("sd")
     unet.set_attention_slice(1)
     model = HookedDiffusion(unet)
-    with pytest.raises(EngineError, match="computes attention without scaled_dot_product"):
+    with pytest.raises(EngineError, match="SlicedAttnProcessor computes attention in slices"):
         evaluate(model, "sd", ("blocks.0.attn.hook_pattern", nothing))
     evaluate(model, "sd", ("blocks.0.attn.img.hook_z", nothing))
 

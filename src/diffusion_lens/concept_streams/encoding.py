@@ -47,7 +47,8 @@ def encode_concepts(
     found: list[Tensor] = []
     for concept in concepts:
         _refuse_long(pipe, parts, concept, settings.get("max_sequence_length"))
-        tokens = word_tokens(pipe, tuple(parts), concept, concept)
+        length = settings.get("max_sequence_length")
+        tokens = word_tokens(pipe, tuple(parts), concept, concept, max_length=length)
         embeddings = _encode(pipe, concept, settings)
         kept = tokens[:1] if first else tokens
         start = sum(len(part) for part in found)
@@ -89,7 +90,8 @@ def encode_together(
     settings = _settings(pipe, device, max_sequence_length)
     prompt = " ".join(concepts)
     _refuse_long(pipe, parts, prompt, settings.get("max_sequence_length"))
-    tokens = PromptTokens.of(pipe, tuple(parts[:1]), prompt)
+    length = settings.get("max_sequence_length")
+    tokens = PromptTokens.of(pipe, tuple(parts[:1]), prompt, max_length=length)
     rows: dict[str, slice] = {}
     start = 0
     for concept in concepts:

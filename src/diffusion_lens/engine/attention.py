@@ -2,7 +2,8 @@
 
 While a hooked attention module runs, calls of `scaled_dot_product_attention` inside it come here.
 The fused kernel still makes the output; a pattern is computed beside it, only where somebody asked,
-and only the part that was asked for.
+and only the part that was asked for. Processors that work a product out in steps have the pattern
+itself; their steps come here, too.
 """
 
 from __future__ import annotations
@@ -11,48 +12,37 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from diffusion_lens.architectures.sources import ProductInput, ProductOutput, ProductWeights
 from diffusion_lens.architectures.spec import Attention
 from diffusion_lens.engine.evaluation import Evaluation
-from diffusion_lens.engine.firing import Tap, axis_part, edited, fire, run
+from diffusion_lens.engine.firing import Tap, axis_part, edited, fire, run, same_batch
 from diffusion_lens.engine.product import Product, Workspace, safe_softmax
+from diffusion_lens.engine.product_mode import ProductMode
+from diffusion_lens.engine.projection import same_length
 from diffusion_lens.engine.selection import Index, contiguous, numbers, put, take
+from diffusion_lens.engine.softmax_product import SoftmaxProduct
 from diffusion_lens.errors import DeadHookPointError, EngineError
 
 PATTERN_AXES = ("batch", "head", "query", "key")
-TORCH_NAMES = {
-    "attn_mask": "mask",
-    "dropout_p": "dropout",
-    "is_causal": "causal",
-    "enable_gqa": "shared",
-}
-"""Arguments of `scaled_dot_product_attention` that a `Product` calls otherwise."""
+SLICED = "Sliced"
+"""What the names of processors begin with that compute a product in slices of batch and heads."""
 
+IMAGE_PROMPTS = "IPAdapter"
+"""The same for a U-Net's processors with image prompts."""
 
-class ProductMode(TorchFunctionMode):
-    """Sends calls of the fused product to `attend` while it is active."""
+AS_THEY_ARE = "z, result and the residual stream can be hooked as they are."
+OFF = "the scale of its image prompt is 0 there, so that it is not computed"
 
-    def __init__(self, attend: Callable[[int, Product], Tensor]) -> None:
-        """Count calls from 0."""
-        super().__init__()
-        self.attend = attend
-        self.calls = 0
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Intercept `F.scaled_dot_product_attention`, pass everything else on."""
-        kwargs = kwargs or {}
-        if func is not F.scaled_dot_product_attention:
-            return func(*args, **kwargs)
-        given = {TORCH_NAMES.get(name, name): value for name, value in kwargs.items()}
-        product = Product(*args, **given)
-        self.calls += 1
-        return self.attend(self.calls - 1, product)
+NATIVE_BACKENDS = (
+    "native",
+    "_native_cudnn",
+    "_native_efficient",
+    "_native_flash",
+    "_native_math",
+)
+"""Attention backends of diffusers that call `scaled_dot_product_attention`."""
 
 
 class AttentionHooks:
@@ -91,36 +81,51 @@ class AttentionHooks:
 
     def enter(self, module: nn.Module, _args: Any) -> None:
         """Forward pre-hook: start to intercept."""
+        processor = _processor_name(module)
+        if processor.startswith(SLICED):
+            raise EngineError(
+                f"{self.name}: {processor} computes attention in slices, whose queries and "
+                "patterns cannot be put together; call `disable_attention_slicing()`. "
+                f"{AS_THEY_ARE}"
+            )
         self._products = _running_products(self.attention, module)
+        self._note_absent()
         self._query = None
-        mode = ProductMode(self.attend)
+
+        def follower() -> _Steps:
+            mode.calls += 1
+            return _Steps(self, mode.calls - 1)
+
+        heads: Any = module.heads
+        mode = ProductMode(self.attend, SoftmaxProduct(heads, follower))
         self._modes.append((mode, _use_native_backend(module)))
-        mode.__enter__()
+        mode.start()
 
     def leave(self, module: nn.Module, _args: Any, output: Any) -> None:
         """Forward hook, called after an error too: stop intercepting."""
-        mode, backend = self._modes.pop()
         self._query = None
-        mode.__exit__(None, None, None)
+        if not self._modes:  # `enter` itself failed
+            return
+        mode, backend = self._modes.pop()
+        mode.stop(module)
         _restore_backend(module, backend)
         if mode.calls == 0 and output is not None:
             raise EngineError(
-                f"{self.name}: {type(getattr(module, 'processor', module)).__name__} computes "
-                "attention without scaled_dot_product_attention, so queries and patterns cannot "
-                "be seen; set a native processor (`set_attn_processor(AttnProcessor2_0())`). "
-                "z, result and the residual stream can be hooked as they are."
+                f"{self.name}: {_processor_name(module)} computes attention without "
+                "scaled_dot_product_attention or get_attention_scores, so queries and patterns "
+                "cannot be seen; set a native processor "
+                f"(`set_attn_processor(AttnProcessor2_0())`). {AS_THEY_ARE}"
             )
 
     def attend(self, call: int, product: Product) -> Tensor:
         """The attention output, with the hooks of this product run on the way."""
         evaluation = self.evaluation()
-        lengths = dict(self.lengths())
-        if call >= len(self._products):
+        found = self.product(call)
+        if found is None:
             return product.fused()
-        number, name = self._products[call]
+        number, name = found
         queries, keys = self.attention.sequences(name)
-        lengths |= _own_lengths(queries, product.query.shape[2], lengths)
-        lengths |= _own_lengths(keys, product.key.shape[2], lengths)
+        lengths = self.measured(name, product.query, product.key)
         given = product.query
         if self._query is not None and given is self._query[0]:
             product.query = self._query[1]
@@ -133,6 +138,37 @@ class AttentionHooks:
         output = self._output(number, product, evaluation, lengths)
         return self._streams(number, "z", output, queries, lengths)
 
+    def product(self, call: int) -> tuple[int, str] | None:
+        """Number and name of a product by its place among those that run; None for further ones.
+
+        Raises:
+            EngineError: Where an image prompt makes several, whose places are not known.
+        """
+        if call < len(self._products):
+            return self._products[call]
+        if len(self.attention.products) > 1:
+            raise EngineError(
+                f"{self.name} made more attention products than its image prompts are: with "
+                "ip_adapter_masks each image has one of its own, which is not described. "
+                f"{AS_THEY_ARE}"
+            )
+        return None
+
+    def measured(self, name: str, query: Tensor, key: Tensor) -> dict[str, int]:
+        """Token counts of the streams of a product."""
+        lengths = dict(self.lengths())
+        queries, keys = self.attention.sequences(name)
+        lengths |= _own_lengths(queries, query.shape[2], lengths)
+        return lengths | _own_lengths(keys, key.shape[2], lengths)
+
+    def _note_absent(self) -> None:
+        """Say why products do not run, for those who wait for them."""
+        running = {number for number, _ in self._products}
+        for (number, _, _), taps in self.taps.items():
+            if 0 <= number < len(self.attention.products) and number not in running:
+                for tap in taps:
+                    tap.registration.fired[tap.point.name].absent = OFF
+
     def entering(self, number: int, product: Product, lengths: Mapping[str, int]) -> None:
         """Told of each product as it stands after the hooks on q, k and v."""
 
@@ -143,6 +179,7 @@ class AttentionHooks:
         patterns = self.taps.get((number, "pattern", ""), [])
         if not scores and not patterns:
             return product.fused()
+        same_batch((*scores, *patterns)[0].point.name, product.query, evaluation)
         return weights(product, scores, patterns, evaluation, lengths)
 
     def _streams(
@@ -167,6 +204,39 @@ class AttentionHooks:
                     out[:, :, start:stop] = after.transpose(1, 2)
             start = stop
         return out
+
+
+class _Steps:
+    """The hooks of one product that is worked out in steps."""
+
+    def __init__(self, hooks: AttentionHooks, call: int) -> None:
+        found = hooks.product(call)
+        assert found is not None or len(hooks.attention.products) == 1
+        self.hooks = hooks
+        self.number, name = found or (call, "")
+        self.name = name
+        self.queries, self.keys = hooks.attention.sequences(name)
+        self.lengths: dict[str, int] = {}
+
+    def begin(self, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        hooks = self.hooks
+        self.lengths = hooks.measured(self.name, query, key)
+        if self.number == 0:
+            asked = hooks._streams(0, "q", query, self.queries, self.lengths)
+            hooks._query = None if asked is query else (query, asked)
+        else:  # image prompts are asked by the text's queries
+            asked = query if hooks._query is None else hooks._query[1]
+        return asked, hooks._streams(self.number, "k", key, self.keys, self.lengths)
+
+    def weigh(self, which: str, value: Tensor) -> Tensor:
+        taps = self.hooks.taps.get((self.number, which, ""))
+        return fire(taps, value, self.hooks.evaluation(), self.lengths) if taps else value
+
+    def end(self, value: Tensor) -> Tensor:
+        return self.hooks._streams(self.number, "v", value, self.keys, self.lengths)
+
+    def give(self, output: Tensor) -> Tensor:
+        return self.hooks._streams(self.number, "z", output, self.queries, self.lengths)
 
 
 def weights(
@@ -326,12 +396,21 @@ def _running_products(attention: Attention, module: nn.Module) -> list[tuple[int
 
     A U-Net's image prompts of scale 0 are skipped; Flux computes them all the same.
     """
-    processor: Any = getattr(module, "processor", None)
     products = list(enumerate(attention.products))
-    if len(products) == 1 or not type(processor).__name__.startswith("IPAdapter"):
+    if len(products) == 1 or not _processor_name(module).startswith(IMAGE_PROMPTS):
         return products
+    processor: Any = module.processor
     scales = zip(products[1:], processor.scale, strict=False)
-    return [products[0], *(product for product, scale in scales if scale != 0)]
+    return [products[0], *(product for product, scale in scales if not _is_zero(scale))]
+
+
+def _is_zero(scale: Any) -> bool:
+    """Whether an image prompt is off: a scale, or one for each of its images."""
+    return all(one == 0 for one in scale) if isinstance(scale, list) else scale == 0
+
+
+def _processor_name(module: nn.Module) -> str:
+    return type(getattr(module, "processor", module)).__name__
 
 
 def _memory(tap: Tap) -> Workspace | None:
@@ -350,6 +429,7 @@ def _memory(tap: Tap) -> Workspace | None:
 def _own_lengths(sequence: Sequence[str], total: int, lengths: Mapping[str, int]) -> dict[str, int]:
     """Lengths along one sequence: a single stream fills it, otherwise the block's own."""
     if len(sequence) == 1:
+        same_length(sequence[0], total, lengths)
         return {sequence[0]: total}
     known = sum(lengths[name] for name in sequence)
     if known != total:
@@ -361,14 +441,20 @@ def _own_lengths(sequence: Sequence[str], total: int, lengths: Mapping[str, int]
 
 
 def _use_native_backend(module: nn.Module) -> Any:
-    """Route a processor of the dispatcher through the native kernel; what to restore."""
+    """Route a processor of the dispatcher through the native kernel; what to restore.
+
+    Backends that choose among torch's own kernels call the fused product, and stay.
+    """
     processor: Any = getattr(module, "processor", None)
     if not hasattr(processor, "_attention_backend"):
         return None
-    from diffusers.models.attention_dispatch import AttentionBackendName
+    from diffusers.models import attention_dispatch as dispatch
 
+    chosen = processor._attention_backend or dispatch._AttentionBackendRegistry._active_backend
+    if chosen in NATIVE_BACKENDS:
+        return None
     before = processor.__dict__.get("_attention_backend", _use_native_backend)
-    processor._attention_backend = AttentionBackendName.NATIVE
+    processor._attention_backend = dispatch.AttentionBackendName.NATIVE
     return (before,)
 
 

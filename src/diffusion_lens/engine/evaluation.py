@@ -108,9 +108,10 @@ class Evaluation:
             WordError: If it is missing, or stands elsewhere in another prompt of the batch.
         """
         prompts = dict.fromkeys(self.run.prompts_of(branch))
+        pipe, parts, length = self.tracker.pipe, self.spec.text_parts, self.run.max_length
         try:
             places = {
-                prompt: word_tokens(self.tracker.pipe, self.spec.text_parts, prompt, word)
+                prompt: word_tokens(pipe, parts, prompt, word, max_length=length)
                 for prompt in prompts
             }
         except WordError as error:

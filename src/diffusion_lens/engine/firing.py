@@ -8,6 +8,7 @@ tensor that the hook saw, so that gradients with respect to it exist.
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,14 +43,29 @@ GUIDED = "guided"
 """The branch of what comes after guidance, where the branches are one."""
 
 
+class Running(threading.local):
+    """How many hooks of any model are being called now on a thread, one inside the other."""
+
+    depth: int = 0
+
+
+RUNNING = Running()
+"""A hook may run another model: what listens to attention products listens to its own call alone."""
+
+
 @dataclass
 class Fired:
-    """How often one hook fired at one point, and what it changed."""
+    """How often one hook fired at one point, and what it changed.
+
+    Attributes:
+        absent: Why the run had no such value, where it is known.
+    """
 
     shown: int = 0
     calls: int = 0
     edits: int = 0
     change: Tensor | None = None
+    absent: str = ""
 
     def edited(self, before: Tensor, after: Tensor) -> None:
         """Count an edit and add up its mean absolute change, on the device."""
@@ -273,9 +289,11 @@ def running_hook(context: HookContext) -> Iterator[None]:
     """Let the tracker know that a hook is being called: it must not run the model."""
     evaluation: Any = context.evaluation
     evaluation.tracker.hooks_running += 1
+    RUNNING.depth += 1
     try:
         yield
     finally:
+        RUNNING.depth -= 1
         evaluation.tracker.hooks_running -= 1
 
 
@@ -336,11 +354,8 @@ def fire(
     given_to_model, value = value, _for_every_sample(taps[0].point, value, evaluation)
     out, mine = value, False
     splice = torch.is_grad_enabled() and value.requires_grad
-    if rows is None and value.shape[0] != evaluation.batch:
-        raise EngineError(
-            f"{taps[0].point.name}: a batch of {value.shape[0]} where the denoiser got "
-            f"{evaluation.batch}; its branches cannot be told apart"
-        )
+    if rows is None:
+        same_batch(taps[0].point.name, value, evaluation)
     for tap, branch, at in firing_order(taps, evaluation, rows or evaluation.rows):
         part = ((0, at), *tap.place(evaluation, branch, lengths).part)
         before = take(out, part)
@@ -366,6 +381,19 @@ def _for_every_sample(point: HookPoint, value: Tensor, evaluation: Evaluation) -
     if text and value.shape[0] == 1 < evaluation.batch and len(evaluation.rows) == 1:
         return value.expand(evaluation.batch, *value.shape[1:])
     return value
+
+
+def same_batch(name: str, value: Tensor, evaluation: Evaluation) -> None:
+    """Refuse a value whose rows are not those of the denoiser's batch.
+
+    Raises:
+        EngineError: As where a processor computes branches apart (PAG).
+    """
+    if value.shape[0] != evaluation.batch:
+        raise EngineError(
+            f"{name}: a batch of {value.shape[0]} where the denoiser got {evaluation.batch}; its "
+            "branches cannot be told apart"
+        )
 
 
 def run(tap: Tap, given: Tensor, context: HookContext) -> tuple[Tensor, bool]:

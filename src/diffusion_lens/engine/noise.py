@@ -10,6 +10,17 @@ from torch import Tensor
 
 from diffusion_lens.errors import EngineError
 
+BETWEEN = "evaluates between its own sigmas, whose noise levels are not described here"
+ELSEWHERE = {
+    "KDPM2DiscreteScheduler": BETWEEN,
+    "KDPM2AncestralDiscreteScheduler": BETWEEN,
+    "DPMSolverSDEScheduler": BETWEEN,
+    "DDIMInverseScheduler": "takes its latents for those of the timestep before the one it names",
+    "HeliosScheduler": "has a schedule for each resolution, which is not described here",
+    "HeliosDMDScheduler": "has a schedule for each resolution, which is not described here",
+}
+"""Schedulers of diffusers whose timesteps do not tell the noise level of their latents."""
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -64,14 +75,20 @@ class NoiseLevel:
         signal: Factor on the clean latent, in the units of the pipeline's latents.
         noise: Factor on the Gaussian noise, likewise; the scheduler's sigma.
         prediction: What the denoiser predicts: `epsilon`, `v_prediction`, `sample` or `flow`.
+        data: The data's standard deviation that an EDM scheduler preconditions with; None
+            elsewhere.
     """
 
     signal: float
     noise: float
     prediction: str
+    data: float | None = None
 
     def clean(self, prediction: Tensor, sample: Tensor) -> Tensor:
         """The clean latent that a prediction implies, before a scheduler's clipping."""
+        if self.data is not None:
+            skip, out = self._preconditioning(self.data)
+            return skip * sample + out * prediction
         if self.prediction == "sample":
             return prediction
         if self.prediction == "flow":
@@ -84,6 +101,9 @@ class NoiseLevel:
 
     def prediction_for(self, clean: Tensor, sample: Tensor) -> Tensor:
         """The prediction that implies a clean latent: the inverse of `clean`."""
+        if self.data is not None:
+            skip, out = self._preconditioning(self.data)
+            return (clean - skip * sample) / out
         if self.prediction == "sample":
             return clean
         if self.prediction == "flow":
@@ -93,6 +113,12 @@ class NoiseLevel:
         scale = (self.signal**2 + self.noise**2) ** 0.5
         signal, noise = self.signal / scale, self.noise / scale
         return (signal * (sample / scale) - clean) / noise
+
+    def _preconditioning(self, data: float) -> tuple[float, float]:
+        """$c_{skip}$ and $c_{out}$ of arXiv 2206.00364, table 1; v counts the other way round."""
+        variance = self.noise**2 + data**2
+        out = self.noise * data / variance**0.5
+        return data**2 / variance, -out if self.prediction == "v_prediction" else out
 
 
 def is_flow(scheduler: Any) -> bool:
@@ -120,27 +146,29 @@ def noise_level(scheduler: Any, timestep: float, sigma: float | None = None) -> 
         sigma: The scheduler's own sigma there, where it has one.
 
     Raises:
-        EngineError: If the scheduler has neither sigmas nor cumulative alphas.
+        EngineError: If the scheduler's noise levels are not certain.
     """
-    kind = scheduler.config.get("prediction_type", "epsilon")
-    if hasattr(scheduler, "sigmas_interpol"):
-        raise EngineError(
-            f"{type(scheduler).__name__} evaluates between its own sigmas, whose noise levels are "
-            "not described here; use Euler, Heun, DDIM or DPM-Solver to read sigma, hook_pred_x0 "
-            "or single evaluations"
-        )
+    kind = _prediction(scheduler)
+    if hasattr(scheduler, "precondition_outputs"):
+        if sigma is None:
+            raise EngineError(
+                f"{type(scheduler).__name__} has no noise level for timestep {timestep:g}: its own "
+                "timesteps are functions of sigma, not training timesteps; read sigma and "
+                "hook_pred_x0 within its own steps (`model.denoise(latents, step=…)`)"
+            )
+        return NoiseLevel(1.0, sigma, kind, scheduler.config.sigma_data)
     if is_flow(scheduler):
         known = timestep / scheduler.config.num_train_timesteps if sigma is None else sigma
         return NoiseLevel(1.0 - known, known, "flow")
-    if sigma is not None:
-        signal = 1.0 if scales_input(scheduler) else (1 + sigma**2) ** -0.5
-        return NoiseLevel(signal, sigma * signal, kind)
     alphas = getattr(scheduler, "alphas_cumprod", None)
     if alphas is None:
         raise EngineError(
             f"{type(scheduler).__name__} has no noise schedule that is understood here "
-            "(alphas_cumprod, or flow matching); use one of diffusers' standard schedulers"
+            "(alphas_cumprod, EDM or flow matching); use one of diffusers' standard schedulers"
         )
+    if sigma is not None:
+        signal = 1.0 if scales_input(scheduler) else (1 + sigma**2) ** -0.5
+        return NoiseLevel(signal, sigma * signal, kind)
     alphas = alphas.double().cpu()
     position = min(max(float(timestep), 0.0), len(alphas) - 1)
     below = int(position)
@@ -151,3 +179,29 @@ def noise_level(scheduler: Any, timestep: float, sigma: float | None = None) -> 
         return NoiseLevel(1.0, float(torch.lerp(sigmas[below], above, weight)), kind)
     alpha = float(torch.lerp(alphas[below], alphas[min(below + 1, len(alphas) - 1)], weight))
     return NoiseLevel(alpha**0.5, (1 - alpha) ** 0.5, kind)
+
+
+def _prediction(scheduler: Any) -> str:
+    """What the denoiser predicts.
+
+    Raises:
+        EngineError: Where that, or where on its schedule it is asked, is not certain.
+    """
+    name = type(scheduler).__name__
+    kind = scheduler.config.get("prediction_type", "epsilon")
+    reasons = [ELSEWHERE.get(base.__name__) for base in type(scheduler).__mro__]
+    for reason in filter(None, reasons):
+        raise EngineError(
+            f"{name} {reason}; use Euler, Heun, DDIM or DPM-Solver to read sigma, hook_pred_x0 or "
+            "single evaluations"
+        )
+    flow = is_flow(scheduler)
+    expected = ("flow_prediction",) if flow else ("epsilon", "v_prediction", "sample")
+    if "FlowMatch" not in name and kind not in expected:
+        raise EngineError(
+            f"{name} has prediction_type={kind!r} and "
+            f"use_flow_sigmas={scheduler.config.get('use_flow_sigmas', False)}, where one of "
+            f"{expected} is understood; set them alike to read sigma, hook_pred_x0 or single "
+            "evaluations"
+        )
+    return kind

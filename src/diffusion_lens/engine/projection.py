@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from diffusion_lens.architectures.spec import Projection
+from diffusion_lens.errors import EngineError
 
 Fire = Callable[[Tensor], Tensor]
 
@@ -20,9 +21,25 @@ def stream_slice(
 ) -> slice:
     """Where a stream lies along a sequence of `total` tokens."""
     if len(sequence) == 1:
+        same_length(stream, total, lengths)
         return slice(0, total)
     start = sum(lengths[name] for name in sequence[: list(sequence).index(stream)])
     return slice(start, start + lengths[stream])
+
+
+def same_length(stream: str, found: int, lengths: Mapping[str, int]) -> None:
+    """Refuse a value that has another number of tokens than its stream.
+
+    Raises:
+        EngineError: As where a block merges tokens on the way.
+    """
+    known = lengths.get(stream, found)
+    if known != found:
+        raise EngineError(
+            f"the block got {known} tokens of stream {stream!r}, and {found} arrive inside it: it "
+            "merges or adds tokens on the way (tomesd does), so places cannot be told; take that "
+            "patch off (`tomesd.remove_patch(pipe)`)"
+        )
 
 
 def on_columns(
@@ -174,6 +191,8 @@ def is_plain(module: Any, given: Tensor) -> bool:
     """Whether a module is an ordinary linear layer with its weights at hand."""
     return (
         type(module) is nn.Linear
+        # Quantised weights are subclasses of Tensor, which know a linear layer and little else.
+        and type(module.weight) in (nn.Parameter, Tensor)
         and "forward" not in module.__dict__
         and module.weight.device == given.device
         and module.weight.dtype == given.dtype

@@ -49,6 +49,7 @@ from diffusion_lens.engine.projection import (
 )
 from diffusion_lens.engine.residual import StreamHooks
 from diffusion_lens.engine.selection import heads_in, selects
+from diffusion_lens.engine.step_caches import step_cache_on
 from diffusion_lens.engine.steps import StepTracker
 from diffusion_lens.errors import EngineError, SiteError, closest, listing
 from diffusion_lens.hook_points.names import match_names
@@ -183,10 +184,12 @@ class Session:
         Raises:
             EngineError: Naming it.
         """
-        if getattr(self.denoiser, "is_cache_enabled", False):
+        cache = step_cache_on(self.denoiser)
+        if cache is not None:
             raise EngineError(
-                "a diffusers cache is enabled on the denoiser: it skips blocks, whose hooks would "
-                "not fire; call `disable_cache()` first"
+                f"a diffusers cache is enabled on the denoiser ({cache}): it skips blocks, whose "
+                "hooks would not fire; call `disable_cache()` first, or take off what "
+                "`diffusers.hooks.apply_…` put on"
             )
         if getattr(self.denoiser, "_parallel_config", None) is not None:
             raise EngineError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from typing import Any, NamedTuple
 
@@ -26,16 +27,26 @@ class PromptTokens(NamedTuple):
         positions: Where each token lies in the text stream, ascending.
         parts: Which of the texts each belongs to.
         spans: First character in that text, and the one after the last.
+        ends: For each text how many of its characters the tokens cover; None where it was not cut.
+        expansions: Tokens of textual inversion that are several vectors, each with the way that the
+            prompt gets it.
     """
 
     texts: tuple[str, ...]
     positions: tuple[int, ...]
     parts: tuple[int, ...]
     spans: tuple[tuple[int, int], ...]
+    ends: tuple[int | None, ...] = ()
+    expansions: tuple[tuple[str, str], ...] = ()
 
     @classmethod
     def of(
-        cls, pipe: Any, parts: tuple[TextPart, ...], prompts: str | tuple[str, ...]
+        cls,
+        pipe: Any,
+        parts: tuple[TextPart, ...],
+        prompts: str | tuple[str, ...],
+        *,
+        max_length: int | None = None,
     ) -> PromptTokens:
         """Tokenize a prompt as a pipeline does.
 
@@ -43,30 +54,39 @@ class PromptTokens(NamedTuple):
             pipe: The pipeline, for its tokenizers.
             parts: How the tokenizers fill the text stream.
             prompts: The prompt, or one for each part.
+            max_length: The run's `max_sequence_length`; None is the pipeline's default.
 
         Raises:
             WordError: If a tokenizer gives no character offsets.
         """
         each = (prompts,) * len(parts) if isinstance(prompts, str) else tuple(prompts)
         texts: list[str] = []
+        ends: list[int | None] = []
+        expansions: list[tuple[str, str]] = []
         found: list[tuple[int, int, tuple[int, int]]] = []
         start = 0
         for number, (part, prompt) in enumerate(zip(parts, each, strict=True)):
             tokenizer = getattr(pipe, part.tokenizer, None)
-            text = "" if tokenizer is None else _converted(pipe, tokenizer, prompt)
-            offsets = [] if tokenizer is None else _offsets(tokenizer, part, text)
+            text, offsets, cut = "", [], False
+            if tokenizer is not None:
+                expansions += _expansions(pipe, tokenizer)
+                text = _converted(pipe, tokenizer, prompt)
+                offsets, cut = _offsets(tokenizer, text, _limit(pipe, tokenizer, part, max_length))
             texts.append(text)
+            ends.append(max((stop for _, stop in offsets), default=0) if cut else None)
             found += [(start + index, number, (a, b)) for index, (a, b) in enumerate(offsets)]
             start += part.length or 0
         columns = zip(*found, strict=True) if found else ((), (), ())
         positions, owners, spans = (tuple(column) for column in columns)
-        return cls(tuple(texts), positions, owners, spans)
+        several = tuple(dict.fromkeys(expansions))
+        return cls(tuple(texts), positions, owners, spans, tuple(ends), several)
 
     def find(self, word: str, *, occurrence: int | None = None) -> tuple[int, ...]:
         """Positions in the text stream of a word or phrase.
 
         Upper and lower case are not told apart. Where several tokenizers fill the stream (SD3:
-        CLIP, then T5), the positions of all of them are given.
+        CLIP, then T5), the positions of all of them are given. All vectors of a textual-inversion
+        token are the word.
 
         Args:
             word: A word or phrase of the prompt.
@@ -76,7 +96,7 @@ class PromptTokens(NamedTuple):
             WordError: If the word is not in the prompt, or not as often, or was cut off at the
                 tokenizer's limit.
         """
-        spans = [_occurrences(text, word) for text in self.texts]
+        spans = [_occurrences(text, self._expanded(word)) for text in self.texts]
         if not any(spans):
             raise self._missing(word)
         if occurrence is not None:
@@ -88,6 +108,11 @@ class PromptTokens(NamedTuple):
                 )
             at = occurrence % count
             spans = [some[at : at + 1] for some in spans]
+        ends = self.ends or (None,) * len(spans)
+        spans = [
+            [(first, last) for first, last in some if end is None or last <= end]
+            for some, end in zip(spans, ends, strict=True)
+        ]
         found = [
             position
             for position, part, span in zip(self.positions, self.parts, self.spans, strict=True)
@@ -96,7 +121,8 @@ class PromptTokens(NamedTuple):
         if not found:
             raise WordError(
                 f"{word!r} is in the prompt, but lies behind the last token that the tokenizer "
-                "keeps; shorten the prompt, or raise max_sequence_length where the pipeline has it"
+                f"keeps: the prompt is cut after {self._kept()!r}; shorten it, or raise "
+                "max_sequence_length where the pipeline has it"
             )
         return tuple(found)
 
@@ -111,6 +137,22 @@ class PromptTokens(NamedTuple):
         first, last = self.spans[at]
         return self.texts[self.parts[at]][first:last].strip()
 
+    def _expanded(self, word: str) -> str:
+        """A word as textual inversion writes it into the prompt."""
+        for token, vectors in self.expansions:
+            if vectors.lower() not in word.lower():
+                pattern = rf"{re.escape(token)}(?!\w)"
+                word = re.sub(pattern, lambda _, text=vectors: text, word, flags=re.IGNORECASE)
+        return word
+
+    def _kept(self) -> str:
+        """The last characters that any tokenizer keeps."""
+        ends = zip(self.texts, self.ends, strict=False)
+        text, end = max(
+            ((text, end or 0) for text, end in ends), key=lambda one: one[1], default=("", 0)
+        )
+        return text[max(0, end - 20) : end]
+
     def _missing(self, word: str) -> WordError:
         words = words_of(self.prompt)
         near = closest(word, [one for one in words if len(one) > 1])
@@ -122,7 +164,12 @@ class PromptTokens(NamedTuple):
 
 
 def word_tokens(
-    pipe: Any, parts: tuple[TextPart, ...], prompts: str | tuple[str, ...], word: str
+    pipe: Any,
+    parts: tuple[TextPart, ...],
+    prompts: str | tuple[str, ...],
+    word: str,
+    *,
+    max_length: int | None = None,
 ) -> tuple[int, ...]:
     """Positions in the text stream of every occurrence of a word or phrase.
 
@@ -131,11 +178,12 @@ def word_tokens(
         parts: How the tokenizers fill the text stream.
         prompts: The prompt, or one for each part.
         word: A word or phrase of it.
+        max_length: The run's `max_sequence_length`; None is the pipeline's default.
 
     Raises:
         WordError: If the word is not in the prompt, or was cut off at the tokenizer's limit.
     """
-    return PromptTokens.of(pipe, parts, prompts).find(word)
+    return PromptTokens.of(pipe, parts, prompts, max_length=max_length).find(word)
 
 
 def _occurrences(prompt: str, word: str) -> list[tuple[int, int]]:
@@ -150,16 +198,39 @@ def _converted(pipe: Any, tokenizer: Any, prompt: str) -> str:
     return prompt
 
 
-def _offsets(tokenizer: Any, part: TextPart, prompt: str) -> list[tuple[int, int]]:
+def _expansions(pipe: Any, tokenizer: Any) -> list[tuple[str, str]]:
+    """The textual-inversion tokens that stand for several vectors, as the prompt gets them."""
+    if not hasattr(pipe, "maybe_convert_prompt"):
+        return []
+    added = getattr(tokenizer, "added_tokens_encoder", {})
+    several = [token for token in added if f"{token}_1" in added]
+    return [(token, pipe.maybe_convert_prompt(token, tokenizer)) for token in several]
+
+
+def _limit(pipe: Any, tokenizer: Any, part: TextPart, max_length: int | None) -> int:
+    """How many tokens of a part the pipeline keeps."""
+    if part.length is not None:
+        return part.length
+    for method in ("__call__", "encode_prompt"):
+        call = getattr(type(pipe), method, None)
+        known = {} if call is None else inspect.signature(call).parameters
+        if "max_sequence_length" in known:
+            chosen = max_length or known["max_sequence_length"].default
+            if isinstance(chosen, int):
+                return chosen
+    return getattr(tokenizer, "model_max_length", 512)
+
+
+def _offsets(tokenizer: Any, prompt: str, limit: int) -> tuple[list[tuple[int, int]], bool]:
+    """The characters of each token that is kept, and whether any was cut away."""
     if not getattr(tokenizer, "is_fast", False):
         raise WordError(
             f"{type(tokenizer).__name__} gives no character offsets, so words cannot be located; "
             "load its fast version, or use token indices"
         )
-    limit = part.length or getattr(tokenizer, "model_max_length", 512)
     limited = {"truncation": True, "max_length": int(min(limit, 10_000))}
     encoded = tokenizer(prompt, return_offsets_mapping=True, **limited)
-    return encoded["offset_mapping"]
+    return encoded["offset_mapping"], bool(encoded.encodings[0].overflowing)
 
 
 def _overlaps(span: tuple[int, int], prompt: str, wanted: list[tuple[int, int]]) -> bool:

@@ -187,33 +187,46 @@ class HookedDiffusion:
             and "txt" in point.sequences["key"]
         ]
 
-    def words(self, prompt: str, word: str, *, occurrence: int | None = None) -> tuple[int, ...]:
+    def words(
+        self,
+        prompt: str,
+        word: str,
+        *,
+        occurrence: int | None = None,
+        max_sequence_length: int | None = None,
+    ) -> tuple[int, ...]:
         """Positions in the text stream of a word or phrase of a prompt.
 
         Args:
             prompt: The prompt.
             word: A word or phrase of it.
             occurrence: Which one, counted from 0; None for all.
+            max_sequence_length: The run's, which may cut words away; None is the pipeline's own.
 
         Raises:
             WordError: If it is not in the prompt, or not as often.
             RunError: For a bare denoiser, which has no tokenizer.
         """
-        return self.prompt_tokens(prompt).find(word, occurrence=occurrence)
+        tokens = self.prompt_tokens(prompt, max_sequence_length=max_sequence_length)
+        return tokens.find(word, occurrence=occurrence)
 
-    def prompt_tokens(self, prompt: str | tuple[str, ...]) -> PromptTokens:
+    def prompt_tokens(
+        self, prompt: str | tuple[str, ...], *, max_sequence_length: int | None = None
+    ) -> PromptTokens:
         """The tokens of a prompt: where each lies in the text stream, which characters it covers.
 
         Args:
             prompt: The prompt, or one for each part of the text stream (SD3's `prompt` and
                 `prompt_3`).
+            max_sequence_length: The run's, which may cut words away; None is the pipeline's own.
 
         Raises:
             RunError: For a bare denoiser, which has no tokenizer.
         """
         if self.pipe is None:
             raise RunError("a bare denoiser has no tokenizer; wrap the pipeline to look up words")
-        return PromptTokens.of(self.pipe, self.spec.text_parts, prompt)
+        parts, length = self.spec.text_parts, max_sequence_length
+        return PromptTokens.of(self.pipe, parts, prompt, max_length=length)
 
     # -- running ------------------------------------------------------------------------------
 

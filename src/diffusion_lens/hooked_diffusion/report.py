@@ -158,6 +158,7 @@ def refuse_silence(
                 name
                 for name in silent
                 if name not in ("hook_sample", "hook_guided_pred", "hook_pred_x0")
+                and not registration.fired[name].absent
             ]
         if silent and registration.backward:
             raise HookNeverFiredError(
@@ -165,6 +166,13 @@ def refuse_silence(
                 f"({registration.site!r}): generation runs without gradients. Use "
                 "`model.denoise(...)` inside `model.hooks(bwd_hooks=...)`, with latents, "
                 "embeddings or weights that require them, and call backward there."
+            )
+        absent = next((name for name in silent if registration.fired[name].absent), None)
+        if absent is not None:
+            raise HookNeverFiredError(
+                f"{describe(registration.fn)} never fired at {absent} ({registration.site!r}): "
+                f"{registration.fired[absent].absent}. Leave it out, or set another scale with "
+                "`pipe.set_ip_adapter_scale(...)`."
             )
         if silent:
             raise HookNeverFiredError(
