@@ -50,7 +50,7 @@ class Running(threading.local):
 
 
 RUNNING = Running()
-"""A hook may run another model: what listens to attention products listens to its own call alone."""
+"""A hook may run another model: what listens to products listens to its own call alone."""
 
 
 @dataclass
