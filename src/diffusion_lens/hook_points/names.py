@@ -29,10 +29,14 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
         return re.compile(first)
     # A segment is taken where it comes first, for good (atomic groups): no later place matches
     # more, and trying them all takes a time that grows with a power of the number of stars.
-    ends = r"(?:\.|\Z)"
-    between = "".join(rf"(?>(?:[^.]+\.)*?{one}{ends})" for one in rest[:-1] if one)
-    last = rf"(?:[^.]+\.)*{rest[-1]}" if rest[-1] else ".*"
-    return re.compile(f"{first + ends if first else ''}{between}{last}")
+    before = [first] if first else []
+    before += [rf"(?:[^.]+\.)*?{one}" for one in rest[:-1] if one]
+    if rest[-1]:
+        ends, last = [r"\."] * len(before), rf"(?:[^.]+\.)*{rest[-1]}"
+    else:  # a `**` at the end may stand for no part, and then there is no dot
+        ends, last = [*[r"\."] * (len(before) - 1), r"(?:\.|\Z)"], ".*"
+    between = "".join(f"(?>{one}{end})" for one, end in zip(before, ends, strict=False))
+    return re.compile(between + last)
 
 
 def _part(part: str) -> str:
