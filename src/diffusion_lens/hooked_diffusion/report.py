@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from diffusion_lens.engine.firing import Registration, describe
-from diffusion_lens.errors import HookNeverFiredError, listing
-from diffusion_lens.hook_points.names import is_pattern
+from diffusion_lens.hooked_diffusion.silence import refuse_silence as refuse_silence
 
 
 @dataclass(frozen=True)
@@ -99,50 +98,3 @@ class Report:
 def _cells(row: ReportRow) -> tuple[str, ...]:
     change = f"{row.change:.3g}" if row.edited else ""
     return (row.name, row.hook, str(row.fired), str(row.edited), change)
-
-
-def refuse_silence(
-    registrations: Sequence[Registration],
-    names: dict[Registration, list[str]],
-    *,
-    branches: Sequence[str],
-    steps: int,
-) -> None:
-    """Refuse a run in which a requested hook point never fired.
-
-    Args:
-        registrations: The hooks.
-        names: The hook points that each was attached to.
-        branches: The guidance branches that ran.
-        steps: How many steps ran.
-
-    Raises:
-        HookNeverFiredError: Saying which, and what did run.
-    """
-    for registration in registrations:
-        silent = [
-            name
-            for name in names.get(registration, [])
-            if name not in registration.fired or not registration.fired[name].shown
-        ]
-        pattern = registration.site.name
-        if isinstance(pattern, str) and is_pattern(pattern):
-            silent = [
-                name
-                for name in silent
-                if name not in ("hook_sample", "hook_guided_pred", "hook_pred_x0")
-            ]
-        if silent and registration.backward:
-            raise HookNeverFiredError(
-                f"no gradient reaches {describe(registration.fn)} at {listing(silent)} "
-                f"({registration.site!r}): generation runs without gradients. Use "
-                "`model.denoise(...)` inside `model.hooks(bwd_hooks=...)`, with latents, "
-                "embeddings or weights that require them, and call backward there."
-            )
-        if silent:
-            raise HookNeverFiredError(
-                f"{describe(registration.fn)} never fired at {listing(silent)} "
-                f"({registration.site!r}), though the model ran {steps} steps (0 to {steps - 1}) "
-                f"in the branches {sorted(branches)}. Check steps= and branch=, and that the "
-                "pipeline does not skip these blocks."
-            )
