@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+import time
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from diffusion_lens.errors import UnknownHookPointError, closest, listing
 from diffusion_lens.hook_points import HookContext, HookPoint, match_names
-from diffusion_lens.hook_points.names import matches
+from diffusion_lens.hook_points.names import block_of, matches
 
 NAMES = [
     "hook_latents",
@@ -43,6 +46,63 @@ NAMES = [
 )
 def test_patterns_select_names_in_the_models_order(pattern: object, found: list[str]) -> None:
     assert match_names(pattern, NAMES) == found  # type: ignore[arg-type]
+
+
+def reference(pattern: list[str], name: list[str]) -> bool:
+    """What the page says of patterns, tried in every way."""
+    if not pattern:
+        return not name
+    if pattern[0] == "**":
+        return any(reference(pattern[1:], name[cut:]) for cut in range(len(name) + 1))
+    return bool(name) and part(pattern[0], name[0]) and reference(pattern[1:], name[1:])
+
+
+def part(pattern: str, text: str) -> bool:
+    if not pattern or not text:
+        return not text and not pattern.strip("*")
+    if pattern[0] == "*":
+        return part(pattern[1:], text) or part(pattern, text[1:])
+    return pattern[0] == text[0] and part(pattern[1:], text[1:])
+
+
+few_letters = st.text("ab", min_size=1, max_size=3)
+
+
+@settings(max_examples=150)
+@given(
+    pattern=st.lists(
+        st.sampled_from(["**", "*", "***"]) | st.text("ab*", min_size=1, max_size=4),
+        min_size=1,
+        max_size=5,
+    ),
+    name=st.lists(few_letters, min_size=1, max_size=5),
+)
+def test_patterns_match_as_if_every_way_was_tried(pattern: list[str], name: list[str]) -> None:
+    assert matches(".".join(pattern), ".".join(name)) == reference(pattern, name)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name"),
+    [
+        ("blocks.*." + "*" * 20_000 + "zz", "blocks.0." + "a" * 40),
+        ("*a" * 30 + "z", "a" * 60),
+        ("*a*b" * 15 + "*z", "ab" * 40),
+        ("**." * 30 + "z", "a." * 40 + "a"),
+        ("**.a." * 15 + "z", "a." * 40 + "a"),
+    ],
+    ids=["stars in a row", "stars and letters", "two letters", "any parts", "parts between"],
+)
+def test_no_pattern_takes_long(pattern: str, name: str) -> None:
+    start = time.perf_counter()
+    assert not matches(pattern, name)
+    assert time.perf_counter() - start < 2
+
+
+def test_the_block_of_a_name() -> None:
+    assert block_of("blocks.12.cross_attn.img.hook_z") == ("blocks.", 12)
+    assert block_of("denoiser2.blocks.3.img.hook_resid_post") == ("denoiser2.blocks.", 3)
+    assert block_of("refiner.0.attn.hook_pattern") == ("refiner.", 0)
+    assert block_of("hook_latents") is None
 
 
 def test_dots_in_names_are_dots() -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from diffusion_lens import Site
@@ -36,26 +37,95 @@ inner = st.one_of(
     signed,
     st.lists(signed, min_size=1, max_size=3),
     st.builds(slice, st.none() | signed, st.none() | signed, st.none() | st.integers(1, 4)),
-    st.lists(words, min_size=1, max_size=3),
+    st.lists(words, min_size=1, max_size=3).filter(
+        lambda found: len(found) == 1 or not set(found) & set(STREAMS)
+    ),
 )
 tokens = st.one_of(
     inner, st.sampled_from(STREAMS), st.tuples(st.sampled_from(STREAMS), inner), st.none()
 )
 
 
+@settings(max_examples=80)
 @given(
+    name=st.sampled_from([NAME, "**", "native:a.b"]) | st.text(min_size=1, max_size=9),
     steps=st.none() | steps,
     heads=st.none() | heads,
-    branch=st.sampled_from([None, "cond", "uncond", "skip"]),
+    branch=st.sampled_from([None, "cond", "uncond", "skip"]) | st.text(max_size=6),
     query=tokens,
     key=tokens,
     pos=tokens,
 )
-def test_the_text_form_round_trips(**selectors: Any) -> None:
-    site = Site(NAME, **selectors)
-    assert Site.parse(str(site)) == site
+def test_the_text_form_round_trips(name: str, branch: str | None, **selectors: Any) -> None:
+    assume("[" not in name and name.strip() and (branch is None or branch.strip()))
+    site = Site(name, branch=branch, **selectors)
+    assert Site.parse(str(site)) == site and hash(Site.parse(str(site))) == hash(site)
     assert eval(repr(site), {"Site": Site}) == site
     assert Site.of(str(site)) == site
+
+
+@settings(max_examples=150)
+@given(
+    st.text(max_size=30)
+    | st.builds(
+        lambda field, value: f"{NAME}[{field}={value}]",
+        st.sampled_from(["head", "step", "branch", "query", "key", "pos", "x"]),
+        st.text('0123456789:|(),"ab\\-imgtx ', max_size=12),
+    )
+)
+def test_any_text_is_a_site_or_is_refused(text: str) -> None:
+    with contextlib.suppress(SiteError):
+        assert Site.parse(str(Site.parse(text))) == Site.parse(text)
+
+
+@pytest.mark.parametrize("selector", ["steps", "query", "key", "pos"])
+def test_a_slice_with_step_one_is_one_without(selector: str) -> None:
+    for given_slice in (slice(2, 5, 1), slice(2, None, 1), slice(np.int64(2), torch.tensor(5))):
+        site = Site(NAME, **{selector: given_slice})
+        assert Site.parse(str(site)) == site
+        plain = slice(2, None if given_slice.stop is None else 5)
+        assert site == Site(NAME, **{selector: plain})
+
+
+def test_branches_of_any_name_and_names_with_blanks_have_text_forms() -> None:
+    for branch in ("no-text", "image 2", "3", 'a "b"', "cond]", "úz", "a,b"):
+        site = Site(NAME, branch=branch, heads=3)
+        assert Site.parse(str(site)) == site
+    assert Site(f" {NAME}\n") == Site(NAME)
+
+
+@pytest.mark.parametrize(
+    ("branch", "name"),
+    [
+        ("conditional", "cond"),
+        ("Cond", "cond"),
+        ("positive", "cond"),
+        ("unconditional", "uncond"),
+        ("negative", "uncond"),
+        (" UNCOND ", "uncond"),
+    ],
+)
+def test_other_words_for_the_branches_are_refused_when_made(branch: str, name: str) -> None:
+    with pytest.raises(SiteError, match=f"this branch is called {name!r}, give branch={name!r}"):
+        Site(NAME, branch=branch)
+    with pytest.raises(SiteError, match=f"give branch={name!r}"):
+        Site(NAME).with_(branch=branch)
+
+
+@pytest.mark.parametrize(
+    ("selector", "message"),
+    [
+        ("head", r"a Site has no selector head=. Closest: heads=. It takes steps, branch, heads,"),
+        ("step", "Closest: steps="),
+        ("keys", "Closest: key="),
+        ("zzz", r"no selector zzz=. It takes"),
+    ],
+)
+def test_an_unknown_selector_is_refused_with_the_closest(selector: str, message: str) -> None:
+    with pytest.raises(SiteError, match=message):
+        Site(NAME, **{selector: 3})
+    with pytest.raises(SiteError, match=message):
+        Site(NAME).with_(**{selector: 3})
 
 
 @pytest.mark.parametrize(
@@ -154,6 +224,14 @@ def test_a_predicate_has_a_repr_but_no_text_form() -> None:
         ({"heads": [True]}, "heads= takes an index"),
         ({"heads": [1.0]}, "heads= takes an index"),
         ({"heads": "all"}, "heads= takes an index"),
+        ({"heads": [(1.7, 2)]}, r"\(1.7, 2\) is no \(block, head\) pair of whole numbers"),
+        ({"heads": [("3", 2)]}, "pair of whole numbers"),
+        ({"heads": [(True, 2)]}, "pair of whole numbers"),
+        ({"steps": slice("a", None)}, "the ends of a slice are whole numbers or left out"),
+        ({"key": slice(0, 2.5)}, "the ends of a slice are whole numbers or left out"),
+        ({"key": ("txt", None)}, "the stream alone is 'txt'"),
+        ({"key": ("txt", ("img", 3))}, "beside a stream stand words or indices of it"),
+        ({"branch": ""}, "branch= takes one branch's name"),
         ({"key": "  "}, "an empty word selects nothing"),
         ({"key": ("txt", "")}, "an empty word selects nothing"),
         ({"key": slice(4, None, -1)}, "slices run forwards"),
@@ -203,6 +281,12 @@ def test_only_sites_names_and_predicates_stand_for_sites(given: Any) -> None:
         ('[key="\\q"]', "cannot read"),
         ('[key="cat]', "cannot read"),
         ("[head=?]", r"cannot read '\?'"),
+        ("[step=:-]", "cannot read '-'"),
+        ("[step=-:3]", "cannot read '-:3'"),
+        ("[branch=5]", "'5' is no branch's name; put other names into quotes"),
+        ("[key=txt(img)]", "the stream 'img' stands inside another"),
+        pytest.param(f"[head={'9' * 5000}]", "a number of 5000 characters", id="digits"),
+        pytest.param(f"[key={'txt(' * 5000}]", "stands inside another", id="brackets"),
         ("[step=-1]", "negative ones do not exist"),
     ],
 )

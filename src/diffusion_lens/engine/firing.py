@@ -30,7 +30,7 @@ from diffusion_lens.engine.selection import (
     token_index,
 )
 from diffusion_lens.engine.steps import recomputing
-from diffusion_lens.errors import DeadHookPointError, EngineError, HookReturnError
+from diffusion_lens.errors import DeadHookPointError, EngineError, HookReturnError, RunError
 from diffusion_lens.hook_points.context import HookContext
 from diffusion_lens.hook_points.point import HookPoint
 from diffusion_lens.hook_points.site import Site
@@ -58,14 +58,29 @@ class Fired:
     """How often one hook fired at one point, and what it changed.
 
     Attributes:
+        shown: How often it was shown a value, or waited for its gradient.
+        steps: At which steps.
+        heads: The heads that it saw, as (block, head) pairs.
+        calls: How often it was called.
+        edits: How often it changed what it saw.
+        change: Sum of the mean absolute changes.
         absent: Why the run had no such value, where it is known.
     """
 
     shown: int = 0
+    steps: set[int] = field(default_factory=set)
+    heads: set[tuple[int | None, int]] = field(default_factory=set)
     calls: int = 0
     edits: int = 0
     change: Tensor | None = None
     absent: str = ""
+
+    def saw(self, context: HookContext) -> None:
+        """Note that the hook is shown a value."""
+        self.shown += 1
+        if context.step not in self.steps:
+            self.steps.add(context.step)
+            self.heads.update((context.block, head) for head in context.heads or ())
 
     def edited(self, before: Tensor, after: Tensor) -> None:
         """Count an edit and add up its mean absolute change, on the device."""
@@ -113,9 +128,38 @@ def read_only(fn: HookFunction) -> HookFunction:
     """Promise that a hook function never edits, so that it is shown the value without a copy.
 
     Changing the value all the same is an error.
+
+    Args:
+        fn: Any callable. One that takes no attributes (a bound method) comes back wrapped.
     """
-    fn.read_only = True  # type: ignore[attr-defined]
+    if not callable(fn):
+        raise RunError(f"read_only takes a hook function fn(activation, hook), got {fn!r}")
+    try:
+        fn.read_only = True  # type: ignore[attr-defined]
+    except AttributeError:  # of methods, of builtins, of classes with slots or frozen ones
+        return ReadOnly(fn)
     return fn
+
+
+@dataclass(frozen=True)
+class ReadOnly:
+    """A hook function that cannot be marked itself, with the mark of `read_only`."""
+
+    fn: HookFunction
+    read_only = True
+
+    @property
+    def keeps(self) -> bool:
+        """Whether tensors are kept as they come."""
+        return getattr(self.fn, "keeps", True)
+
+    def __call__(self, activation: Tensor, hook: HookContext) -> Tensor | None:
+        """Call it."""
+        return self.fn(activation, hook)
+
+    def __repr__(self) -> str:
+        """As a report shows it."""
+        return describe(self.fn)
 
 
 @dataclass(frozen=True)
@@ -258,10 +302,10 @@ def call(tap: Tap, given: Tensor, context: HookContext) -> Tensor:
     registration = tap.registration
     if registration.backward:
         if given.requires_grad:
-            registration.fired[context.name].shown += 1
+            registration.fired[context.name].saw(context)
             given.register_hook(lambda grad: _backward(tap, grad, context))
         return given
-    registration.fired[context.name].shown += 1
+    registration.fired[context.name].saw(context)
     version = given._version
     try:
         with running_hook(context):

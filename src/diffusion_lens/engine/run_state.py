@@ -21,10 +21,17 @@ SAME_PROMPT = {"perturbed": "cond", "skip": "cond", "image": "uncond"}
 
 @dataclass(eq=False)
 class Seen:
-    """Which steps and branches ran while somebody noted them."""
+    """Which steps and branches ran while somebody noted them.
+
+    Attributes:
+        branches: The branches.
+        steps: The steps.
+        planned: How many steps a run that was interrupted would have had.
+    """
 
     branches: set[str] = field(default_factory=set)
     steps: set[int] = field(default_factory=set)
+    planned: int = 0
 
 
 @dataclass(eq=False)

@@ -221,6 +221,9 @@ class StepTracker:
         self.run, self.current = RunState(asked=dict(arguments)), None
         try:
             yield self.run
+            if getattr(self.pipe, "_interrupt", False):
+                for seen in self._noting:
+                    seen.planned = max(seen.planned, self.steps_ahead or 0)
         finally:
             self.run = RunState()
             self._clear_away()

@@ -16,17 +16,45 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
     """Turn a name pattern into a regular expression over whole names.
 
     `*` inside a part stands for any characters of that part; `**` as a part of its own stands for
-    any number of parts, none included.
+    any number of parts, none included. More stars in a row select nothing else.
     """
-    parts = pattern.split(".")
-    expression = ""
-    for index, part in enumerate(parts):
-        last = index == len(parts) - 1
+    segments: list[list[str]] = [[]]
+    for part in pattern.split("."):
         if part == "**":
-            expression += r".*" if last else r"(?:[^.]+\.)*"
+            segments.append([])
         else:
-            expression += re.escape(part).replace(r"\*", r"[^.]*") + ("" if last else r"\.")
-    return re.compile(expression.replace(r"\..*", r"(?:\..*)?"))
+            segments[-1].append(_part(part))
+    first, *rest = (r"\.".join(parts) for parts in segments)
+    if not rest:
+        return re.compile(first)
+    # A segment is taken where it comes first, for good (atomic groups): no later place matches
+    # more, and trying them all takes a time that grows with a power of the number of stars.
+    before = [first] if first else []
+    before += [rf"(?:[^.]+\.)*?{one}" for one in rest[:-1] if one]
+    if rest[-1]:
+        ends, last = [r"\."] * len(before), rf"(?:[^.]+\.)*{rest[-1]}"
+    else:  # a `**` at the end may stand for no part, and then there is no dot
+        ends, last = [*[r"\."] * (len(before) - 1), r"(?:\.|\Z)"], ".*"
+    between = "".join(f"(?>{one}{end})" for one, end in zip(before, ends, strict=False))
+    return re.compile(between + last)
+
+
+def _part(part: str) -> str:
+    """The expression of one dotted part; what stands between two stars is a segment likewise."""
+    first, *rest = re.sub(r"\*+", "*", part).split("*")
+    if not rest:
+        return re.escape(first)
+    between = "".join(rf"(?>[^.]*?{re.escape(text)})" for text in rest[:-1])
+    return f"{re.escape(first)}{between}[^.]*{re.escape(rest[-1])}"
+
+
+_BLOCK = re.compile(r"(.*?(?:blocks|refiner)\.)(\d+)\.")
+
+
+def block_of(name: str) -> tuple[str, int] | None:
+    """Which block a name is of, as what stands before its number and the number; or None."""
+    found = _BLOCK.match(name)
+    return None if found is None else (found.group(1), int(found.group(2)))
 
 
 def is_pattern(name: str) -> bool:

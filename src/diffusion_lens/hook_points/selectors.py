@@ -11,6 +11,12 @@ from diffusion_lens.errors import SiteError
 STREAMS = ("img", "txt", "concept", "ip", "image")
 """The names of token streams; every other string in a token selector is a word of the prompt."""
 
+SYNONYMS = {
+    "cond": ("conditional", "conditioned", "condition", "positive"),
+    "uncond": ("unconditional", "unconditioned", "uncondition", "negative"),
+}
+"""What the two branches are called elsewhere."""
+
 Indices = tuple[int, ...] | slice
 Heads = tuple[int, ...] | tuple[tuple[int, int], ...]
 
@@ -38,9 +44,7 @@ def indices_of(value: object, what: str) -> Indices:
     if single is not None:
         return (single,)
     if isinstance(value, slice):
-        if value.step is not None and value.step < 1:
-            raise SiteError(f"{what}={value!r}: slices run forwards, with a step of at least 1")
-        return value
+        return _forwards(value, what)
     if isinstance(value, range):
         if value.step == 1 and len(value) and value.start >= 0:
             return slice(value.start, value.stop)
@@ -51,6 +55,17 @@ def indices_of(value: object, what: str) -> Indices:
         if len(integers) == len(found):
             return _not_empty(integers, value, what)
     raise SiteError(f"{what}= takes an index, a slice, a range or a list of indices; got {value!r}")
+
+
+def _forwards(value: slice, what: str) -> slice:
+    """A slice of plain numbers, without a step where it is 1."""
+    ends = [None if end is None else _integer(end) for end in (value.start, value.stop, value.step)]
+    if ends.count(None) != [value.start, value.stop, value.step].count(None):
+        raise SiteError(f"{what}={value!r}: the ends of a slice are whole numbers or left out")
+    start, stop, step = ends
+    if step is not None and step < 1:
+        raise SiteError(f"{what}={value!r}: slices run forwards, with a step of at least 1")
+    return slice(start, stop, None if step == 1 else step)
 
 
 def _integer(value: object) -> int | None:
@@ -91,7 +106,7 @@ def heads_of(value: object) -> Heads | None:
     ):
         items = list(value)
         if items and all(isinstance(item, tuple | list) and len(item) == 2 for item in items):
-            return tuple(dict.fromkeys((int(block), int(head)) for block, head in items))
+            return tuple(dict.fromkeys(_pair(block, head, value) for block, head in items))
         value = items
     if isinstance(value, slice):
         if value.stop is None:
@@ -100,6 +115,28 @@ def heads_of(value: object) -> Heads | None:
         value = range(value.start or 0, value.stop, value.step or 1)
     found = indices_of(value, "heads")
     return tuple(range(found.start, found.stop)) if isinstance(found, slice) else found
+
+
+def _pair(block: object, head: object, given: object) -> tuple[int, int]:
+    found = (_integer(block), _integer(head))
+    if None in found or isinstance(block, bool) or isinstance(head, bool):
+        raise SiteError(
+            f"heads={given!r}: ({block!r}, {head!r}) is no (block, head) pair of whole numbers"
+        )
+    return found  # type: ignore[return-value]
+
+
+def branch_of(value: object) -> str | None:
+    """Normalise `branch=`; other words for the two branches of every model are refused at once."""
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value.strip():
+        raise SiteError(f"branch= takes one branch's name, or None for each; got {value!r}")
+    meant = {other: name for name, others in SYNONYMS.items() for other in (name, *others)}
+    known = meant.get(value.strip().lower(), value)
+    if known == value:
+        return value
+    raise SiteError(f"branch={value!r}: this branch is called {known!r}, give branch={known!r}")
 
 
 def tokens_of(value: object, what: str) -> Tokens | None:
@@ -113,7 +150,11 @@ def tokens_of(value: object, what: str) -> Tokens | None:
         if isinstance(rest, str):
             return Tokens(stream=stream, words=_words((rest,), what))
         inner = tokens_of(rest, what)
-        assert inner is not None
+        if inner is None or inner.stream is not None:
+            raise SiteError(
+                f"{what}={value!r}: beside a stream stand words or indices of it; the stream "
+                f"alone is {stream!r}"
+            )
         return Tokens(stream=stream, words=inner.words, indices=inner.indices)
     if isinstance(value, Iterable) and not isinstance(value, range) and _integer(value) is None:
         items = list(value)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, cast
 
-from diffusion_lens.errors import SiteError
+from diffusion_lens.errors import SiteError, closest
 from diffusion_lens.hook_points import site_text
 from diffusion_lens.hook_points.names import NamePattern
 from diffusion_lens.hook_points.selectors import (
     Heads,
     Indices,
     Tokens,
+    branch_of,
     heads_of,
     steps_of,
     tokens_of,
@@ -64,22 +65,23 @@ class Site:
         query: object = None,
         key: object = None,
         pos: object = None,
+        **unknown: object,
     ) -> None:
         """Make a Site; every selector is brought into its normal form.
 
         Raises:
             SiteError: If a selector is malformed or selects nothing.
         """
+        if unknown:
+            raise SiteError(_unknown_selector(next(iter(unknown))))
         if not callable(name) and (not isinstance(name, str) or not name.strip()):
             raise SiteError(f"a Site needs the name of a hook point, got {name!r}")
         if isinstance(name, str) and "[" in name:
             raise SiteError(f"{name!r} is a Site's text form: read it with `Site.parse(...)`")
-        if branch is not None and not isinstance(branch, str):
-            raise SiteError(f"branch= takes one branch's name, or None for each; got {branch!r}")
         values = {
-            "name": name,
+            "name": name.strip() if isinstance(name, str) else name,
             "steps": steps_of(steps),
-            "branch": branch,
+            "branch": branch_of(branch),
             "heads": heads_of(heads),
             "query": tokens_of(query, "query"),
             "key": tokens_of(key, "key"),
@@ -154,3 +156,11 @@ class Site:
         if callable(self.name):
             return f"Site({self.name!r}{site_text.selectors_text(self)})"
         return f"Site.parse({str(self)!r})"
+
+
+def _unknown_selector(given: str) -> str:
+    """What to say of an argument that is none, such as one of the text form's."""
+    selectors = [one.name for one in fields(Site)[1:]]
+    near = site_text.FIELDS.get(given) or next(iter(closest(given, selectors, cutoff=0.6)), None)
+    hint = "" if near is None else f" Closest: {near}=."
+    return f"a Site has no selector {given}=.{hint} It takes {', '.join(selectors)}."

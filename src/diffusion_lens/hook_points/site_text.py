@@ -26,7 +26,11 @@ FIELDS = {
     "key": "key",
     "pos": "pos",
 }
-TOKEN = re.compile(r'\s*("(?:[^"\\]|\\.)*"|-?\d*:-?\d*(?::\d+)?|-?\d+|[A-Za-z_]\w*|[=,|()])')
+WORD = r"[A-Za-z_]\w*"
+NUMBER = r"-?\d+"
+TOKEN = re.compile(
+    rf'\s*("(?:[^"\\]|\\.)*"|(?:{NUMBER})?:(?:{NUMBER})?(?::\d+)?|{NUMBER}|{WORD}|[=,|()])'
+)
 
 
 def render(site: Site) -> str:
@@ -45,7 +49,7 @@ def selectors_text(site: Site) -> str:
     values = {
         "head": None if site.heads is None else "|".join(_head(head) for head in site.heads),
         "step": None if site.steps is None else _indices(site.steps),
-        "branch": site.branch,
+        "branch": None if site.branch is None else _name(site.branch),
         "query": _tokens(site.query),
         "key": _tokens(site.key),
         "pos": _tokens(site.pos),
@@ -56,6 +60,10 @@ def selectors_text(site: Site) -> str:
 
 def _head(head: int | tuple[int, int]) -> str:
     return str(head) if isinstance(head, int) else f"({head[0]},{head[1]})"
+
+
+def _name(branch: str) -> str:
+    return branch if re.fullmatch(WORD, branch) else json.dumps(branch, ensure_ascii=False)
 
 
 def _indices(indices: Indices) -> str:
@@ -95,8 +103,8 @@ class _Reader:
     def __init__(self, inner: str, text: str) -> None:
         self.text = text
         self.tokens: list[str] = []
-        position = 0
-        while inner[position:].strip():
+        inner, position = inner.rstrip(), 0
+        while position < len(inner):
             found = TOKEN.match(inner, position)
             if found is None:
                 raise self.error(f"cannot read {inner[position:]!r}")
@@ -121,17 +129,25 @@ class _Reader:
             if FIELDS[field] in found:
                 raise self.error(f"{field!r} is given twice")
             self.take("=")
-            found[FIELDS[field]] = self.take() if field == "branch" else self.value()
+            found[FIELDS[field]] = self.branch() if field == "branch" else self.value()
             if not self.tokens:
                 return found
             self.take(",")
 
-    def value(self) -> object:
+    def branch(self) -> str:
+        token = self.take()
+        if token.startswith('"'):
+            return self.word(token)
+        if not re.fullmatch(WORD, token):
+            raise self.error(f"{token!r} is no branch's name; put other names into quotes")
+        return token
+
+    def value(self, *, inside: bool = False) -> object:
         quoted = bool(self.tokens) and self.tokens[0].startswith('"')
-        items = [self.item()]
+        items = [self.item(inside=inside)]
         while self.tokens and self.tokens[0] == "|":
             self.take("|")
-            items.append(self.item())
+            items.append(self.item(inside=inside))
         if len(items) == 1 and items[0] in STREAMS and quoted:
             return items
         if len(items) == 1 and not isinstance(items[0], tuple):
@@ -142,7 +158,7 @@ class _Reader:
             raise self.error("a range cannot be joined with '|'")
         return items
 
-    def item(self) -> Any:
+    def item(self, *, inside: bool) -> Any:
         token = self.take()
         if token == "(":
             block = self.integer()
@@ -153,13 +169,15 @@ class _Reader:
         if token.startswith('"'):
             return self.word(token)
         if ":" in token:
-            return slice(*(int(end) if end else None for end in token.split(":")))
-        if token.lstrip("-").isdigit():
-            return int(token)
+            return slice(*(self.number(end) if end else None for end in token.split(":")))
+        if re.fullmatch(NUMBER, token):
+            return self.number(token)
+        if token in STREAMS and inside:
+            raise self.error(f"the stream {token!r} stands inside another")
         if token in STREAMS:
             if self.tokens and self.tokens[0] == "(":
                 self.take("(")
-                inner = self.value()
+                inner = self.value(inside=True)
                 self.take(")")
                 return (token, inner)
             return token
@@ -167,9 +185,15 @@ class _Reader:
 
     def integer(self) -> int:
         token = self.take()
-        if not token.lstrip("-").isdigit():
+        if not re.fullmatch(NUMBER, token):
             raise self.error(f"expected a number, found {token!r}")
-        return int(token)
+        return self.number(token)
+
+    def number(self, token: str) -> int:
+        try:
+            return int(token)
+        except ValueError as error:  # of thousands of digits
+            raise self.error(f"cannot read a number of {len(token)} characters") from error
 
     def word(self, token: str) -> str:
         try:

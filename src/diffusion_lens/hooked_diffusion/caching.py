@@ -23,7 +23,7 @@ from diffusion_lens.engine.firing import GUIDED, Registration, Tap
 from diffusion_lens.engine.wiring import Wiring
 from diffusion_lens.errors import RunError
 from diffusion_lens.hook_points.site import Site
-from diffusion_lens.hooked_diffusion.report import hooks_on
+from diffusion_lens.hooked_diffusion.silence import hooks_on
 from diffusion_lens.reducers import Reducer
 
 LIGHT = ("hook_latents", "hook_noise_pred", "hook_sample", "hook_guided_pred")

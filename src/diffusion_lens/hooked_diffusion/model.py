@@ -27,8 +27,8 @@ from diffusion_lens.hooked_diffusion.denoise import Prediction, denoise
 from diffusion_lens.hooked_diffusion.generating import generate, refuse_unknown_settings
 from diffusion_lens.hooked_diffusion.hook_table import HookRow, HookTable
 from diffusion_lens.hooked_diffusion.output import Output
-from diffusion_lens.hooked_diffusion.report import hooks_on, refuse_silent
 from diffusion_lens.hooked_diffusion.run import DEFAULT_SEED, Run
+from diffusion_lens.hooked_diffusion.silence import hooks_on, refuse_silent
 from diffusion_lens.hooked_diffusion.streams import ConceptStreams
 
 Where = str | Site | Callable[[str], bool]

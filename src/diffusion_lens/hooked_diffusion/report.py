@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import html
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from diffusion_lens.engine.firing import Registration, describe
-from diffusion_lens.engine.run_state import Seen
-from diffusion_lens.engine.wiring import Wiring
-from diffusion_lens.errors import HookNeverFiredError, listing
-from diffusion_lens.hook_points.names import is_pattern
 
 
 @dataclass(frozen=True)
@@ -102,82 +97,3 @@ class Report:
 def _cells(row: ReportRow) -> tuple[str, ...]:
     change = f"{row.change:.3g}" if row.edited else ""
     return (row.name, row.hook, str(row.fired), str(row.edited), change)
-
-
-@contextlib.contextmanager
-def hooks_on(wiring: Wiring, registrations: Sequence[Registration]) -> Iterator[None]:
-    """Keep hooks on while the context is open, and refuse those that stayed silent in its runs.
-
-    Raises:
-        HookNeverFiredError: At the end, if the model ran and a hook never saw a value.
-    """
-    tracker = wiring.tracker
-    total = tracker.total
-    with wiring.registered(registrations), tracker.noting() as seen:
-        yield
-        if tracker.total > total or tracker.denoiser is not wiring.denoiser:
-            refuse_silent(wiring, registrations, seen)
-
-
-def refuse_silent(wiring: Wiring, registrations: Sequence[Registration], seen: Seen) -> None:
-    """Refuse a run in which a requested hook point never fired; see `refuse_silence`."""
-    names: dict[Registration, list[str]] = {registration: [] for registration in registrations}
-    for tap in wiring.taps_of(registrations):
-        names[tap.registration].append(tap.point.name)
-    steps = 1 + max(seen.steps, default=-1)
-    refuse_silence(registrations, names, branches=sorted(seen.branches), steps=steps)
-
-
-def refuse_silence(
-    registrations: Sequence[Registration],
-    names: dict[Registration, list[str]],
-    *,
-    branches: Sequence[str],
-    steps: int,
-) -> None:
-    """Refuse a run in which a requested hook point never fired.
-
-    Args:
-        registrations: The hooks.
-        names: The hook points that each was attached to.
-        branches: The guidance branches that ran.
-        steps: How many steps ran.
-
-    Raises:
-        HookNeverFiredError: Saying which, and what did run.
-    """
-    for registration in registrations:
-        silent = [
-            name
-            for name in names.get(registration, [])
-            if name not in registration.fired or not registration.fired[name].shown
-        ]
-        pattern = registration.site.name
-        if isinstance(pattern, str) and is_pattern(pattern):
-            silent = [
-                name
-                for name in silent
-                if name not in ("hook_sample", "hook_guided_pred", "hook_pred_x0")
-                and not registration.fired[name].absent
-            ]
-        if silent and registration.backward:
-            raise HookNeverFiredError(
-                f"no gradient reaches {describe(registration.fn)} at {listing(silent)} "
-                f"({registration.site!r}): generation runs without gradients. Use "
-                "`model.denoise(...)` inside `model.hooks(bwd_hooks=...)`, with latents, "
-                "embeddings or weights that require them, and call backward there."
-            )
-        absent = next((name for name in silent if registration.fired[name].absent), None)
-        if absent is not None:
-            raise HookNeverFiredError(
-                f"{describe(registration.fn)} never fired at {absent} ({registration.site!r}): "
-                f"{registration.fired[absent].absent}. Leave it out, or set another scale with "
-                "`pipe.set_ip_adapter_scale(...)`."
-            )
-        if silent:
-            raise HookNeverFiredError(
-                f"{describe(registration.fn)} never fired at {listing(silent)} "
-                f"({registration.site!r}), though the model ran {steps} steps (0 to {steps - 1}) "
-                f"in the branches {sorted(branches)}. Check steps= and branch=, and that the "
-                "pipeline does not skip these blocks."
-            )

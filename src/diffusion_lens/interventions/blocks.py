@@ -64,13 +64,13 @@ def bypass_block(
         (Site, hook) pairs for `fwd_hooks`.
 
     Raises:
-        RunError: If a stream does not pass through that block.
+        RunError: If a stream does not pass through that block, or none is named.
     """
     names = [f"blocks.{block}.{stream}.hook_resid_post" for stream in ("img", "txt")]
     alive = [name for name in names if name in model.points and not model.points[name].dead]
     found = tuple(name.split(".")[2] for name in alive)
-    wanted = found if streams is None else streams
-    if not found or not set(wanted) <= set(found):
+    wanted = found if streams is None else tuple(dict.fromkeys(streams))
+    if not wanted or not set(wanted) <= set(found):
         raise RunError(
             f"block {block} of {model.name} has the streams {found}, asked for {wanted}; the model "
             f"has {model.n_blocks} blocks"

@@ -15,6 +15,7 @@ from diffusion_lens.hook_points.context import HookContext
 from diffusion_lens.interventions.lookup import cached_part
 
 HeadFactors = float | Mapping[tuple[int, int], float]
+Pair = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,11 @@ class ScaleHeads:
 
     factor: HeadFactors
 
+    @property
+    def named_heads(self) -> tuple[Pair, ...]:
+        """The (block, head) pairs that it must meet."""
+        return pairs_of(self.factor)
+
     def __call__(
         self, activation: Float[Tensor, "batch ..."], hook: HookContext
     ) -> Float[Tensor, "batch ..."]:
@@ -99,15 +105,68 @@ class ScaleHeads:
 
 
 def head_factors(factor: HeadFactors, activation: Tensor, hook: HookContext) -> Tensor | float:
-    """Factors shaped to broadcast over the head axis; heads without one keep 1."""
+    """Factors shaped to broadcast over the head axis; heads without one keep 1.
+
+    Raises:
+        RunError: If the point has no heads, or not one that has a factor.
+    """
+    refuse_no_heads("scaled by factors", hook)
     if not isinstance(factor, Mapping):
         return factor
-    axis = hook.axis("head")
+    axis, count = hook.axis("head"), None if hook.point is None else hook.point.heads
+    beyond = [head for block, head in factor if block == hook.block and head >= (count or head + 1)]
+    if beyond:
+        raise RunError(
+            f"{hook.name}: block {hook.block} has {count} heads (0 to {(count or 0) - 1}), the "
+            f"factors name head {beyond[0]}; they go by (block, head)"
+        )
     assert hook.heads is not None
     values = [factor.get((hook.layer(), head), 1.0) for head in hook.heads]
     shape = [1] * activation.ndim
     shape[axis] = len(values)
     return torch.tensor(values, device=activation.device, dtype=activation.dtype).reshape(shape)
+
+
+def refuse_no_heads(what: str, hook: HookContext) -> None:
+    """Refuse a hook point without a head axis.
+
+    Raises:
+        RunError: With the points that have one.
+    """
+    if "head" not in hook.axes:
+        raise RunError(
+            f"{hook.name} has no heads (axes {hook.axes}) that could be {what}; give a Site on "
+            "hook_z, hook_result, hook_q, hook_k, hook_v or hook_pattern"
+        )
+
+
+def pairs_of(factor: HeadFactors) -> tuple[Pair, ...]:
+    """The (block, head) pairs that have factors."""
+    return tuple(factor) if isinstance(factor, Mapping) else ()
+
+
+def checked(factor: HeadFactors, maker: str) -> HeadFactors:
+    """Factors whose keys are (block, head) pairs.
+
+    Raises:
+        RunError: If there are none, or a key is something else.
+    """
+    if not isinstance(factor, Mapping):
+        return factor
+    wrong = [
+        key
+        for key in factor
+        if not isinstance(key, tuple)
+        or len(key) != 2
+        or not all(hasattr(one, "__index__") and one >= 0 for one in key)
+    ]
+    if wrong or not factor:
+        found = f"found the key {wrong[0]!r}" if wrong else "found none"
+        raise RunError(
+            f"{maker} takes one factor, or factors by (block, head) such as {{(4, 0): 2.0}}, both "
+            f"counted from 0; {found}"
+        )
+    return factor
 
 
 def scale_heads(factor: HeadFactors) -> ScaleHeads:
@@ -118,5 +177,10 @@ def scale_heads(factor: HeadFactors) -> ScaleHeads:
 
     Args:
         factor: One factor, or factors by (block, head); heads that are not named keep 1.
+
+    Raises:
+        RunError: If a key is no (block, head) pair, or, when it runs, if a block has no such head
+            or the hook point has no heads.
+        HookNeverFiredError: If the Sites of the hook do not have all heads that are named.
     """
-    return ScaleHeads(factor)
+    return ScaleHeads(checked(factor, "scale_heads"))

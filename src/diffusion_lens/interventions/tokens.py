@@ -9,7 +9,13 @@ from torch import Tensor
 
 from diffusion_lens.errors import RunError
 from diffusion_lens.hook_points.context import HookContext
-from diffusion_lens.interventions.heads import HeadFactors, head_factors
+from diffusion_lens.interventions.heads import (
+    HeadFactors,
+    Pair,
+    checked,
+    head_factors,
+    pairs_of,
+)
 
 
 @dataclass(frozen=True)
@@ -17,6 +23,11 @@ class ScaleTokenColumns:
     """A hook that multiplies the pattern columns that its Site selects."""
 
     factor: HeadFactors
+
+    @property
+    def named_heads(self) -> tuple[Pair, ...]:
+        """The (block, head) pairs that it must meet."""
+        return pairs_of(self.factor)
 
     def __call__(
         self, activation: Float[Tensor, "batch head query key"], hook: HookContext
@@ -41,10 +52,12 @@ def scale_token_columns(factor: HeadFactors) -> ScaleTokenColumns:
         factor: One factor, or factors by (block, head); heads that are not named keep 1.
 
     Raises:
-        RunError: When it runs, if the hook point is no pattern.
+        RunError: If a key is no (block, head) pair, or, when it runs, if a block has no such head
+            or the hook point is no pattern.
+        HookNeverFiredError: If the Sites of the hook do not have all heads that are named.
 
     Source: Cross-Attention Head Position Patterns Can Align with Human Visual Concepts, arXiv
         2412.02237, section 5 (rescaling by head relevance vectors); Prompt-to-Prompt, arXiv
         2208.01626, section 3.2 (attention re-weighting).
     """
-    return ScaleTokenColumns(factor)
+    return ScaleTokenColumns(checked(factor, "scale_token_columns"))
