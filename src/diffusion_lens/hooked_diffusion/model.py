@@ -487,15 +487,8 @@ class HookedDiffusion:
 
         For further evaluations of the denoiser that are no steps of the run.
         """
-        session = self._session
-        if session is None:
+        with self.wiring.paused():
             yield
-            return
-        session.__exit__(None, None, None)
-        try:
-            yield
-        finally:
-            session.__enter__()
 
     def add_hook(
         self,
