@@ -9,6 +9,7 @@ from diffusion_lens.architectures.flux import FLUX
 from diffusion_lens.architectures.sd3 import SD3
 from diffusion_lens.architectures.spec import DenoiserSpec
 from diffusion_lens.architectures.unet import UNET
+from diffusion_lens.border import public
 from diffusion_lens.errors import UnsupportedModelError, closest
 
 GROUP = "diffusion_lens.architectures"
@@ -17,6 +18,7 @@ _REGISTERED: dict[str, DenoiserSpec] = {
 }
 
 
+@public
 def register_architecture(spec: DenoiserSpec) -> DenoiserSpec:
     """Make a family known, in place of one for the same denoiser class.
 

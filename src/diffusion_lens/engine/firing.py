@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffusion_lens.border import public
 from diffusion_lens.engine.selection import (
     Index,
     Part,
@@ -99,6 +100,7 @@ def describe(fn: object) -> str:
     return repr(fn) if name is None else name.rsplit("<locals>.", 1)[-1]
 
 
+@public
 def read_only(fn: HookFunction) -> HookFunction:
     """Promise that a hook function never edits, so that it is shown the value without a copy.
 
