@@ -7,6 +7,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from typing import Any
 
+from diffusion_lens.border import public
 from diffusion_lens.errors import ExtensionError, closest
 
 GROUP = "diffusion_lens.analyses"
@@ -58,6 +59,7 @@ def analyses() -> dict[str, Callable[..., Any]]:
     return found
 
 
+@public
 def analysis(name: str) -> Callable[..., Any]:
     """The analysis of a name.
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import Any, cast
 
+from diffusion_lens.border import public
 from diffusion_lens.errors import SiteError
 from diffusion_lens.hook_points import site_text
 from diffusion_lens.hook_points.names import NamePattern
@@ -89,6 +91,7 @@ class Site:
             object.__setattr__(self, field, value)
 
     @classmethod
+    @public
     def parse(cls, text: str) -> Site:
         """Read a Site from its text form.
 
@@ -154,3 +157,10 @@ class Site:
         if callable(self.name):
             return f"Site({self.name!r}{site_text.selectors_text(self)})"
         return f"Site.parse({str(self)!r})"
+
+
+Where = str | Site | Callable[[str], bool]
+"""What `Site.of` reads: a name, a pattern, a text form, a Site, or a predicate over names."""
+
+Sites = Where | Iterable[Any]
+"""One of them, or several; `Site.of` refuses what is none."""

@@ -25,6 +25,8 @@ from diffusion_lens.analyses.attention_maps.selecting import (
     positions_of,
     tokens_of,
 )
+from diffusion_lens.border import Count, PipelineSetting, public
+from diffusion_lens.border.pictures import Pictures
 from diffusion_lens.errors import RunError, refuse_unknown
 
 UPSAMPLE = ("bicubic", "bilinear", "nearest")
@@ -32,6 +34,7 @@ CLAMP = ("each", "mean")
 AGGREGATE = ("mean", "sum")
 
 
+@public
 @dataclass(frozen=True)
 class Preset:
     """One way of putting patterns together.
@@ -57,6 +60,7 @@ published tool: sums over steps; every head's map resized and clamped, then aver
 and no maps of an eighth of the output, which at the models' own sizes is 64 x 64 (or 96 x 96)."""
 
 
+@public
 def attention_maps(
     model: HookedDiffusion,
     prompts: str | Sequence[str] | Run | None,
@@ -74,11 +78,11 @@ def attention_maps(
     keep: str | Sequence[str] = (),
     size: int | Sequence[int] | None = None,
     foreign_among: str = "prompt",
-    image: Any = None,
+    image: Pictures | None = None,
     noise_level: float | None = None,
-    num_samples: int = 1,
+    num_samples: Count = 1,
     seed: int | Sequence[int] | None = 0,
-    **settings: Any,
+    **settings: PipelineSetting,
 ) -> AttentionMaps:
     """How much each place of an image attends to each word, over heads, blocks and steps.
 

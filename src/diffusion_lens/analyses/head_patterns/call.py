@@ -10,12 +10,14 @@ from diffusion_lens import HookedDiffusion, Run, Site
 from diffusion_lens.analyses.attention_maps.selecting import Chosen, choose, positions_of, tokens_of
 from diffusion_lens.analyses.head_patterns.result import HeadPatterns
 from diffusion_lens.analyses.head_patterns.statistics import VALUES, PatternStatistics
+from diffusion_lens.border import PipelineSetting, public
 from diffusion_lens.errors import SiteError, listing
 
 QUERIES = 256
 """About how many image tokens are looked at in each block, unless `every` says otherwise."""
 
 
+@public
 def head_patterns(
     model: HookedDiffusion,
     prompts: str | Sequence[str] | Run,
@@ -28,7 +30,7 @@ def head_patterns(
     branch: str | None = "cond",
     every: int | None = None,
     seed: int | Sequence[int] | None = 0,
-    **settings: Any,
+    **settings: PipelineSetting,
 ) -> HeadPatterns:
     """What the image's tokens attend to, for every head and step.
 
