@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffusion_lens.border import public
 from diffusion_lens.activation_cache import ActivationCache
 from diffusion_lens.architectures.catalogue import find_absent, find_points, native_points
 from diffusion_lens.architectures.registry import architecture_of
@@ -60,6 +61,7 @@ class HookedDiffusion:
         >>> out, cache = model.run_with_cache("a red circle", names_filter="**.hook_resid_post")
     """
 
+    @public
     def __init__(self, pipe: Any, *, name: str | None = None) -> None:
         """Wrap a ready pipeline: with LoRA, quantised, offloaded, compiled, image-to-image, ….
 
@@ -90,6 +92,7 @@ class HookedDiffusion:
         self.points  # noqa: B018 (an unknown kind of block is an error now, not in the first run)
 
     @classmethod
+    @public
     def from_pretrained(cls, model: str | Path, **arguments: Any) -> HookedDiffusion:
         """Load any diffusers model, by its id on the Hub or from a folder.
 
@@ -107,6 +110,7 @@ class HookedDiffusion:
         return cls(DiffusionPipeline.from_pretrained(str(model), **arguments), name=str(model))
 
     @classmethod
+    @public
     def toy(
         cls, name: str = "shapes-unet", *, torch_dtype: torch.dtype | None = None
     ) -> HookedDiffusion:
@@ -186,6 +190,7 @@ class HookedDiffusion:
         """Number of transformer blocks."""
         return 1 + max(point.block for point in self.points.values() if point.block is not None)
 
+    @public
     def to(self, *args: Any, **kwargs: Any) -> HookedDiffusion:
         """Move or cast the pipeline; returns this model."""
         (self.pipe or self._bare).to(*args, **kwargs)  # type: ignore[union-attr]
@@ -193,6 +198,7 @@ class HookedDiffusion:
 
     # -- names --------------------------------------------------------------------------------
 
+    @public
     def hook_names(self, pattern: NamePattern = "**") -> list[str]:
         """The names of hook points, in order of execution block by block.
 
@@ -205,6 +211,7 @@ class HookedDiffusion:
         known = native_points(self.denoiser, pattern) or self.points
         return match_names(pattern, list(known), model=self._called)
 
+    @public
     def hook_table(self, pattern: NamePattern = "**") -> HookTable:
         """A table of hook points: axes, sizes at the native size, module, dead and absent ones.
 
@@ -234,6 +241,7 @@ class HookedDiffusion:
             and "txt" in point.sequences["key"]
         ]
 
+    @public
     def words(self, prompt: str, word: str, *, occurrence: int | None = None) -> tuple[int, ...]:
         """Positions in the text stream of a word or phrase of a prompt.
 
@@ -248,6 +256,7 @@ class HookedDiffusion:
         """
         return self.prompt_tokens(prompt).find(word, occurrence=occurrence)
 
+    @public
     def prompt_tokens(self, prompt: str | tuple[str, ...]) -> PromptTokens:
         """The tokens of a prompt: where each lies in the text stream, which characters it covers.
 
@@ -264,6 +273,7 @@ class HookedDiffusion:
 
     # -- running ------------------------------------------------------------------------------
 
+    @public
     def __call__(
         self, prompt: Prompts = None, *, seed: int | Sequence[int] | None = 0, **settings: Any
     ) -> Output:
@@ -294,6 +304,7 @@ class HookedDiffusion:
         self._refuse_silence(self._registrations)
         return output
 
+    @public
     def run_with_hooks(
         self,
         prompt: Prompts = None,
@@ -316,6 +327,7 @@ class HookedDiffusion:
         with self.hooks(fwd_hooks, bwd_hooks):
             return self(prompt, seed=seed, **settings)
 
+    @public
     def run_with_cache(
         self,
         prompt: Prompts = None,
@@ -359,6 +371,7 @@ class HookedDiffusion:
         cache.info.update(output.made_by.as_dict())
         return output, cache
 
+    @public
     @contextlib.contextmanager
     def caching(
         self,
@@ -386,6 +399,7 @@ class HookedDiffusion:
         with self.batch_holds(branches), recording(self, options) as cache:
             yield cache
 
+    @public
     def denoise(
         self,
         latents: Tensor,
@@ -424,6 +438,7 @@ class HookedDiffusion:
 
     # -- images -------------------------------------------------------------------------------
 
+    @public
     def encode_image(
         self,
         image: Any,
@@ -448,6 +463,7 @@ class HookedDiffusion:
         size = {"height": height, "width": width}
         return images.encode_image(self.pipe, image, axes=axes, seed=seed, **size)
 
+    @public
     def decode_latents(
         self,
         latents: Tensor,
@@ -473,6 +489,7 @@ class HookedDiffusion:
             output_type=output_type,
         )
 
+    @public
     def add_noise(
         self, latents: Tensor, *, noise_level: float, seed: int | list[int] = 0
     ) -> Tensor:
@@ -488,6 +505,7 @@ class HookedDiffusion:
 
     # -- hooks --------------------------------------------------------------------------------
 
+    @public
     @contextlib.contextmanager
     def hooks(
         self,
@@ -514,6 +532,7 @@ class HookedDiffusion:
         with self.batch_holds(branches), self.registered(registrations):
             yield self
 
+    @public
     def add_hook(
         self,
         where: Where,
@@ -535,10 +554,12 @@ class HookedDiffusion:
         added = self._registration(where, fn, backward=dir == "bwd", permanent=is_permanent)
         self._register([*self._registrations, added])
 
+    @public
     def add_perma_hook(self, where: Where, fn: HookFunction, *, dir: str = "fwd") -> None:
         """Put a hook on that survives `reset_hooks()`."""
         self.add_hook(where, fn, dir=dir, is_permanent=True)
 
+    @public
     def reset_hooks(self, *, including_permanent: bool = False) -> None:
         """Take off the hooks that `add_hook` put on."""
         kept = [one for one in self._registrations if one.permanent and not including_permanent]
@@ -551,6 +572,7 @@ class HookedDiffusion:
 
     # -- concept streams ----------------------------------------------------------------------
 
+    @public
     @contextlib.contextmanager
     def concept_streams(
         self,

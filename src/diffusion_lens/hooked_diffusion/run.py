@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from diffusion_lens.border import PipelineSetting, public
 from diffusion_lens.errors import RunError
 
 
@@ -31,12 +32,13 @@ class Run:
     seed: int | tuple[int, ...] | None
     settings: Mapping[str, Any]
 
+    @public
     def __init__(
         self,
         prompt: Any = None,
         *,
         seed: Any = 0,
-        **settings: Any,
+        **settings: PipelineSetting,
     ) -> None:
         """Make a run; nothing is checked against a model yet.
 
@@ -71,7 +73,8 @@ class Run:
             return given.with_(**settings)
         return cls(given, seed=seed, **settings)
 
-    def with_(self, **changes: Any) -> Run:
+    @public
+    def with_(self, **changes: PipelineSetting) -> Run:
         """The same run with a prompt, seed or settings replaced."""
         prompt = changes.pop("prompt", self.prompt)
         seed = changes.pop("seed", self.seed)
