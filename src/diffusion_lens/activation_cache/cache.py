@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diffusion_lens.activation_cache import storage
 from diffusion_lens.border import public
+from diffusion_lens.border.devices import Device
 from diffusion_lens.errors import CacheKeyError, closest, listing
 from diffusion_lens.hook_points.names import match_names
 
@@ -180,7 +181,7 @@ class ActivationCache:
 
     # -- changing -----------------------------------------------------------------------------
 
-    @public
+    @public(args=Device | torch.dtype | Tensor | None)
     def to(self, *args: Any, **kwargs: Any) -> ActivationCache:
         """A cache on another device or in another dtype: `cache.to("cpu", torch.float16)`."""
         moved = {

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -52,6 +52,15 @@ def agreement(
     product = (first * second).sum(-1)
     norms = first.norm(dim=-1) * second.norm(dim=-1)
     return product / norms.clamp_min(torch.finfo(maps.dtype).tiny)
+
+
+@runtime_checkable
+class Ranking(Protocol):
+    """What names the heads of a concept, as `HeadRelevance` does."""
+
+    def top(self, concept: str, k: int | float) -> Any:
+        """(block, head) pairs, the most relevant first."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -140,7 +149,7 @@ def diagnose_word(
     word: str,
     concepts: Sequence[str] | Mapping[str, Any],
     *,
-    relevance: Any = None,
+    relevance: Ranking | None = None,
     k: int | float = 0.25,
     occurrence: int | None = None,
     **settings: PipelineSetting,

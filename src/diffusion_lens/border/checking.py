@@ -6,7 +6,7 @@ import functools
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, overload
 
 from diffusion_lens.border.hints import Test, anything, names_axes, shared_axes, test_of
 from diffusion_lens.border.settings import ByName
@@ -19,20 +19,34 @@ OTHERS = "**"
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def public(function: Function) -> Function:
+@overload
+def public(function: Function) -> Function: ...
+@overload
+def public(**closer: Any) -> Callable[[Function], Function]: ...
+def public(function: Any = None, **closer: Any) -> Any:
     """Check the arguments of a function against its annotations before it runs.
 
     Tests are made of the annotations at the first call, so that decorating costs nothing at import.
     Over a class it stands for the class's `__init__`. It is the outermost decorator, but for
     `classmethod` and its like.
 
+    Args:
+        function: A function, or a class.
+        closer: Annotations in place of the signature's own, by the names of parameters.
+
     Returns:
         A function that raises `ArgumentError` on an argument of a type or range that the
         annotations leave out; the class itself for a class.
     """
+    if function is None:
+        return lambda one: _checked(one, closer)
+    return _checked(function, closer)
+
+
+def _checked(function: Any, closer: Mapping[str, Any]) -> Any:
     if isinstance(function, type):
         owner: Any = function
-        owner.__init__ = public(owner.__init__)
+        owner.__init__ = _checked(owner.__init__, closer)
         return owner
     border: Border | None = None
 
@@ -40,14 +54,14 @@ def public(function: Function) -> Function:
     def checked(*args: Any, **kwargs: Any) -> Any:
         nonlocal border
         if border is None:
-            border = Border(function)
+            border = Border(function, closer)
         wrong = border.first_wrong(args, kwargs)
         if wrong is not None:
             raise ArgumentError(refusal(function, *wrong)) from None
         return function(*args, **kwargs)
 
     checked.__border__ = True  # type: ignore[attr-defined]
-    return checked  # type: ignore[return-value]
+    return checked
 
 
 class Border:
@@ -58,7 +72,7 @@ class Border:
             `**settings` takes.
     """
 
-    def __init__(self, function: Callable[..., Any]) -> None:
+    def __init__(self, function: Callable[..., Any], closer: Mapping[str, Any]) -> None:
         """Make the tests."""
         self.hints: dict[str, Any] = {}
         self._positional: list[tuple[str, Test]] = []
@@ -66,7 +80,7 @@ class Border:
         self._by_name: dict[str, Test] = {}
         self._others: Test = anything
         for name, hint, kind in annotated(function):
-            self._add(name, hint, kind)
+            self._add(name, closer.get(name, hint), kind)
         self._has_axes = any(map(names_axes, self.hints.values()))
 
     def _add(self, name: str, hint: Any, kind: Any) -> None:
@@ -105,7 +119,7 @@ class Border:
             name, test = self._more
             for value in args[len(self._positional) :]:
                 if not test(value):
-                    return name, self.hints[name], value
+                    return f"*{name}", self.hints[name], value
         for name, value in kwargs.items():
             if not self._by_name.get(name, self._others)(value):
                 return name, self.hints.get(name, self.hints.get(OTHERS)), value

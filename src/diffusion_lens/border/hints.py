@@ -54,7 +54,8 @@ def test_of(hint: Any) -> Test:
     if origin is collections.abc.Callable:
         return _giving(args[-1])
     if origin is type:
-        return lambda value: isinstance(value, type) and issubclass(value, args[0])
+        bound = args[0] if isinstance(args[0], type) else object
+        return lambda value: isinstance(value, type) and issubclass(value, bound)
     if origin is tuple:
         return _tuple_of(args)
     if isinstance(origin, type) and issubclass(origin, collections.abc.Mapping):

@@ -21,9 +21,10 @@ def refusal(function: Callable[..., Any], argument: str, hint: Any, value: Any) 
     found = given(value)
     inner = first_wrong(hint, value)
     if inner is not None:
-        where, item, _wanted = inner
-        found = f"{found}, where {where} is {given(item)}"
-    message = f"{called(function)}({argument}=…) takes {told(hint)}, got {found}."
+        place, item, _wanted = inner
+        found = f"{found}, where {place} is {given(item)}"
+    where = argument if argument.startswith("*") else f"{argument}=…"
+    message = f"{called(function)}({where}) takes {told(hint)}, got {found}."
     return " ".join(filter(None, [message, advice(hint, value), meaning(function, argument)]))
 
 
@@ -42,7 +43,8 @@ def told(hint: Any) -> str:
         return " | ".join(dict.fromkeys(map(told, args)))
     if origin is Annotated:
         rules = [str(one) for one in args[1:] if isinstance(one, Rule)]
-        return " ".join([told(args[0]), *rules])
+        several = get_origin(args[0]) in (Union, types.UnionType)
+        return (", " if several else " ").join([told(args[0]), *rules])
     if origin is Literal:
         return " | ".join(map(repr, args))
     if origin is not None and getattr(origin, "__name__", "") == "Callable":
@@ -64,7 +66,7 @@ def given(value: Any) -> str:
         whose = type(value).__module__.partition(".")[0]
         dtype = str(value.dtype).removeprefix("torch.")
         return f"a {whose} {dtype} {kind} of shape {tuple(value.shape)}"
-    text = SHORT.repr(value)
+    text = " ".join(SHORT.repr(value).split())
     return text if text.startswith(f"{kind}(") else f"{text} ({kind})"
 
 
@@ -85,6 +87,8 @@ def advice(hint: Any, value: Any) -> str:
         return "Its axes have other lengths than those of the same names in the arguments before."
     if isinstance(value, bool):
         return "True and False are no numbers here." if "int" in takes or "float" in takes else ""
+    if "HookedDiffusion" in takes and hasattr(value, "scheduler"):
+        return "Wrap the pipeline: `HookedDiffusion(pipe)`."
     if type(value).__module__ == "numpy" and "Tensor" in takes:
         return "Make a tensor of it: `torch.from_numpy(…)`."
     if hasattr(value, "tolist") and "Sequence[" in takes:
@@ -103,7 +107,7 @@ def meaning(function: Callable[..., Any], argument: str) -> str:
         owner = getattr(owner, name, None)
     for text in filter(None, [inspect.getdoc(function), inspect.getdoc(owner)]):
         found = re.search(
-            rf"^(?:Args|Attributes):\n(?:(?:    .*)?\n)*?    {argument}: (.*(?:\n {{8}}.*)*)",
+            rf"^(?:Args|Attributes):\n(?:(?:    .*)?\n)*?    {re.escape(argument)}: (.*(?:\n {{8}}.*)*)",
             text + "\n",
             re.MULTILINE,
         )

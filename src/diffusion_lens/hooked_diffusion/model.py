@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from diffusion_lens.border import public
 from diffusion_lens.activation_cache import ActivationCache
 from diffusion_lens.architectures.catalogue import find_absent, find_points, native_points
 from diffusion_lens.architectures.registry import architecture_of
 from diffusion_lens.architectures.sources import ProductWeights
+from diffusion_lens.border import Size, public
+from diffusion_lens.border.devices import Device
+from diffusion_lens.border.pictures import Pictures
 from diffusion_lens.engine.firing import HookFunction, Registration, Tap
 from diffusion_lens.engine.session import Session, expand
 from diffusion_lens.engine.steps import StepTracker
@@ -31,7 +34,7 @@ from diffusion_lens.errors import (
 )
 from diffusion_lens.hook_points.names import NamePattern, match_names, matches
 from diffusion_lens.hook_points.point import HookPoint
-from diffusion_lens.hook_points.site import Site
+from diffusion_lens.hook_points.site import Site, Sites
 from diffusion_lens.hooked_diffusion import images
 from diffusion_lens.hooked_diffusion.caching import CacheOptions, progress, recording
 from diffusion_lens.hooked_diffusion.denoise import Prediction, denoise
@@ -190,7 +193,7 @@ class HookedDiffusion:
         """Number of transformer blocks."""
         return 1 + max(point.block for point in self.points.values() if point.block is not None)
 
-    @public
+    @public(args=Device | torch.dtype | None)
     def to(self, *args: Any, **kwargs: Any) -> HookedDiffusion:
         """Move or cast the pipeline; returns this model."""
         (self.pipe or self._bare).to(*args, **kwargs)  # type: ignore[union-attr]
@@ -327,7 +330,7 @@ class HookedDiffusion:
         with self.hooks(fwd_hooks, bwd_hooks):
             return self(prompt, seed=seed, **settings)
 
-    @public
+    @public(names_filter=Sites | None, device=Device | None)
     def run_with_cache(
         self,
         prompt: Prompts = None,
@@ -371,7 +374,7 @@ class HookedDiffusion:
         cache.info.update(output.made_by.as_dict())
         return output, cache
 
-    @public
+    @public(names_filter=Sites | None, device=Device | None)
     @contextlib.contextmanager
     def caching(
         self,
@@ -438,7 +441,7 @@ class HookedDiffusion:
 
     # -- images -------------------------------------------------------------------------------
 
-    @public
+    @public(image=Pictures, height=Size | None, width=Size | None)
     def encode_image(
         self,
         image: Any,
@@ -463,7 +466,7 @@ class HookedDiffusion:
         size = {"height": height, "width": width}
         return images.encode_image(self.pipe, image, axes=axes, seed=seed, **size)
 
-    @public
+    @public(latents=Float[Tensor, "batch _ _ *more"], height=Size | None, width=Size | None)
     def decode_latents(
         self,
         latents: Tensor,
@@ -572,7 +575,12 @@ class HookedDiffusion:
 
     # -- concept streams ----------------------------------------------------------------------
 
-    @public
+    @public(
+        concepts=str | Sequence[str] | Tensor,
+        attend=str | Sequence[str],
+        slots=Size | None,
+        max_sequence_length=Size | None,
+    )
     @contextlib.contextmanager
     def concept_streams(
         self,

@@ -32,13 +32,13 @@ class Run:
     seed: int | tuple[int, ...] | None
     settings: Mapping[str, Any]
 
-    @public
+    @public(settings=PipelineSetting)
     def __init__(
         self,
         prompt: Any = None,
         *,
         seed: Any = 0,
-        **settings: PipelineSetting,
+        **settings: Any,
     ) -> None:
         """Make a run; nothing is checked against a model yet.
 
@@ -73,8 +73,8 @@ class Run:
             return given.with_(**settings)
         return cls(given, seed=seed, **settings)
 
-    @public
-    def with_(self, **changes: PipelineSetting) -> Run:
+    @public(changes=PipelineSetting)
+    def with_(self, **changes: Any) -> Run:
         """The same run with a prompt, seed or settings replaced."""
         prompt = changes.pop("prompt", self.prompt)
         seed = changes.pop("seed", self.seed)

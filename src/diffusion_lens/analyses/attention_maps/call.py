@@ -21,6 +21,7 @@ from diffusion_lens.analyses.attention_maps.foreign import foreign_hooks
 from diffusion_lens.analyses.attention_maps.result import AttentionMaps
 from diffusion_lens.analyses.attention_maps.selecting import (
     Chosen,
+    HeadChoice,
     choose,
     positions_of,
     tokens_of,
@@ -67,7 +68,7 @@ def attention_maps(
     *,
     words: str | int | Sequence[str | int] | None = None,
     foreign: str | Sequence[str] = (),
-    heads: Any = None,
+    heads: HeadChoice | None = None,
     blocks: Iterable[int] | int | None = None,
     steps: Any = None,
     branch: str | None = "cond",

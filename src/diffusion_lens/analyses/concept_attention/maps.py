@@ -16,6 +16,7 @@ from diffusion_lens.analyses.concept_attention.panels import (
 )
 from diffusion_lens.analyses.saving import Saved
 from diffusion_lens.border import public
+from diffusion_lens.border.pictures import Pictures
 from diffusion_lens.errors import ConceptError, ResultError, closest
 
 CITATION = "Helbling et al., ConceptAttention, ICML 2025, arXiv 2502.04320"
@@ -69,7 +70,7 @@ class ConceptMaps(Saved):
         return self.maps.argmax(self.axes.index("concept"))
 
     @public
-    def overlay(self, concept: str, *, image: Any = None, **style: Any) -> Any:
+    def overlay(self, concept: str, *, image: Pictures | None = None, **style: Any) -> Any:
         """A plotly figure: the map of a concept over each image, block and frame that was kept.
 
         Args:
@@ -86,7 +87,7 @@ class ConceptMaps(Saved):
         return self._figure(self.of(concept), axes, image, style)
 
     @public
-    def plot(self, sample: int = 0, *, image: Any = None, **style: Any) -> Any:
+    def plot(self, sample: int = 0, *, image: Pictures | None = None, **style: Any) -> Any:
         """A plotly figure: the maps of all concepts over one image, blocks averaged.
 
         Args:

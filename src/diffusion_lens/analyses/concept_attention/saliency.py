@@ -25,7 +25,7 @@ from diffusion_lens.analyses.concept_attention.presets import (
     Preset,
     preset_of,
 )
-from diffusion_lens.border import PipelineSetting, public
+from diffusion_lens.border import Count, PipelineSetting, public
 from diffusion_lens.border.pictures import Pictures
 from diffusion_lens.errors import ConceptError, HookNeverFiredError, listing, refuse_unknown
 from diffusion_lens.hooked_diffusion.streams import ConceptStreams
@@ -51,7 +51,7 @@ def concept_attention(
     attend: str | Sequence[str] = ("concepts", "image"),
     image: Pictures | None = None,
     noise_level: float | None = None,
-    num_samples: int = 1,
+    num_samples: Count = 1,
     seed: int | Sequence[int] | None = 0,
     **settings: PipelineSetting,
 ) -> ConceptMaps:

@@ -7,7 +7,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from diffusion_lens import HookedDiffusion, Run, Site
-from diffusion_lens.analyses.attention_maps.selecting import Chosen, choose, positions_of, tokens_of
+from diffusion_lens.analyses.attention_maps.selecting import (
+    Chosen,
+    HeadChoice,
+    choose,
+    positions_of,
+    tokens_of,
+)
 from diffusion_lens.analyses.head_patterns.result import HeadPatterns
 from diffusion_lens.analyses.head_patterns.statistics import VALUES, PatternStatistics
 from diffusion_lens.border import PipelineSetting, public
@@ -24,7 +30,7 @@ def head_patterns(
     *,
     names: Any = None,
     words: str | int | Sequence[str | int] | None = None,
-    heads: Any = None,
+    heads: HeadChoice | None = None,
     blocks: Iterable[int] | int | None = None,
     steps: Any = None,
     branch: str | None = "cond",
