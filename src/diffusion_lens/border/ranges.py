@@ -59,6 +59,9 @@ def _form(number: float) -> str:
 Count = Annotated[int, Between(1, LARGEST_COUNT)]
 """How many: at least one."""
 
+Amount = Annotated[int, Between(high=LARGEST_COUNT)]
+"""How many, where the function itself says what the least is."""
+
 Index = Annotated[int, Between(0, LARGEST_COUNT)]
 """Which one, counted from 0."""
 

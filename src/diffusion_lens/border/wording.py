@@ -89,6 +89,8 @@ def advice(hint: Any, value: Any) -> str:
         return "True and False are no numbers here." if "int" in takes or "float" in takes else ""
     if "HookedDiffusion" in takes and hasattr(value, "scheduler"):
         return "Wrap the pipeline: `HookedDiffusion(pipe)`."
+    if isinstance(value, str) and takes.startswith("Image"):
+        return "Open a file first: `PIL.Image.open(…)`."
     if type(value).__module__ == "numpy" and "Tensor" in takes:
         return "Make a tensor of it: `torch.from_numpy(…)`."
     if hasattr(value, "tolist") and "Sequence[" in takes:
@@ -106,11 +108,9 @@ def meaning(function: Callable[..., Any], argument: str) -> str:
     for name in function.__qualname__.split(".")[:-1]:
         owner = getattr(owner, name, None)
     for text in filter(None, [inspect.getdoc(function), inspect.getdoc(owner)]):
-        found = re.search(
-            rf"^(?:Args|Attributes):\n(?:(?:    .*)?\n)*?    {re.escape(argument)}: (.*(?:\n {{8}}.*)*)",
-            text + "\n",
-            re.MULTILINE,
-        )
+        entry = rf"    {re.escape(argument)}: (.*(?:\n {{8}}.*)*)"
+        before = r"^(?:Args|Attributes):\n(?:(?:    .*)?\n)*?"
+        found = re.search(before + entry, text + "\n", re.MULTILINE)
         if found:
             sentence = re.split(r"(?<=[.;:])\s", " ".join(found[1].split()), maxsplit=1)[0]
             return f"{argument}: {sentence.rstrip('.;:')}."

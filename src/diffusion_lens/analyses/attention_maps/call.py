@@ -26,8 +26,7 @@ from diffusion_lens.analyses.attention_maps.selecting import (
     positions_of,
     tokens_of,
 )
-from diffusion_lens.border import Count, PipelineSetting, public
-from diffusion_lens.border.pictures import Pictures
+from diffusion_lens.border import Amount, PipelineSetting, public
 from diffusion_lens.errors import RunError, refuse_unknown
 
 UPSAMPLE = ("bicubic", "bilinear", "nearest")
@@ -79,9 +78,9 @@ def attention_maps(
     keep: str | Sequence[str] = (),
     size: int | Sequence[int] | None = None,
     foreign_among: str = "prompt",
-    image: Pictures | None = None,
+    image: Any = None,
     noise_level: float | None = None,
-    num_samples: Count = 1,
+    num_samples: Amount = 1,
     seed: int | Sequence[int] | None = 0,
     **settings: PipelineSetting,
 ) -> AttentionMaps:

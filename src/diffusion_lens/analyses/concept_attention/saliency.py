@@ -25,8 +25,7 @@ from diffusion_lens.analyses.concept_attention.presets import (
     Preset,
     preset_of,
 )
-from diffusion_lens.border import Count, PipelineSetting, public
-from diffusion_lens.border.pictures import Pictures
+from diffusion_lens.border import Amount, PipelineSetting, public
 from diffusion_lens.errors import ConceptError, HookNeverFiredError, listing, refuse_unknown
 from diffusion_lens.hooked_diffusion.streams import ConceptStreams
 
@@ -49,9 +48,9 @@ def concept_attention(
     frames: str = "keep",
     branch: str = "cond",
     attend: str | Sequence[str] = ("concepts", "image"),
-    image: Pictures | None = None,
+    image: Any = None,
     noise_level: float | None = None,
-    num_samples: Count = 1,
+    num_samples: Amount = 1,
     seed: int | Sequence[int] | None = 0,
     **settings: PipelineSetting,
 ) -> ConceptMaps:
