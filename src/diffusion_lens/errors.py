@@ -13,6 +13,10 @@ class DiffusionLensError(Exception):
     """Base class of every error that this library raises on purpose."""
 
 
+class ArgumentError(DiffusionLensError, TypeError, ValueError):
+    """An argument of a type, or outside the range, that a public function takes."""
+
+
 class UnknownHookPointError(DiffusionLensError, LookupError):
     """A name or pattern matches no hook point of the model."""
 

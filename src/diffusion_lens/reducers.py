@@ -8,6 +8,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from diffusion_lens.border import public
 from diffusion_lens.errors import RunError
 from diffusion_lens.hook_points.context import HookContext
 
@@ -39,6 +40,7 @@ class RunningSum:
 
     keeps = False
 
+    @public
     def __init__(self, *, over: str | Sequence[str] = ()) -> None:
         """Start from nothing."""
         self.over = (over,) if isinstance(over, str) else tuple(over)
@@ -108,6 +110,7 @@ class Last:
 NAMED: dict[str, Callable[[], Reducer]] = {"mean": RunningMean, "sum": RunningSum, "last": Last}
 
 
+@public
 def reducer_factory(reduce: str | Callable[[], Reducer]) -> Callable[[], Reducer]:
     """A maker of fresh reducers from a name (`mean`, `sum`, `last`) or a class.
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from diffusion_lens.activation_cache import storage
+from diffusion_lens.border import public
+from diffusion_lens.border.devices import Device
 from diffusion_lens.errors import CacheKeyError, closest, listing
 from diffusion_lens.hook_points.names import match_names
 
@@ -81,6 +83,7 @@ class ActivationCache:
         """The unconditional branch alone."""
         return self.branch("uncond")
 
+    @public
     def branch(self, name: str) -> ActivationCache:
         """One guidance branch alone.
 
@@ -94,6 +97,7 @@ class ActivationCache:
             )
         return self._with({key: at for key, at in self.entries.items() if key[1] in (name, GUIDED)})
 
+    @public
     def at(self, *, step: int) -> ActivationCache:
         """One step alone; its tensors have no step axis.
 
@@ -150,6 +154,7 @@ class ActivationCache:
         """The tensors."""
         return (tensor for _, tensor in self.items())
 
+    @public
     def stack(self, name: str | Sequence[str]) -> Tensor:
         """One quantity of all blocks on a new `block` axis in front.
 
@@ -176,6 +181,7 @@ class ActivationCache:
 
     # -- changing -----------------------------------------------------------------------------
 
+    @public(args=Device | torch.dtype | Tensor | None)
     def to(self, *args: Any, **kwargs: Any) -> ActivationCache:
         """A cache on another device or in another dtype: `cache.to("cpu", torch.float16)`."""
         moved = {
@@ -202,6 +208,7 @@ class ActivationCache:
             for value in steps.values()
         )
 
+    @public
     def save(self, folder: str | Path) -> Path:
         """Write safetensors and json into a folder (made if missing).
 
@@ -211,6 +218,7 @@ class ActivationCache:
         return storage.save(self, Path(folder))
 
     @classmethod
+    @public
     def load(cls, folder: str | Path, *, device: str = "cpu") -> ActivationCache:
         """Read a folder written by `save`. Nothing is unpickled.
 
@@ -247,6 +255,7 @@ class ActivationCache:
             raise CacheKeyError(f"{name!r} was cached in the branches {branches}, not {branch!r}")
         return name, branch or branches[0]
 
+    @public
     def missing(self, name: str) -> CacheKeyError:
         """The error that says a name is not in the cache, and which come close."""
         near = closest(name, self.keys())

@@ -9,7 +9,6 @@ Attribution Patching (2023), and for the integrated gradients Hanna et al., arXi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,8 +31,10 @@ from diffusion_lens.analyses.patching.summary import (
     summed_up,
 )
 from diffusion_lens.analyses.patching.teacher_forced import HOLDS, Recorded, TeacherForced
+from diffusion_lens.border import PipelineSetting, Positive, public
 from diffusion_lens.engine.selection import take
 from diffusion_lens.errors import PatchingError
+from diffusion_lens.hook_points.site import Sites
 from diffusion_lens.hooked_diffusion.caching import quiet
 
 METHODS = ("first-order", "integrated")
@@ -43,12 +44,13 @@ CITATION = (
 )
 
 
+@public
 def attribution_patching(
     model: HookedDiffusion,
     clean: str | Run,
     corrupted: str | Run | WordNoise,
     *,
-    sites: Any,
+    sites: Sites,
     axes: Sequence[str] = ("block",),
     metric: Metric = latent_projection,
     method: str = "first-order",
@@ -59,9 +61,9 @@ def attribution_patching(
     positions: Sequence[str | int] | None = None,
     batch_size: int = 16,
     level: float = 0.95,
-    least: float = 1e-6,
+    least: Positive = 1e-6,
     show_progress: bool = True,
-    **settings: Any,
+    **settings: PipelineSetting,
 ) -> PatchingResult:
     """Estimate the effects of teacher-forced activation patching by gradients.
 

@@ -16,18 +16,20 @@ from torch import Tensor
 from diffusion_lens import HookedDiffusion, Output, Run, Site
 from diffusion_lens.analyses.head_relevance.counting import text_heads
 from diffusion_lens.analyses.head_relevance.result import HeadRelevance
+from diffusion_lens.border import Number, PipelineSetting, Seed, public
 from diffusion_lens.errors import ConceptError, RunError
 from diffusion_lens.interventions import scale_token_columns
 from diffusion_lens.interventions.tokens import ScaleTokenColumns
 
-Factors = Mapping[tuple[int, int], float]
+Factors = Mapping[tuple[int, int], Number]
 
 
+@public
 def rescaling_vector(
-    desired: Tensor,
-    undesired: Tensor | None = None,
+    desired: Float[Tensor, " head"],
+    undesired: Float[Tensor, " _head"] | None = None,
     *,
-    clamp: float | None = None,
+    clamp: Number | None = None,
 ) -> Float[Tensor, " head"]:
     """Factors that turn a word towards one concept, and away from another.
 
@@ -59,6 +61,7 @@ def rescaling_vector(
     return wanted if undesired is None else 2 * wanted - undesired.clamp(max=bound)
 
 
+@public
 def rescale_word(
     model: HookedDiffusion,
     word: str | int | Sequence[int],
@@ -101,6 +104,7 @@ def rescale_word(
     return pairs
 
 
+@public
 def steer_word(
     model: HookedDiffusion,
     prompts: str | Sequence[str] | Run,
@@ -109,10 +113,10 @@ def steer_word(
     *,
     desired: str,
     undesired: str | None = None,
-    clamp: float | None = None,
+    clamp: Number | None = None,
     steps: Any = None,
     seed: int | Sequence[int] = 0,
-    **settings: Any,
+    **settings: PipelineSetting,
 ) -> Output:
     """Generate with a word turned towards one of its meanings (SD-HRV).
 
@@ -171,7 +175,8 @@ def refuse_other_heads(model: HookedDiffusion, relevance: HeadRelevance) -> None
     )
 
 
-def random_vector_like(vector: Float[Tensor, " head"], *, seed: int = 0) -> Float[Tensor, " head"]:
+@public
+def random_vector_like(vector: Float[Tensor, " head"], *, seed: Seed = 0) -> Float[Tensor, " head"]:
     """A random vector to compare with: the same sum and the same distance from all ones.
 
     Args:

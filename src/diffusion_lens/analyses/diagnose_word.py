@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -19,12 +19,14 @@ from torch import Tensor
 from diffusion_lens import HookedDiffusion, Run
 from diffusion_lens.analyses.attention_maps import attention_maps
 from diffusion_lens.analyses.saving import Saved
+from diffusion_lens.border import PipelineSetting, public
 from diffusion_lens.errors import ConceptError, ResultError, SiteError, listing, refuse_unknown
 
 CITATION = "Selective Aggregation of Attention Maps in Diffusion Models, arXiv 2604.05906"
 SCORES = ("share", "focus", "agreement")
 
 
+@public
 def focus(maps: Float[Tensor, "... height width"]) -> Float[Tensor, ...]:
     """How concentrated maps are: 0 for an even map, 1 for a single place.
 
@@ -39,6 +41,7 @@ def focus(maps: Float[Tensor, "... height width"]) -> Float[Tensor, ...]:
     return 1 - torch.special.entr(shares).sum(-1) / math.log(max(flat.shape[-1], 2))
 
 
+@public
 def agreement(
     maps: Float[Tensor, "... height width"], other: Float[Tensor, "... height width"]
 ) -> Float[Tensor, ...]:
@@ -49,6 +52,15 @@ def agreement(
     product = (first * second).sum(-1)
     norms = first.norm(dim=-1) * second.norm(dim=-1)
     return product / norms.clamp_min(torch.finfo(maps.dtype).tiny)
+
+
+@runtime_checkable
+class Ranking(Protocol):
+    """What names the heads of a concept, as `HeadRelevance` does."""
+
+    def top(self, concept: str, k: int | float) -> Any:
+        """(block, head) pairs, the most relevant first."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -78,6 +90,7 @@ class WordDiagnosis(Saved):
     made_by: dict[str, Any] = field(default_factory=dict, repr=False)
     citation: str = CITATION
 
+    @public
     def of(self, concept: str) -> Float[Tensor, "batch height width"]:
         """The map by the heads of one concept.
 
@@ -87,6 +100,7 @@ class WordDiagnosis(Saved):
         refuse_unknown("concept", concept, self.concepts, error=ConceptError)
         return self.maps[:, self.concepts.index(concept)]
 
+    @public
     def largest(self, by: str = "share") -> tuple[str, ...]:
         """For each sample the candidate with the largest score.
 
@@ -99,6 +113,7 @@ class WordDiagnosis(Saved):
         refuse_unknown("by", by, self.scores, error=ResultError)
         return tuple(self.concepts[at] for at in self.scores[by].argmax(1).tolist())
 
+    @public
     def plot(self, *, sample: int = 0, images: Any = None, **settings: Any) -> Any:
         """The maps side by side over the image, that of all heads first.
 
@@ -127,16 +142,17 @@ class WordDiagnosis(Saved):
         return f"WordDiagnosis({self.word!r}; share {listing(shares, most=4)})"
 
 
+@public
 def diagnose_word(
     model: HookedDiffusion,
     prompts: str | Sequence[str] | Run,
     word: str,
     concepts: Sequence[str] | Mapping[str, Any],
     *,
-    relevance: Any = None,
+    relevance: Ranking | None = None,
     k: int | float = 0.25,
     occurrence: int | None = None,
-    **settings: Any,
+    **settings: PipelineSetting,
 ) -> WordDiagnosis:
     """Compare what the heads of several concepts see of one word.
 

@@ -7,6 +7,7 @@ from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+from diffusion_lens.border import public
 from diffusion_lens.errors import ExtensionError, closest
 from diffusion_lens.extensions import load, load_all, owner_of
 
@@ -57,6 +58,7 @@ def analyses() -> dict[str, Callable[..., Any]]:
     return found | {one.name: one.value for one in loaded}
 
 
+@public
 def analysis(name: str) -> Callable[..., Any]:
     """The analysis of a name.
 

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from diffusion_lens.border import public
 from diffusion_lens.errors import ResultError
 
 TENSORS = "tensors.safetensors"
@@ -24,6 +25,7 @@ Result = TypeVar("Result")
 class Saved:
     """What every result, a dataclass, can do: write itself to a folder and come back from it."""
 
+    @public
     def save(self, folder: str | Path) -> Path:
         """Write the result: tensors in one file, all else as JSON.
 
@@ -36,6 +38,7 @@ class Saved:
         return save_fields(self, folder)
 
     @classmethod
+    @public
     def load(cls: type[Result], folder: str | Path) -> Result:
         """Read what `save` wrote.
 
@@ -51,6 +54,7 @@ class Saved:
         return load_fields(cls, folder)
 
 
+@public
 def save_fields(result: Any, folder: str | Path) -> Path:
     """Write every field of a result.
 
@@ -76,6 +80,7 @@ def save_fields(result: Any, folder: str | Path) -> Path:
     return path
 
 
+@public
 def load_fields(cls: type[Result], folder: str | Path) -> Result:
     """Read what `save_fields` wrote of a result of this class.
 

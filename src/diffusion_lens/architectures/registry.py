@@ -12,6 +12,7 @@ from diffusion_lens.architectures.same import is_same
 from diffusion_lens.architectures.sd3 import SD3
 from diffusion_lens.architectures.spec import DenoiserSpec
 from diffusion_lens.architectures.unet import UNET
+from diffusion_lens.border import public
 from diffusion_lens.errors import ExtensionError, UnsupportedModelError, closest
 from diffusion_lens.extensions import Declared, load_all, owner_of
 
@@ -29,6 +30,7 @@ _IMPORTING: list[str] = []
 """Not empty while entry points are imported; what they import may ask for architectures itself."""
 
 
+@public
 def register_architecture(spec: DenoiserSpec, *, replace: bool = False) -> DenoiserSpec:
     """Make a family known.
 

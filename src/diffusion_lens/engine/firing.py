@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffusion_lens.border import public
 from diffusion_lens.engine.branches import Rows
 from diffusion_lens.engine.evaluation import Evaluation
 from diffusion_lens.engine.selection import (
@@ -124,6 +125,7 @@ def describe(fn: object) -> str:
     return repr(fn) if name is None else name.rsplit("<locals>.", 1)[-1]
 
 
+@public
 def read_only(fn: HookFunction) -> HookFunction:
     """Promise that a hook function never edits, so that it is shown the value without a copy.
 

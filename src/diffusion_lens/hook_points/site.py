@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 from typing import Any, cast
 
+from diffusion_lens.border import public
 from diffusion_lens.errors import SiteError, closest
 from diffusion_lens.hook_points import site_text
 from diffusion_lens.hook_points.names import NamePattern
@@ -91,6 +93,7 @@ class Site:
             object.__setattr__(self, field, value)
 
     @classmethod
+    @public
     def parse(cls, text: str) -> Site:
         """Read a Site from its text form.
 
@@ -164,3 +167,10 @@ def _unknown_selector(given: str) -> str:
     near = site_text.FIELDS.get(given) or next(iter(closest(given, selectors, cutoff=0.6)), None)
     hint = "" if near is None else f" Closest: {near}=."
     return f"a Site has no selector {given}=.{hint} It takes {', '.join(selectors)}."
+
+
+Where = str | Site | Callable[[str], bool]
+"""What `Site.of` reads: a name, a pattern, a text form, a Site, or a predicate over names."""
+
+Sites = Where | Iterable[Any]
+"""One of them, or several; `Site.of` refuses what is none."""

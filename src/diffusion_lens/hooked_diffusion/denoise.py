@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffusion_lens.border import public
 from diffusion_lens.engine.borders import on_output
 from diffusion_lens.engine.noise import NoiseLevel, noise_level, scales_input
 from diffusion_lens.engine.observing import observed, unobserved
@@ -56,6 +57,7 @@ class Prediction:
         """The unconditional branch."""
         return self.branch("uncond")
 
+    @public
     def branch(self, name: str) -> Tensor:
         """The raw prediction of a guidance branch.
 

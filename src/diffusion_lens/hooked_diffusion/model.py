@@ -8,19 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_lens.activation_cache import ActivationCache
 from diffusion_lens.architectures.catalogue import find_absent
 from diffusion_lens.architectures.sources import ProductWeights
 from diffusion_lens.architectures.spec import DenoiserSpec
+from diffusion_lens.border import Size, public
+from diffusion_lens.border.devices import Device
+from diffusion_lens.border.pictures import Pictures
 from diffusion_lens.engine.firing import HookFunction, Registration
 from diffusion_lens.engine.wiring import Wiring
 from diffusion_lens.engine.words import PromptTokens
 from diffusion_lens.errors import ConceptError, RunError, UnsupportedModelError
 from diffusion_lens.hook_points.names import NamePattern, match_names, matches
 from diffusion_lens.hook_points.point import HookPoint
-from diffusion_lens.hook_points.site import Site
+from diffusion_lens.hook_points.site import Site, Sites
 from diffusion_lens.hooked_diffusion import images
 from diffusion_lens.hooked_diffusion.caching import CacheOptions, progress, recording
 from diffusion_lens.hooked_diffusion.denoise import Prediction, denoise
@@ -49,6 +53,7 @@ class HookedDiffusion:
         >>> out, cache = model.run_with_cache("a red circle", names_filter="**.hook_resid_post")
     """
 
+    @public
     def __init__(self, pipe: Any, *, name: str | None = None) -> None:
         """Wrap a ready pipeline: with LoRA, quantised, offloaded, compiled, image-to-image, ….
 
@@ -69,6 +74,7 @@ class HookedDiffusion:
         self.name = name or getattr(config, "_name_or_path", "") or type(self.denoiser).__name__
 
     @classmethod
+    @public
     def from_pretrained(cls, model: str | Path, **arguments: Any) -> HookedDiffusion:
         """Load any diffusers model, by its id on the Hub or from a folder.
 
@@ -86,6 +92,7 @@ class HookedDiffusion:
         return cls(DiffusionPipeline.from_pretrained(str(model), **arguments), name=str(model))
 
     @classmethod
+    @public
     def toy(
         cls, name: str = "shapes-unet", *, torch_dtype: torch.dtype | None = None
     ) -> HookedDiffusion:
@@ -139,6 +146,7 @@ class HookedDiffusion:
         """Number of transformer blocks."""
         return self.wiring.n_blocks
 
+    @public(args=Device | torch.dtype | None)
     def to(self, *args: Any, **kwargs: Any) -> HookedDiffusion:
         """Move or cast the pipeline; returns this model."""
         (self.pipe or self.denoiser).to(*args, **kwargs)
@@ -146,6 +154,7 @@ class HookedDiffusion:
 
     # -- names --------------------------------------------------------------------------------
 
+    @public
     def hook_names(self, pattern: NamePattern = "**") -> list[str]:
         """The names of hook points, in order of execution block by block.
 
@@ -158,6 +167,7 @@ class HookedDiffusion:
         known = self.wiring.native(pattern) or self.points
         return match_names(pattern, list(known), model=self.wiring.called)
 
+    @public
     def hook_table(self, pattern: NamePattern = "**") -> HookTable:
         """A table of hook points: axes, sizes at the native size, module, dead and absent ones.
 
@@ -187,6 +197,7 @@ class HookedDiffusion:
             and "txt" in point.sequences["key"]
         ]
 
+    @public
     def words(
         self,
         prompt: str,
@@ -210,6 +221,7 @@ class HookedDiffusion:
         tokens = self.prompt_tokens(prompt, max_sequence_length=max_sequence_length)
         return tokens.find(word, occurrence=occurrence)
 
+    @public
     def prompt_tokens(
         self, prompt: str | tuple[str, ...], *, max_sequence_length: int | None = None
     ) -> PromptTokens:
@@ -230,6 +242,7 @@ class HookedDiffusion:
 
     # -- running ------------------------------------------------------------------------------
 
+    @public
     def __call__(
         self, prompt: Prompts = None, *, seed: Seed = DEFAULT_SEED, **settings: Any
     ) -> Output:
@@ -259,6 +272,7 @@ class HookedDiffusion:
         refuse_silent(wiring, wiring.registrations, seen)
         return output
 
+    @public
     def run_with_hooks(
         self,
         prompt: Prompts = None,
@@ -281,6 +295,7 @@ class HookedDiffusion:
         with self.hooks(fwd_hooks, bwd_hooks):
             return self(prompt, seed=seed, **settings)
 
+    @public(names_filter=Sites | None, device=Device | None)
     def run_with_cache(
         self,
         prompt: Prompts = None,
@@ -325,6 +340,7 @@ class HookedDiffusion:
         cache.info.update({"model": self.name, **output.made_by.as_dict()})
         return output, cache
 
+    @public(names_filter=Sites | None, device=Device | None)
     @contextlib.contextmanager
     def caching(
         self,
@@ -353,6 +369,7 @@ class HookedDiffusion:
             cache.info["model"] = self.name
             yield cache
 
+    @public
     def denoise(
         self,
         latents: Tensor,
@@ -391,6 +408,7 @@ class HookedDiffusion:
 
     # -- images -------------------------------------------------------------------------------
 
+    @public(image=Pictures, height=Size | None, width=Size | None)
     def encode_image(
         self,
         image: Any,
@@ -415,6 +433,7 @@ class HookedDiffusion:
         size = {"height": height, "width": width}
         return images.encode_image(self.pipe, image, axes=axes, seed=seed, **size)
 
+    @public(latents=Float[Tensor, "batch _ _ *more"], height=Size | None, width=Size | None)
     def decode_latents(
         self,
         latents: Tensor,
@@ -440,6 +459,7 @@ class HookedDiffusion:
             output_type=output_type,
         )
 
+    @public
     def add_noise(
         self, latents: Tensor, *, noise_level: float, seed: int | list[int] = 0
     ) -> Tensor:
@@ -455,6 +475,7 @@ class HookedDiffusion:
 
     # -- hooks --------------------------------------------------------------------------------
 
+    @public
     @contextlib.contextmanager
     def hooks(
         self,
@@ -490,6 +511,7 @@ class HookedDiffusion:
         with self.wiring.paused():
             yield
 
+    @public
     def add_hook(
         self,
         where: Where,
@@ -511,10 +533,12 @@ class HookedDiffusion:
         added = self._registration(where, fn, backward=dir == "bwd", permanent=is_permanent)
         self.wiring.register([*self.wiring.registrations, added])
 
+    @public
     def add_perma_hook(self, where: Where, fn: HookFunction, *, dir: str = "fwd") -> None:
         """Put a hook on that survives `reset_hooks()`."""
         self.add_hook(where, fn, dir=dir, is_permanent=True)
 
+    @public
     def reset_hooks(
         self, *, including_permanent: bool = False, including_others: bool = False
     ) -> None:
@@ -536,6 +560,12 @@ class HookedDiffusion:
 
     # -- concept streams ----------------------------------------------------------------------
 
+    @public(
+        concepts=str | Sequence[str] | Tensor,
+        attend=str | Sequence[str],
+        slots=Size | None,
+        max_sequence_length=Size | None,
+    )
     @contextlib.contextmanager
     def concept_streams(
         self,

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from diffusion_lens.border import PipelineSetting, public
 from diffusion_lens.errors import RunError
 
 
@@ -38,6 +39,7 @@ class Run:
     seed: int | tuple[int, ...] | None
     settings: Mapping[str, Any]
 
+    @public(settings=PipelineSetting)
     def __init__(
         self,
         prompt: Any = None,
@@ -78,6 +80,7 @@ class Run:
             return given.with_(**settings)
         return cls(given, seed=seed, **settings)
 
+    @public(changes=PipelineSetting)
     def with_(self, **changes: Any) -> Run:
         """The same run with a prompt, seed or settings replaced."""
         prompt = changes.pop("prompt", self.prompt)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion_lens.border import public
 from diffusion_lens.errors import RunError
 from diffusion_lens.hook_points.context import HookContext
 from diffusion_lens.hook_points.site import Site
@@ -39,11 +41,12 @@ class BypassBlock:
         return self.kept.pop((hook.stream, hook.branch))
 
 
+@public
 def bypass_block(
     model: HookedDiffusion,
     block: int,
     *,
-    streams: tuple[str, ...] | None = None,
+    streams: Sequence[str] | None = None,
     steps: object = None,
     branch: str | None = None,
 ) -> list[tuple[Site, _Remember | BypassBlock]]:

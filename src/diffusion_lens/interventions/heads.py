@@ -10,11 +10,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_lens.activation_cache import ActivationCache
+from diffusion_lens.border import Number, Seed, public
 from diffusion_lens.errors import RunError
 from diffusion_lens.hook_points.context import HookContext
 from diffusion_lens.interventions.lookup import cached_part
 
-HeadFactors = float | Mapping[tuple[int, int], float]
+HeadFactors = Number | Mapping[tuple[int, int], Number]
 Pair = tuple[int, int]
 
 
@@ -52,11 +53,12 @@ def _other_rows(count: int, seed: int) -> Tensor:
     return (torch.arange(count) + shift) % count
 
 
+@public
 def ablate_heads(
     value: str = "zero",
     *,
     source: ActivationCache | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> AblateHeads:
     """Make a hook that ablates the heads that its Site selects.
 
@@ -169,6 +171,7 @@ def checked(factor: HeadFactors, maker: str) -> HeadFactors:
     return factor
 
 
+@public
 def scale_heads(factor: HeadFactors) -> ScaleHeads:
     """Make a hook that multiplies heads by a factor, or each (block, head) by its own.
 

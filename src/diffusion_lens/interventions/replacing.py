@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_lens.activation_cache import ActivationCache
+from diffusion_lens.border import public
 from diffusion_lens.errors import RunError
 from diffusion_lens.hook_points.context import HookContext
 from diffusion_lens.interventions.lookup import cached_part
@@ -35,6 +36,7 @@ class ReplaceWith:
         return value.expand_as(activation).clone()
 
 
+@public
 def replace_with(
     cache: ActivationCache, *, name: str | None = None, step: int | None = None
 ) -> ReplaceWith:
@@ -58,6 +60,7 @@ def replace_with(
     return ReplaceWith(cache, name, step)
 
 
+@public
 def freeze_pattern(cache: ActivationCache, *, step: int | None = None) -> ReplaceWith:
     """Make a hook that holds attention patterns as they were in another run.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion_lens.border import public
 from diffusion_lens.errors import RunError
 from diffusion_lens.hook_points.context import HookContext
 from diffusion_lens.interventions.heads import (
@@ -41,6 +42,7 @@ class ScaleTokenColumns:
         return activation * head_factors(self.factor, activation, hook)
 
 
+@public
 def scale_token_columns(factor: HeadFactors) -> ScaleTokenColumns:
     """Make a hook that multiplies the attention paid to some tokens.
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion_lens.border import Number, public
 from diffusion_lens.errors import RunError
 from diffusion_lens.hook_points.context import HookContext
 
@@ -30,7 +31,8 @@ class AddVector:
         return activation + self.scale * self.vector.to(activation)
 
 
-def add_vector(vector: Tensor, *, scale: float = 1.0) -> AddVector:
+@public
+def add_vector(vector: Tensor, *, scale: Number = 1.0) -> AddVector:
     """Make a hook that adds a vector to every token that its Site selects.
 
     A vector found as a difference of means points along whatever differed between the two sets,

@@ -16,6 +16,10 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from diffusion_lens.border import Count, public
+from diffusion_lens.border.devices import Device
+from diffusion_lens.errors import ArgumentError
+
 OPENCLIP_H14 = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 """The model of the head relevance paper; its folder on the Hub loads with transformers."""
 
@@ -36,14 +40,16 @@ class ClipScore:
         >>> score(images, ["a red circle"] * len(images))
     """
 
-    def __init__(self, model: Any, processor: Any, *, batch_size: int = 16) -> None:
+    @public
+    def __init__(self, model: Any, processor: Any, *, batch_size: Count = 16) -> None:
         """Keep the model as it is."""
         self.model = model
         self.processor = processor
         self.batch_size = batch_size
 
     @classmethod
-    def load(cls, model: str = OPENCLIP_H14, *, device: str | torch.device = "cpu") -> ClipScore:
+    @public
+    def load(cls, model: str = OPENCLIP_H14, *, device: Device = "cpu") -> ClipScore:
         """Load a CLIP model by its id on the Hub, or from a folder.
 
         Args:
@@ -55,8 +61,9 @@ class ClipScore:
         loaded: Any = CLIPModel.from_pretrained(model)
         return cls(loaded.eval().to(device), CLIPProcessor.from_pretrained(model))
 
+    @public
     def __call__(
-        self, images: Sequence[Any], texts: str | Sequence[str]
+        self, images: Sequence[Any] | np.ndarray, texts: str | Sequence[str]
     ) -> Float[Tensor, " image"]:
         """Similarity of each image to its text.
 
@@ -68,18 +75,19 @@ class ClipScore:
             Cosines, in [-1, 1].
 
         Raises:
-            ValueError: If texts and images do not pair.
+            ArgumentError: If texts and images do not pair.
         """
         listed = [texts] * len(images) if isinstance(texts, str) else list(texts)
         if len(listed) != len(images) or not listed:
-            raise ValueError(
+            raise ArgumentError(
                 f"{len(listed)} texts for {len(images)} images; give one for each, or one for all"
             )
         distinct = list(dict.fromkeys(listed))
         rows = [distinct.index(text) for text in listed]
         return (self.embed_images(images) * self.embed_texts(distinct)[rows]).sum(-1)
 
-    def embed_images(self, images: Sequence[Any]) -> Float[Tensor, "image d"]:
+    @public
+    def embed_images(self, images: Sequence[Any] | np.ndarray) -> Float[Tensor, "image d"]:
         """Images as vectors of length 1."""
         found = []
         for start in range(0, len(images), self.batch_size):
@@ -88,6 +96,7 @@ class ClipScore:
             found.append(self._vectors(self.model.get_image_features, given))
         return torch.cat(found)
 
+    @public
     def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "text d"]:
         """Texts as vectors of length 1; what is longer than the model reads is cut off."""
         found = []

@@ -7,16 +7,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion_lens.border import Count, Index, Level, public
+
 AT_ONCE = 1024
 """Entries whose resampled means are in memory together: heads x steps come to tens of thousands."""
 
 
+@public
 def bootstrap_interval(
     samples: Float[Tensor, "*axes sample"],
     *,
-    level: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
+    level: Level = 0.95,
+    resamples: Count = 2000,
+    seed: Index = 0,
 ) -> tuple[Float[Tensor, "*axes"], Float[Tensor, "*axes"]]:
     """Percentile interval of the mean over the last axis, by drawing samples with replacement.
 
@@ -47,6 +50,7 @@ def bootstrap_interval(
     return low, high
 
 
+@public
 def rank_correlation(first: Float[Tensor, "*axes"], second: Float[Tensor, "*axes"]) -> float:
     """Spearman's rank correlation of the entries that both have.
 

@@ -7,10 +7,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion_lens.border import Positive, public
+from diffusion_lens.errors import ArgumentError
+
 TINY = 1e-10
 """Bases and sources whose squared difference is below this share of the source are the same."""
 
 
+@public
 def recovery(
     value: Float[Tensor, "batch ..."],
     source: Float[Tensor, "batch ..."],
@@ -37,6 +41,7 @@ def recovery(
     return torch.where(_differs(whole, source, mask), gone, torch.nan)
 
 
+@public
 def projection(
     value: Float[Tensor, "batch ..."],
     source: Float[Tensor, "batch ..."],
@@ -63,6 +68,7 @@ def projection(
     return torch.where(_differs(whole, source, mask), along, torch.nan)
 
 
+@public
 def distance(
     value: Float[Tensor, "batch ..."],
     source: Float[Tensor, "batch ..."],
@@ -83,12 +89,13 @@ def distance(
     return (_squared(value - source, mask) / count).sqrt()
 
 
+@public
 def normalised(
     score: Float[Tensor, "*axes"],
     *,
     source: Float[Tensor, "*axes"],
     base: Float[Tensor, "*axes"],
-    least: float = 1e-6,
+    least: Positive = 1e-6,
 ) -> Float[Tensor, "*axes"]:
     """Any score in units of the difference between source and base.
 
@@ -105,6 +112,7 @@ def normalised(
     return torch.where(whole.abs() >= least, (score - base) / whole, torch.nan)
 
 
+@public
 def weights_of(mask: Tensor, like: Float[Tensor, "batch ..."]) -> Tensor:
     """Weights of a mask over latents, or over anything of that shape.
 
@@ -118,7 +126,7 @@ def weights_of(mask: Tensor, like: Float[Tensor, "batch ..."]) -> Tensor:
         Weights that broadcast over it.
 
     Raises:
-        ValueError: If the mask does not fit.
+        ArgumentError: If the mask does not fit.
     """
     mask = mask.to(like)
     if like.ndim == 4 and mask.ndim == 2:
@@ -126,7 +134,7 @@ def weights_of(mask: Tensor, like: Float[Tensor, "batch ..."]) -> Tensor:
         return F.adaptive_avg_pool2d(mask[None, None], (height, width))
     if like.ndim == 3 and mask.numel() == like.shape[1]:
         return mask.reshape(1, -1, 1)
-    raise ValueError(
+    raise ArgumentError(
         f"a mask of shape {tuple(mask.shape)} does not fit values of shape {tuple(like.shape)}: "
         "give axes (height, width) for values with axes (batch, channel, height, width), and one "
         "entry for each position for those with axes (batch, pos, channel)"

@@ -17,12 +17,16 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from sklearn.metrics import average_precision_score, confusion_matrix
 
+from diffusion_lens.border import Size, public
+from diffusion_lens.errors import ArgumentError
+
 Confusion = Int[np.ndarray, "true predicted"]
 """Pixels by true class (rows) and predicted class (columns)."""
 
 
+@public
 def confusion(
-    predicted: Iterable[Any], truth: Iterable[Any], *, classes: int = 2, ignore: int | None = None
+    predicted: Iterable[Any], truth: Iterable[Any], *, classes: Size = 2, ignore: int | None = None
 ) -> Confusion:
     """Count the pixels of a set by true and predicted class.
 
@@ -37,13 +41,14 @@ def confusion(
         Counts, true classes along the first axis.
 
     Raises:
-        ValueError: If shapes or numbers of images differ, or a label is no class.
+        ArgumentError: If shapes or numbers of images differ, or a label is no class.
     """
     total = np.zeros((classes, classes), dtype=np.int64)
     for place, (found, right) in enumerate(zip(predicted, truth, strict=True)):
-        labels, true = np.asarray(found).astype(int), np.asarray(right).astype(int)
+        labels = _numbers(found, f"image {place}: the labels").astype(int)
+        true = _numbers(right, f"image {place}: the truth").astype(int)
         if labels.shape != true.shape:
-            raise ValueError(
+            raise ArgumentError(
                 f"image {place}: labels of shape {labels.shape} for a truth of shape {true.shape}; "
                 "bring them to one size first"
             )
@@ -51,7 +56,7 @@ def confusion(
         labels, true = labels[counted], true[counted]
         both = np.concatenate([labels, true])
         if both.size and not 0 <= both.min() <= both.max() < classes:
-            raise ValueError(
+            raise ArgumentError(
                 f"image {place}: labels from {both.min()} to {both.max()} where there are "
                 f"{classes} classes (0 to {classes - 1}); give classes=, or ignore="
             )
@@ -60,6 +65,7 @@ def confusion(
     return total
 
 
+@public
 def pixel_accuracy(counts: Confusion) -> float:
     """Share of pixels with the right label; large backgrounds make it large.
 
@@ -72,6 +78,7 @@ def pixel_accuracy(counts: Confusion) -> float:
     return _ratio(np.trace(counts), counts.sum())
 
 
+@public
 def class_iou(counts: Confusion) -> Float[np.ndarray, " class"]:
     """Intersection over union of each class, pixels pooled over the set.
 
@@ -90,6 +97,7 @@ def class_iou(counts: Confusion) -> Float[np.ndarray, " class"]:
     )
 
 
+@public
 def miou(counts: Confusion) -> float:
     """Mean of `class_iou` over the classes that are there or predicted.
 
@@ -103,6 +111,7 @@ def miou(counts: Confusion) -> float:
     return float(np.nanmean(found)) if not np.isnan(found).all() else float("nan")
 
 
+@public
 def miou_fg_bg(counts: Confusion, *, background: int = 0) -> float:
     """Mean of the IoU of the foreground and of the background.
 
@@ -118,6 +127,7 @@ def miou_fg_bg(counts: Confusion, *, background: int = 0) -> float:
     return miou(sides @ counts @ sides.T)
 
 
+@public
 def miou_stacked_reference(counts: Confusion) -> float:
     """What ConceptAttention's ImageNet-Segmentation code calls mIoU: Acc / (2 - Acc).
 
@@ -136,6 +146,7 @@ def miou_stacked_reference(counts: Confusion) -> float:
     return accuracy / (2 - accuracy)
 
 
+@public
 def average_precision(saliency: Any, mask: Any) -> float:
     """Area under precision against recall over all thresholds; ties count as one threshold.
 
@@ -150,12 +161,13 @@ def average_precision(saliency: Any, mask: Any) -> float:
         In (0, 1]; nan where the mask is empty.
 
     Raises:
-        ValueError: If the shapes differ.
+        ArgumentError: If the shapes differ.
     """
     values, true = _pair(saliency, mask)
     return float(average_precision_score(true, values)) if true.any() else float("nan")
 
 
+@public
 def mean_average_precision(saliency: Iterable[Any], masks: Iterable[Any]) -> float:
     """Mean over images of `average_precision`; images with an empty mask are left out.
 
@@ -170,6 +182,7 @@ def mean_average_precision(saliency: Iterable[Any], masks: Iterable[Any]) -> flo
     return _ratio(np.nansum(each), np.sum(~np.isnan(each)))
 
 
+@public
 def average_precision_stacked_reference(saliency: Any, mask: Any) -> float:
     """What ConceptAttention's code averages to its mAP: object and background in one ranking.
 
@@ -184,7 +197,7 @@ def average_precision_stacked_reference(saliency: Any, mask: Any) -> float:
         In [0, 1]; 0 for a flat map, as there.
 
     Raises:
-        ValueError: If the shapes differ.
+        ArgumentError: If the shapes differ.
     """
     values, true = _pair(saliency, mask)
     if values.min() == values.max():
@@ -195,6 +208,7 @@ def average_precision_stacked_reference(saliency: Any, mask: Any) -> float:
     )
 
 
+@public
 def above_mean(saliency: Any) -> Bool[np.ndarray, "height width"]:
     """A mask of what is larger than the map's own mean: a cut without a parameter.
 
@@ -203,14 +217,21 @@ def above_mean(saliency: Any) -> Bool[np.ndarray, "height width"]:
     Args:
         saliency: Axes height, width.
     """
-    values = np.asarray(saliency, dtype=np.float64)
+    values = _numbers(saliency, "the map")
     return values > values.mean()
 
 
+def _numbers(given: Any, what: str) -> np.ndarray:
+    try:
+        return np.asarray(given, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"{what} must be numbers in an array or a tensor: {error}") from error
+
+
 def _pair(saliency: Any, mask: Any) -> tuple[np.ndarray, np.ndarray]:
-    values, true = np.asarray(saliency, dtype=np.float64), np.asarray(mask).astype(bool)
+    values, true = _numbers(saliency, "the map"), _numbers(mask, "the mask").astype(bool)
     if values.shape != true.shape:
-        raise ValueError(
+        raise ArgumentError(
             f"a map of shape {values.shape} for a mask of shape {true.shape}; bring them to one "
             "size first"
         )

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from diffusion_lens.border import PipelineSetting, public
 from diffusion_lens.errors import RunError
 from diffusion_lens.hooked_diffusion import HookedDiffusion
 
@@ -16,7 +17,8 @@ class _CapturedError(Exception):
     """Stops a pipeline at its first call of the denoiser."""
 
 
-def capture_inputs(pipe: Any, **call: Any) -> tuple[nn.Module, dict[str, Any]]:
+@public
+def capture_inputs(pipe: Any, **call: PipelineSetting) -> tuple[nn.Module, dict[str, Any]]:
     """Run a pipeline up to its first denoiser call and take that call's arguments.
 
     Args:

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from diffusion_lens.border import public
 from diffusion_lens.errors import ContractError
 from diffusion_lens.testing.clauses_editing import edits_reach_the_output
 from diffusion_lens.testing.clauses_heads import heads_are_columns
@@ -41,6 +42,7 @@ CHECKS: tuple[tuple[int, Callable[[Subject, Findings], None]], ...] = (
 """The checks with their clauses."""
 
 
+@public
 def inspect_architecture(
     denoiser: nn.Module, inputs: Mapping[str, Any], *, points: Any = None
 ) -> ContractReport:
@@ -72,6 +74,7 @@ def inspect_architecture(
     return findings.report(f"{type(subject.model.denoiser).__name__} in {precision}")
 
 
+@public
 def check_architecture(
     denoiser: nn.Module, inputs: Mapping[str, Any], *, points: Any = None
 ) -> ContractReport:

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffusion_lens.border import Count, Seed, public
+
 TEXT_TOKENS = 7
 """Length of the text: another number than any count of image tokens, heads or widths."""
 
@@ -25,8 +27,9 @@ QUERY_AND_KEY_NORMS = ("norm_q.", "norm_k.", "norm_added_q.", "norm_added_k.")
 Draw = Callable[..., Tensor]
 
 
+@public
 def tiny_denoiser(
-    family: str, *, dtype: torch.dtype = torch.float32, batch: int = 2, seed: int = 0
+    family: str, *, dtype: torch.dtype = torch.float32, batch: Count = 2, seed: Seed = 0
 ) -> tuple[nn.Module, dict[str, Any]]:
     """A small random denoiser of a family, and the keyword arguments of one call.
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
+from diffusion_lens.border import Number, Seed, public
 from diffusion_lens.errors import RunError
 from diffusion_lens.toys.shapes.captions import no_word
 from diffusion_lens.toys.shapes.world import UNKNOWN_WORD, WORDS
@@ -36,13 +37,14 @@ def _as_trained(caption: str) -> str:
     A tokenizer would spell such a word in several tokens, and drop what then comes too late.
     """
     for word in {word: None for word in caption.split() if word not in (*WORDS, UNKNOWN_WORD)}:
-        warnings.warn(f"{no_word(word, caption)} It is drawn as an unknown word.", stacklevel=3)
+        warnings.warn(f"{no_word(word, caption)} It is drawn as an unknown word.", stacklevel=4)
     caption_ids(caption, start=True)
     return " ".join(word if word in WORDS else UNKNOWN_WORD for word in caption.split())
 
 
+@public
 def call_defaults(
-    pipe: "DiffusionPipeline | HookedDiffusion", *, guidance: float = 2.0, steps: int = 20
+    pipe: "DiffusionPipeline | HookedDiffusion", *, guidance: Number = 2.0, steps: int = 20
 ) -> dict[str, Any]:
     """Arguments for calling a toy pipeline that differ from its class's own defaults.
 
@@ -69,12 +71,13 @@ def call_defaults(
     }
 
 
+@public
 def generate(
     pipe: "DiffusionPipeline | HookedDiffusion",
     captions: str | Sequence[str],
     *,
-    seed: int = 0,
-    guidance: float = 2.0,
+    seed: Seed = 0,
+    guidance: Number = 2.0,
     steps: int = 20,
     batch: int = 50,
 ) -> UInt8[np.ndarray, "batch height width rgb"]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from diffusion_lens.border import public
 from diffusion_lens.errors import DiffusionLensError, closest
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(path.parent.name for path in WEIGHTS.glob("*/model_index.json")))
 
 
+@public
 def folder(name: str) -> Path:
     """Where a toy model lies; diffusers loads it from there without this library.
 
@@ -82,6 +84,7 @@ def _quiet() -> Iterator[None]:
                 log.enable_progress_bar()
 
 
+@public
 def load(name: str, *, torch_dtype: torch.dtype | None = None) -> DiffusionPipeline:
     """Load a toy model as a plain diffusers pipeline; nothing is downloaded.
 
@@ -111,6 +114,7 @@ def load(name: str, *, torch_dtype: torch.dtype | None = None) -> DiffusionPipel
     return pipe
 
 
+@public
 def card(name: str) -> dict[str, Any]:
     """What is known about a toy model: recipe, grades, checksums.
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from PIL import Image
 
+from diffusion_lens.border import Fraction, Number, public
 from diffusion_lens.errors import FigureError, refuse_unknown
 from diffusion_lens.viz.pictures import coloured, picture
 from diffusion_lens.viz.values import array, limits
@@ -13,14 +14,15 @@ from diffusion_lens.viz.values import array, limits
 RESAMPLING = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR}
 
 
+@public
 def overlay_image(
     image: Any,
     values: Any,
     *,
     upsample: str = "nearest",
-    alpha: float = 0.6,
-    zmin: float | None = None,
-    zmax: float | None = None,
+    alpha: Fraction = 0.6,
+    zmin: Number | None = None,
+    zmax: Number | None = None,
 ) -> Image.Image:
     """A map over an image, without a browser or kaleido: a picture to save.
 

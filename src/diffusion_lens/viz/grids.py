@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from diffusion_lens.border import public
 from diffusion_lens.viz.style import ABSENT, colour_axis, finish, ticks
 from diffusion_lens.viz.values import array, labels, limits, plain
 
 
+@public
 def head_grid(
     values: Any,
     *,

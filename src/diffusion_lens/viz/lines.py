@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from diffusion_lens.border import public
 from diffusion_lens.errors import FigureError, closest
 from diffusion_lens.viz.style import DASHES, LINES, finish, ticks
 from diffusion_lens.viz.values import array, plain
 
 
+@public
 def curves(
     x: Any,
     curves: Mapping[str, Any],
@@ -63,6 +65,7 @@ def curves(
     )
 
 
+@public
 def bars(
     values: Mapping[str, float],
     *,

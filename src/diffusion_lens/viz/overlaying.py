@@ -9,6 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 from PIL import Image
 
+from diffusion_lens.border import Fraction, Number, public
 from diffusion_lens.errors import FigureError, refuse_unknown
 from diffusion_lens.viz.panels import Panels, backdrop
 from diffusion_lens.viz.pictures import pictures, source
@@ -18,6 +19,7 @@ from diffusion_lens.viz.values import array, labels, limits
 SMOOTHING = {"nearest": False, "bilinear": "best"}
 
 
+@public
 def overlays(
     images: Any,
     maps: Any,
@@ -25,9 +27,9 @@ def overlays(
     titles: Sequence[Any] | None = None,
     steps: Sequence[Any] | None = None,
     upsample: str = "nearest",
-    alpha: float = 0.6,
-    zmin: float | None = None,
-    zmax: float | None = None,
+    alpha: Fraction = 0.6,
+    zmin: Number | None = None,
+    zmax: Number | None = None,
     images_over: str | None = None,
     title: str | None = None,
 ) -> go.Figure:

@@ -7,17 +7,19 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from diffusion_lens.border import Count, public
 from diffusion_lens.errors import FigureError
 from diffusion_lens.viz.panels import Panels, backdrop, nothing
 from diffusion_lens.viz.pictures import pictures, source
 from diffusion_lens.viz.values import labels
 
 
+@public
 def image_strip(
     images: Any,
     *,
     captions: Sequence[Any] | None = None,
-    rows: int | None = None,
+    rows: Count | None = None,
     title: str | None = None,
 ) -> go.Figure:
     """A grid of images, filled row by row.

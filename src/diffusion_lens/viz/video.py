@@ -11,12 +11,14 @@ import plotly.graph_objects as go
 import torch
 from PIL import Image
 
+from diffusion_lens.border import Number, public
 from diffusion_lens.errors import FigureError
 from diffusion_lens.viz.panels import Panels, backdrop, nothing
 from diffusion_lens.viz.pictures import coloured, pictures, source
 from diffusion_lens.viz.values import array, labels, limits
 
 
+@public
 def frames(
     frames: Any, *, captions: Sequence[Any] | None = None, title: str | None = None
 ) -> go.Figure:
@@ -44,7 +46,8 @@ def frames(
     return video.finish(drawn[0], title=title)
 
 
-def gif(frames: Any, path: str | Path, *, fps: float = 8.0) -> Path:
+@public
+def gif(frames: Any, path: str | Path, *, fps: Number = 8.0) -> Path:
     """Write a video, or a map over the frames of one, as a gif file that repeats.
 
     Args:

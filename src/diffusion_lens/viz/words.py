@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
+from diffusion_lens.border import public
 from diffusion_lens.errors import FigureError
 from diffusion_lens.viz.style import ABSENT, colour_axis, finish, ticks
 from diffusion_lens.viz.values import array, labels, limits
@@ -19,6 +20,7 @@ from diffusion_lens.viz.values import array, labels, limits
 MOST_PATTERN_VALUES = 400_000
 
 
+@public
 def tokens(
     words: Sequence[str],
     values: Any,
@@ -81,6 +83,7 @@ class TokenPatterns:
         page = html.escape(self.html, quote=True)
         return f'<iframe srcdoc="{page}" style="border:0;width:100%;height:640px"></iframe>'
 
+    @public
     def write(self, path: str | Path) -> Path:
         """Write a page."""
         written = Path(path).with_suffix(".html")
@@ -96,6 +99,7 @@ class TokenPatterns:
         return f"TokenPatterns({len(self.html)} characters)"
 
 
+@public
 def token_patterns(
     tokens: Sequence[str], patterns: Any, *, heads: Sequence[Any] | None = None
 ) -> TokenPatterns:

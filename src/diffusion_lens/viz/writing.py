@@ -6,11 +6,13 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 
+from diffusion_lens.border import public
 from diffusion_lens.errors import FigureError
 
 PICTURES = (".png", ".svg", ".pdf", ".jpg", ".webp")
 
 
+@public
 def write(figure: go.Figure, path: str | Path) -> Path:
     """Write a figure as a page that needs no network, or as a picture.
 

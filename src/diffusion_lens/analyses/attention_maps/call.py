@@ -21,10 +21,12 @@ from diffusion_lens.analyses.attention_maps.foreign import foreign_hooks
 from diffusion_lens.analyses.attention_maps.result import AttentionMaps
 from diffusion_lens.analyses.attention_maps.selecting import (
     Chosen,
+    HeadChoice,
     choose,
     positions_of,
     tokens_of,
 )
+from diffusion_lens.border import Amount, PipelineSetting, public
 from diffusion_lens.errors import RunError, refuse_unknown
 
 UPSAMPLE = ("bicubic", "bilinear", "nearest")
@@ -32,6 +34,7 @@ CLAMP = ("each", "mean")
 AGGREGATE = ("mean", "sum")
 
 
+@public
 @dataclass(frozen=True)
 class Preset:
     """One way of putting patterns together.
@@ -57,13 +60,14 @@ published tool: sums over steps; every head's map resized and clamped, then aver
 and no maps of an eighth of the output, which at the models' own sizes is 64 x 64 (or 96 x 96)."""
 
 
+@public
 def attention_maps(
     model: HookedDiffusion,
     prompts: str | Sequence[str] | Run | None,
     *,
     words: str | int | Sequence[str | int] | None = None,
     foreign: str | Sequence[str] = (),
-    heads: Any = None,
+    heads: HeadChoice | None = None,
     blocks: Iterable[int] | int | None = None,
     steps: Any = None,
     branch: str | None = "cond",
@@ -76,9 +80,9 @@ def attention_maps(
     foreign_among: str = "prompt",
     image: Any = None,
     noise_level: float | None = None,
-    num_samples: int = 1,
+    num_samples: Amount = 1,
     seed: int | Sequence[int] | None = 0,
-    **settings: Any,
+    **settings: PipelineSetting,
 ) -> AttentionMaps:
     """How much each place of an image attends to each word, over heads, blocks and steps.
 

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_lens import HookContext
+from diffusion_lens.border import public
 
 Pair = tuple[int, int]
 """Block and head."""
@@ -66,6 +67,7 @@ class PatternSums:
     read_only = True
     keeps = False
 
+    @public
     def __init__(self, plan: Plan) -> None:
         """Start from nothing."""
         self.plan = plan

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diffusion_lens.analyses.attention_maps.collecting import Pair, Plan, resized
 from diffusion_lens.analyses.saving import Saved
+from diffusion_lens.border import Number, Size, public
 from diffusion_lens.engine.words import PromptTokens
 from diffusion_lens.errors import ResultError, WordError, closest, listing
 
@@ -57,6 +58,7 @@ class AttentionMaps(Saved):
 
     # -- words --------------------------------------------------------------------------------
 
+    @public
     def word(
         self, word: str | int, *, occurrence: int | None = None, sample: int | None = None
     ) -> Float[Tensor, ...]:
@@ -83,13 +85,14 @@ class AttentionMaps(Saved):
             found.append(self.maps[one].index_select(axis - 1, rows).mean(axis - 1))
         return found[0] if sample is not None else torch.stack(found)
 
+    @public
     def mask(
         self,
-        threshold: float = 0.4,
+        threshold: Number = 0.4,
         *,
         word: str | int | None = None,
         occurrence: int | None = None,
-        size: Sequence[int] | None = None,
+        size: tuple[Size, Size] | list[Size] | None = None,
         absolute: bool = False,
     ) -> Bool[Tensor, ...]:
         """Where a map lies above a threshold.
@@ -207,6 +210,7 @@ class AttentionMaps(Saved):
 
     # -- figures ------------------------------------------------------------------------------
 
+    @public
     def overlay(
         self,
         words: str | Sequence[str] | None = None,
@@ -238,6 +242,7 @@ class AttentionMaps(Saved):
                 rows = rows.mean(self.axes.index(axis) - 1)
         return self._drawn(rows, titles, sample, images, settings)
 
+    @public
     def plot(
         self,
         word: str | int | None = None,

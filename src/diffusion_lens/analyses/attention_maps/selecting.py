@@ -9,9 +9,13 @@ from typing import Any
 
 from diffusion_lens import HookedDiffusion, Run, Site
 from diffusion_lens.analyses.attention_maps.collecting import Pair
+from diffusion_lens.border import Number
 from diffusion_lens.engine.words import PromptTokens
 from diffusion_lens.errors import SiteError, UnsupportedModelError, WordError, listing
 from diffusion_lens.hook_points.point import HookPoint
+
+HeadChoice = int | Iterable[int | tuple[Any, ...] | list[Any]] | Mapping[tuple[int, int], Number]
+"""Indices, the same in every block; (block, head) pairs; or a mapping from pairs to weights."""
 
 
 @dataclass(frozen=True)

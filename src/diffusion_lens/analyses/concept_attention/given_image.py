@@ -74,7 +74,7 @@ def take_image(
         warnings.warn(
             f"the image is resized from {given[0]} x {given[1]} to {size[0]} x {size[1]} pixels "
             f"(height x width): sides must be multiples of {multiple}",
-            stacklevel=4,
+            stacklevel=5,
         )
     read = processor.preprocess_video if video else processor.preprocess
     show = processor.postprocess_video if video else processor.postprocess

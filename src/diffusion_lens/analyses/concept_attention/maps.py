@@ -15,6 +15,8 @@ from diffusion_lens.analyses.concept_attention.panels import (
     panel_title,
 )
 from diffusion_lens.analyses.saving import Saved
+from diffusion_lens.border import public
+from diffusion_lens.border.pictures import Pictures
 from diffusion_lens.errors import ConceptError, ResultError, closest
 
 CITATION = "Helbling et al., ConceptAttention, ICML 2025, arXiv 2502.04320"
@@ -47,6 +49,7 @@ class ConceptMaps(Saved):
     made_by: dict[str, Any] = field(default_factory=dict, repr=False)
     citation: str = CITATION
 
+    @public
     def of(self, concept: str) -> Tensor:
         """The maps of one concept; the concept axis is dropped.
 
@@ -66,7 +69,8 @@ class ConceptMaps(Saved):
         """
         return self.maps.argmax(self.axes.index("concept"))
 
-    def overlay(self, concept: str, *, image: Any = None, **style: Any) -> Any:
+    @public
+    def overlay(self, concept: str, *, image: Pictures | None = None, **style: Any) -> Any:
         """A plotly figure: the map of a concept over each image, block and frame that was kept.
 
         Args:
@@ -82,7 +86,8 @@ class ConceptMaps(Saved):
         axes = tuple(axis for axis in self.axes if axis != "concept")
         return self._figure(self.of(concept), axes, image, style)
 
-    def plot(self, sample: int = 0, *, image: Any = None, **style: Any) -> Any:
+    @public
+    def plot(self, sample: int = 0, *, image: Pictures | None = None, **style: Any) -> Any:
         """A plotly figure: the maps of all concepts over one image, blocks averaged.
 
         Args:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from diffusion_lens.border import Count, Size, public
 from diffusion_lens.errors import ConceptError, refuse_unknown
 
 SPACES = {
@@ -30,6 +31,7 @@ SOFTMAX = {"concepts": 1, "patches": 2, "nothing": None}
 IMAGE_VECTORS = ("generation", "concepts")
 
 
+@public
 @dataclass(frozen=True)
 class Preset:
     """One way of computing the maps.
@@ -55,9 +57,9 @@ class Preset:
     softmax_over: str = "concepts"
     tokens: str = "all"
     pooled: str | Tensor | None = None
-    last_blocks: int | None = 9
-    max_sequence_length: int | None = None
-    slots: int | None = None
+    last_blocks: Count | None = 9
+    max_sequence_length: Size | None = None
+    slots: Size | None = None
     image_vectors: str = "generation"
     vectors_first: bool = False
     blank_caption: bool = False

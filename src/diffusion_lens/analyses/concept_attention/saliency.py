@@ -25,6 +25,7 @@ from diffusion_lens.analyses.concept_attention.presets import (
     Preset,
     preset_of,
 )
+from diffusion_lens.border import Amount, PipelineSetting, public
 from diffusion_lens.errors import ConceptError, HookNeverFiredError, listing, refuse_unknown
 from diffusion_lens.hooked_diffusion.streams import ConceptStreams
 
@@ -32,6 +33,7 @@ NOISE_LEVEL = 0.5
 """How far the paper noises a real image."""
 
 
+@public
 def concept_attention(
     model: HookedDiffusion,
     prompts: str | Sequence[str] | Run,
@@ -48,9 +50,9 @@ def concept_attention(
     attend: str | Sequence[str] = ("concepts", "image"),
     image: Any = None,
     noise_level: float | None = None,
-    num_samples: int = 1,
+    num_samples: Amount = 1,
     seed: int | Sequence[int] | None = 0,
-    **settings: Any,
+    **settings: PipelineSetting,
 ) -> ConceptMaps:
     """Saliency maps of concepts in the images that a model makes, or in a given image.
 

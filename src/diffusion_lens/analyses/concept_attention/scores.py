@@ -6,9 +6,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_lens.analyses.concept_attention.presets import SOFTMAX
+from diffusion_lens.border import public
 from diffusion_lens.errors import ConceptError, refuse_unknown
 
 
+@public
 def concept_scores(
     concepts: Float[Tensor, "batch concept d"],
     image: Float[Tensor, "batch pos d"],

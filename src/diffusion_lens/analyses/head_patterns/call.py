@@ -7,28 +7,36 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from diffusion_lens import HookedDiffusion, Run, Site
-from diffusion_lens.analyses.attention_maps.selecting import Chosen, choose, positions_of, tokens_of
+from diffusion_lens.analyses.attention_maps.selecting import (
+    Chosen,
+    HeadChoice,
+    choose,
+    positions_of,
+    tokens_of,
+)
 from diffusion_lens.analyses.head_patterns.result import HeadPatterns
 from diffusion_lens.analyses.head_patterns.statistics import VALUES, PatternStatistics
+from diffusion_lens.border import PipelineSetting, public
 from diffusion_lens.errors import SiteError, listing
 
 QUERIES = 256
 """About how many image tokens are looked at in each block, unless `every` says otherwise."""
 
 
+@public
 def head_patterns(
     model: HookedDiffusion,
     prompts: str | Sequence[str] | Run,
     *,
     names: Any = None,
     words: str | int | Sequence[str | int] | None = None,
-    heads: Any = None,
+    heads: HeadChoice | None = None,
     blocks: Iterable[int] | int | None = None,
     steps: Any = None,
     branch: str | None = "cond",
     every: int | None = None,
     seed: int | Sequence[int] | None = 0,
-    **settings: Any,
+    **settings: PipelineSetting,
 ) -> HeadPatterns:
     """What the image's tokens attend to, for every head and step.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diffusion_lens.analyses.attention_maps.collecting import Pair
 from diffusion_lens.analyses.saving import Saved
+from diffusion_lens.border import public
 from diffusion_lens.engine.words import PromptTokens
 from diffusion_lens.errors import ResultError, WordError, closest, listing
 
@@ -46,6 +47,7 @@ class HeadPatterns(Saved):
         """Bring back the tokens of a result that was read from a folder."""
         object.__setattr__(self, "prompts", tuple(PromptTokens(*one) for one in self.prompts))
 
+    @public
     def of(self, name: str) -> Float[Tensor, "batch step head"]:
         """One of the values.
 
@@ -61,6 +63,7 @@ class HeadPatterns(Saved):
             )
         return self.values[name]
 
+    @public
     def word(self, word: str | int) -> Float[Tensor, "batch step head"]:
         """Share of attention on a word: the sum over its tokens.
 
@@ -85,6 +88,7 @@ class HeadPatterns(Saved):
             found.append(self.mass[sample][..., rows].sum(-1))
         return torch.stack(found)
 
+    @public
     def plot(self, what: str = "entropy", *, sample: int = 0) -> Any:
         """A heat map of step by head.
 

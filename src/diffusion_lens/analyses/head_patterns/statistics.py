@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_lens import HookContext
+from diffusion_lens.border import public
 
 VALUES = ("entropy", "distance", "text", "image", "own")
 """What there is a number of for each head at each step."""
@@ -65,6 +66,7 @@ class PatternStatistics:
     read_only = True
     keeps = False
 
+    @public
     def __init__(self, every: Mapping[int, int], positions: Sequence[int] | None) -> None:
         """Start from nothing."""
         self.every = every

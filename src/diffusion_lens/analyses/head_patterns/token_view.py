@@ -9,9 +9,11 @@ from torch import Tensor
 
 from diffusion_lens import HookContext, HookedDiffusion, Run, Site
 from diffusion_lens.analyses.attention_maps.selecting import tokens_of
+from diffusion_lens.border import PipelineSetting, public
 from diffusion_lens.errors import SiteError
 
 
+@public
 def token_view(
     model: HookedDiffusion,
     prompt: str | Run,
@@ -22,7 +24,7 @@ def token_view(
     stream: str = "txt",
     branch: str | None = "cond",
     seed: int = 0,
-    **settings: Any,
+    **settings: PipelineSetting,
 ) -> Any:
     """Patterns of one block between the tokens of a stream, to explore in a notebook.
 

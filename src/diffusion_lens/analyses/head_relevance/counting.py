@@ -26,6 +26,7 @@ from diffusion_lens.analyses.head_relevance.words import (
     ConceptWords,
     cross_attention_keys,
 )
+from diffusion_lens.border import Count, PipelineSetting, public
 from diffusion_lens.errors import ConceptError, ResultError, UnsupportedModelError, refuse_unknown
 from diffusion_lens.hooked_diffusion.streams import carriers
 
@@ -33,6 +34,7 @@ PARTS = 50
 """In how many disjoint parts of the prompts votes are counted apart, for intervals over prompts."""
 
 
+@public
 def head_relevance(
     model: HookedDiffusion,
     prompts: str | Sequence[str] | Run,
@@ -45,9 +47,9 @@ def head_relevance(
     steps: Any = None,
     per_step: bool = True,
     checkpoint: str | Path | None = None,
-    checkpoint_every: int = 50,
+    checkpoint_every: Count = 50,
     show_progress: bool = True,
-    **settings: Any,
+    **settings: PipelineSetting,
 ) -> HeadRelevance:
     """Count at every step which concept each head that reads the text attends to most.
 
@@ -118,6 +120,7 @@ def head_relevance(
     return replace(result_of(votes, made_by=made_by), prompts=len(run.prompts))
 
 
+@public
 def text_heads(model: HookedDiffusion) -> tuple[Head, ...]:
     """Every head through which the image reads the text and whose relevance can be counted.
 
@@ -156,6 +159,7 @@ def text_heads(model: HookedDiffusion) -> tuple[Head, ...]:
     return tuple(found)
 
 
+@public
 def result_of(votes: HeadRelevanceVotes, *, made_by: Mapping[str, Any]) -> HeadRelevance:
     """What a collector has counted, as a result.
 

@@ -20,6 +20,7 @@ from diffusion_lens import HookedDiffusion
 from diffusion_lens.analyses.head_relevance.concepts import PUBLISHED_CONCEPTS
 from diffusion_lens.analyses.head_relevance.counting import text_heads
 from diffusion_lens.analyses.head_relevance.result import Head, HeadRelevance, vectors_of
+from diffusion_lens.border import Count, public
 from diffusion_lens.errors import ResultError, closest
 
 PUBLISHED_CALLS = 2100 * 51
@@ -33,6 +34,7 @@ _MIDDLE = "epoch_1_to_1_neg_prompt_False_merged_340_final_text_descriptions"
 NAME = re.compile(r"(down|mid|up), layer: (\d+), head: (\d+)")
 
 
+@public
 @dataclass(frozen=True)
 class PublishedFile:
     """A file on the network.
@@ -78,13 +80,14 @@ PUBLISHED_FILES: Mapping[str, Mapping[str, PublishedFile]] = {
 }
 
 
+@public
 def load_published(
     vectors: str | Path,
     heads: str | Path,
     ranking: str | Path | None = None,
     *,
     concepts: Mapping[str, Sequence[str]] = PUBLISHED_CONCEPTS,
-    calls: int = PUBLISHED_CALLS,
+    calls: Count = PUBLISHED_CALLS,
     model: HookedDiffusion | None = None,
 ) -> HeadRelevance:
     """Read files in the format of the paper's repository.
@@ -132,6 +135,7 @@ def load_published(
     )
 
 
+@public
 def fetch_published(
     model: str | Mapping[str, PublishedFile], folder: str | Path, **settings: Any
 ) -> HeadRelevance:

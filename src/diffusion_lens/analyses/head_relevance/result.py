@@ -17,6 +17,7 @@ from torch import Tensor
 
 from diffusion_lens.analyses.head_relevance.words import concept_index
 from diffusion_lens.analyses.saving import Saved
+from diffusion_lens.border import Count, Level, Number, Seed, public
 from diffusion_lens.errors import ResultError, refuse_unknown
 
 CITATION = (
@@ -90,6 +91,7 @@ class HeadRelevance(Saved):
 
     # -- reading ------------------------------------------------------------------------------
 
+    @public
     def vector(self, concept: str) -> Float[Tensor, " head"]:
         """The head relevance vector of one concept.
 
@@ -112,7 +114,8 @@ class HeadRelevance(Saved):
         shares = won / won.sum().clamp(min=torch.finfo(won.dtype).tiny)
         return dict(zip(self.concepts, shares.tolist(), strict=True))
 
-    def order(self, concept: str, order: str = "most", *, seed: int = 0) -> tuple[int, ...]:
+    @public
+    def order(self, concept: str, order: str = "most", *, seed: Seed = 0) -> tuple[int, ...]:
         """Indices of all heads, those to begin with first; ties keep the order of the heads.
 
         Args:
@@ -130,6 +133,7 @@ class HeadRelevance(Saved):
             return tuple(torch.randperm(len(vector), generator=generator).tolist())
         return tuple(vector.argsort(descending=order == "most", stable=True).tolist())
 
+    @public
     def top(self, concept: str, k: int | float) -> tuple[tuple[int, int], ...]:
         """The most relevant heads, as `Site(heads=…)` and the hook makers take them.
 
@@ -152,6 +156,7 @@ class HeadRelevance(Saved):
             )
         return tuple(self.heads[index][:2] for index in self.order(concept)[:count])
 
+    @public
     def factors(self, values: Float[Tensor, " head"]) -> dict[tuple[int, int], float]:
         """A value for each head as the (block, head) mapping that `scale_token_columns` takes."""
         return {head[:2]: value for head, value in zip(self.heads, values.tolist(), strict=True)}
@@ -170,6 +175,7 @@ class HeadRelevance(Saved):
             )
         return vectors_of(self._votes())
 
+    @public
     def step_similarity(self, concept: str | None = None) -> Float[Tensor, "step step"]:
         """Cosine similarity of the vectors of every two steps.
 
@@ -187,8 +193,9 @@ class HeadRelevance(Saved):
 
     # -- how far to trust it ------------------------------------------------------------------
 
+    @public
     def interval(
-        self, concept: str, *, level: float = 0.95, draws: int = 1000, seed: int = 0
+        self, concept: str, *, level: Level = 0.95, draws: Count = 1000, seed: Seed = 0
     ) -> tuple[Float[Tensor, " head"], Float[Tensor, " head"]]:
         """Interval of a vector over prompts: a bootstrap over the parts of the prompts.
 
@@ -216,7 +223,8 @@ class HeadRelevance(Saved):
         tail = (1 - level) / 2
         return vectors.quantile(tail, 0), vectors.quantile(1 - tail, 0)
 
-    def split_half(self, *, draws: int = 100, seed: int = 0) -> Float[Tensor, "draw concept"]:
+    @public
+    def split_half(self, *, draws: Count = 100, seed: Seed = 0) -> Float[Tensor, "draw concept"]:
         """Cosine similarity of the vectors from two random halves of the prompts.
 
         Args:
@@ -241,7 +249,8 @@ class HeadRelevance(Saved):
 
     # -- changing, joining, keeping -----------------------------------------------------------
 
-    def clamp(self, most: float) -> HeadRelevance:
+    @public
+    def clamp(self, most: Number) -> HeadRelevance:
         """The same with every element of every vector at most `most` (the paper's SDXL: 9).
 
         Vectors of models with many heads have single elements far above 1 (up to 66 in SDXL's),
@@ -250,6 +259,7 @@ class HeadRelevance(Saved):
         made_by = {**self.made_by, "clamp": most}
         return replace(self, vectors=self.vectors.clamp(max=most), made_by=made_by)
 
+    @public
     def merge(self, *others: HeadRelevance) -> HeadRelevance:
         """The result of all prompts together: votes add up.
 
@@ -290,6 +300,7 @@ class HeadRelevance(Saved):
             made_by={"merged": sources},
         )
 
+    @public
     def plot(self, concept: str | None = None) -> Any:
         """A heat map: concept by head, or layer by head for one concept."""
         from diffusion_lens import viz
@@ -333,6 +344,7 @@ class HeadRelevance(Saved):
         return self.parts[filled]
 
 
+@public
 def vectors_of(votes: Shaped[Tensor, "*batch head"]) -> Float[Tensor, "*batch head"]:
     """Head relevance vectors: each row of votes scaled so that it sums to the number of heads.
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from diffusion_lens import HookContext
 from diffusion_lens.analyses.head_relevance.result import Head
 from diffusion_lens.analyses.head_relevance.words import ConceptWords
+from diffusion_lens.border import Count, public
 from diffusion_lens.errors import ConceptError, refuse_unknown
 
 VOTES = ("argmax", "strength", "margin")
@@ -98,6 +99,7 @@ class HeadRelevanceVotes:
 
     read_only = True
 
+    @public
     def __init__(
         self,
         words: ConceptWords,
@@ -106,7 +108,7 @@ class HeadRelevanceVotes:
         *,
         vote: str = "argmax",
         include_start_token: bool = True,
-        parts: int = 1,
+        parts: Count = 1,
         per_step: bool = True,
     ) -> None:
         """Start from nothing."""

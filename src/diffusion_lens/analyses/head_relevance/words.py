@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_lens import HookedDiffusion
+from diffusion_lens.border import public
 from diffusion_lens.errors import ConceptError, closest, listing
 
 ENCODED_AT_ONCE = 32
@@ -82,6 +83,7 @@ class ConceptWords:
     rows: tuple[tuple[tuple[int, ...], ...], ...]
 
     @classmethod
+    @public
     def encode(
         cls,
         model: HookedDiffusion,
@@ -139,6 +141,7 @@ class ConceptWords:
         return rows, owners
 
 
+@public
 def cross_attention_keys(
     model: HookedDiffusion, embeddings: Float[Tensor, "row d_text"]
 ) -> dict[int, Float[Tensor, "head row d_head"]]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from diffusion_lens.analyses.head_relevance.result import CITATION
 from diffusion_lens.analyses.saving import Saved
+from diffusion_lens.border import Count, Level, Seed, public
 from diffusion_lens.errors import ResultError
 
 
@@ -46,6 +47,7 @@ class WeakeningCurves(Saved):
     made_by: dict[str, Any] = field(default_factory=dict, repr=False)
     citation: str = CITATION
 
+    @public
     def curve(self, order: str, score: str | None = None) -> Float[Tensor, " count"]:
         """Mean score at each point, over samples and permutations.
 
@@ -55,10 +57,12 @@ class WeakeningCurves(Saved):
         """
         return self._of(order, score).nanmean((0, 2))
 
+    @public
     def auc(self, order: str, score: str | None = None) -> float:
         """Mean height of a curve over the number of weakened heads, by the trapezoid rule."""
         return self._area(self.curve(order, score))
 
+    @public
     def area(self, score: str | None = None, *, above: str = "least", below: str = "most") -> float:
         """Area between two curves, in units of the score.
 
@@ -71,15 +75,16 @@ class WeakeningCurves(Saved):
         """
         return self.auc(above, score) - self.auc(below, score)
 
+    @public
     def area_interval(
         self,
         score: str | None = None,
         *,
         above: str = "least",
         below: str = "most",
-        level: float = 0.95,
-        draws: int = 2000,
-        seed: int = 0,
+        level: Level = 0.95,
+        draws: Count = 2000,
+        seed: Seed = 0,
     ) -> tuple[float, float]:
         """Interval of the area over prompts: a bootstrap that keeps a prompt's samples together.
 
@@ -110,6 +115,7 @@ class WeakeningCurves(Saved):
         tail = (1 - level) / 2
         return float(areas.quantile(tail)), float(areas.quantile(1 - tail))
 
+    @public
     def plot(self, score: str | None = None) -> Any:
         """The curves of all orders."""
         from diffusion_lens import viz

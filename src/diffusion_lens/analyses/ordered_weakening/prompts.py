@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from diffusion_lens.border import public
 from diffusion_lens.errors import ConceptError, closest
 
 PUBLISHED_SEEDS = (10, 20, 30)
@@ -35,6 +36,7 @@ def weakening_concepts() -> tuple[str, ...]:
     return tuple(_templates())
 
 
+@public
 def weakening_prompts(concept: str) -> tuple[WeakeningPrompt, ...]:
     """The published prompts of a concept: every item with every carrier.
 

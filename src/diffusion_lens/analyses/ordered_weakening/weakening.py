@@ -20,6 +20,7 @@ from diffusion_lens.analyses.concept_steering import refuse_other_heads
 from diffusion_lens.analyses.head_relevance.result import ORDERS, HeadRelevance
 from diffusion_lens.analyses.ordered_weakening.curves import WeakeningCurves
 from diffusion_lens.analyses.ordered_weakening.prompts import PUBLISHED_SEEDS
+from diffusion_lens.border import Number, PipelineSetting, Size, public
 from diffusion_lens.errors import ResultError, RunError
 
 Score = Callable[[list[Any], list[str]], Any]
@@ -53,12 +54,13 @@ class WeakenWords:
         return activation * factors[:, None, None]
 
 
+@public
 def weaken_words(
     model: HookedDiffusion,
     prompts: str | Sequence[str],
-    heads: Sequence[tuple[int, int]],
+    heads: Sequence[tuple[int, int] | list[int]],
     *,
-    factor: float = -2.0,
+    factor: Number = -2.0,
     words: Sequence[str] | None = None,
     steps: Any = None,
     branch: str = "cond",
@@ -108,6 +110,7 @@ def weaken_words(
     return [(sites[block].with_(heads=some, **selection), hook) for block, some in by_block.items()]
 
 
+@public
 def ordered_weakening(
     model: HookedDiffusion,
     prompts: str | Sequence[str],
@@ -115,7 +118,7 @@ def ordered_weakening(
     *,
     concept: str,
     score: Score | Mapping[str, Score],
-    factor: float = -2.0,
+    factor: Number = -2.0,
     order: str | Sequence[str] = ORDERS,
     counts: Sequence[int] | None = None,
     seeds: int | Sequence[int] = PUBLISHED_SEEDS,
@@ -126,7 +129,7 @@ def ordered_weakening(
     batch_size: int = 1,
     keep_images: bool = False,
     show_progress: bool = True,
-    **settings: Any,
+    **settings: PipelineSetting,
 ) -> WeakeningCurves:
     """Weaken more and more heads in an order, and score what is drawn at each point.
 
@@ -281,7 +284,8 @@ def _scored(
     return values
 
 
-def published_counts(heads: int) -> tuple[int, ...]:
+@public
+def published_counts(heads: Size) -> tuple[int, ...]:
     """The published numbers of weakened heads: 0, 1, 11, … for SD 1.4; 0, 11, 111, … for SDXL.
 
     Args:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_lens import HookedDiffusion
+from diffusion_lens.border import Number, Seed, public
 from diffusion_lens.engine.words import WORD, words_of
 from diffusion_lens.errors import PatchingError, listing
 
@@ -35,7 +36,8 @@ class WordNoise:
     scale: float = 3.0
     seed: int = 0
 
-    def __init__(self, words: str | Sequence[str], *, scale: float = 3.0, seed: int = 0) -> None:
+    @public
+    def __init__(self, words: str | Sequence[str], *, scale: Number = 3.0, seed: Seed = 0) -> None:
         """Say which words are corrupted, and how much."""
         object.__setattr__(self, "words", (words,) if isinstance(words, str) else tuple(words))
         object.__setattr__(self, "scale", scale)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lens.analyses.saving import Saved
+from diffusion_lens.border import Count, public
 from diffusion_lens.errors import ResultError, closest
 from diffusion_lens.metrics.intervals import bootstrap_interval, rank_correlation
 
@@ -61,7 +62,8 @@ class PatchingResult(Saved):
     made_by: dict[str, Any] = field(default_factory=dict, repr=False)
     citation: str = EXACT
 
-    def at(self, **chosen: Any) -> PatchingResult:
+    @public
+    def at(self, **chosen: int | str | None) -> PatchingResult:
         """The part of the grid with some labels, such as `at(block=3, stream="img")`.
 
         Raises:
@@ -113,10 +115,12 @@ class PatchingResult(Saved):
             ) from None
         return pandas.DataFrame.from_records(self.records())
 
-    def top(self, count: int = 10) -> list[dict[str, Any]]:
+    @public
+    def top(self, count: Count = 10) -> list[dict[str, Any]]:
         """The records with the largest effects, largest first."""
         return sorted(self.records(), key=lambda one: -one["effect"])[:count]
 
+    @public
     def rank_correlation(self, other: PatchingResult) -> float:
         """Spearman's correlation of the mean effects with those of another result.
 
@@ -130,6 +134,7 @@ class PatchingResult(Saved):
             )
         return rank_correlation(self.effects, other.effects)
 
+    @public
     def plot(self, *, title: str | None = None) -> Any:
         """A figure: bars with intervals for one axis, curves over steps, otherwise a grid."""
         from diffusion_lens import viz

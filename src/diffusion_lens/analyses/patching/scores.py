@@ -15,12 +15,14 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from diffusion_lens.analyses.patching.outcome import Outcome
+from diffusion_lens.border import public
 from diffusion_lens.errors import PatchingError
 from diffusion_lens.metrics.recovery import distance, projection, recovery
 
 Images = UInt8[np.ndarray, "batch height width rgb"]
 
 
+@public
 def latent_recovery(outcome: Outcome, *, mask: Tensor | None = None) -> Float[Tensor, " batch"]:
     """How much of the squared distance from base to source is gone.
 
@@ -35,6 +37,7 @@ def latent_recovery(outcome: Outcome, *, mask: Tensor | None = None) -> Float[Te
     return recovery(outcome.value, source.value, base.value, mask=mask)
 
 
+@public
 def latent_projection(outcome: Outcome, *, mask: Tensor | None = None) -> Float[Tensor, " batch"]:
     """How far along the line from base to source a prediction (or final latents) lies.
 
@@ -49,6 +52,7 @@ def latent_projection(outcome: Outcome, *, mask: Tensor | None = None) -> Float[
     return projection(outcome.value, source.value, base.value, mask=mask)
 
 
+@public
 def x0_distance(outcome: Outcome, *, mask: Tensor | None = None) -> Float[Tensor, " batch"]:
     """Minus the distance of the clean latents from the source's: 0 is best.
 
@@ -78,6 +82,7 @@ class TextDifference:
         return towards - away
 
 
+@public
 def text_difference(
     score: Callable[[Images, Sequence[str]], Tensor], *, towards: str, away: str
 ) -> TextDifference:
@@ -106,6 +111,7 @@ class Graded:
         return torch.tensor([float(parts[self.part] is True) for parts in verdicts])
 
 
+@public
 def graded(caption: str, *, part: str = "all") -> Graded:
     """A metric for the shipped toy models: is the image right, decided by a program?
 

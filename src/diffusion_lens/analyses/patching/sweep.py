@@ -33,34 +33,37 @@ from diffusion_lens.analyses.patching.summary import (
 )
 from diffusion_lens.analyses.patching.teacher_forced import TeacherForced
 from diffusion_lens.analyses.patching.trajectory import OnTrajectory, runs_of
+from diffusion_lens.border import Count, PipelineSetting, Positive, public
 from diffusion_lens.errors import PatchingError, refuse_unknown
+from diffusion_lens.hook_points.site import Sites
 from diffusion_lens.hooked_diffusion.caching import quiet
 
 MODES = ("teacher-forced", "on-trajectory", "window")
 
 
+@public
 def activation_patching(
     model: HookedDiffusion,
     clean: str | Run,
     corrupted: str | Run | WordNoise,
     *,
-    sites: Any,
+    sites: Sites,
     axes: Sequence[str] = ("block",),
     metric: Metric = latent_recovery,
     mode: str = "teacher-forced",
     direction: str = "denoise",
     seeds: int | Sequence[int] | None = None,
     steps: int | Sequence[int] | None = None,
-    window: int = 1,
+    window: Count = 1,
     positions: Sequence[str | int] | None = None,
     branch: str | None = "cond",
     batch_size: int = 16,
     restart: bool = True,
     level: float = 0.95,
-    least: float = 1e-6,
+    least: Positive = 1e-6,
     resume: str | Path | None = None,
     show_progress: bool = True,
-    **settings: Any,
+    **settings: PipelineSetting,
 ) -> PatchingResult:
     """Patch one part after another and score what becomes of it.
 

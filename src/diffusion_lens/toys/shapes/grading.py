@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from diffusion_lens.border import public
 from diffusion_lens.toys.shapes.captions import Caption, ThingWords, read_caption
 from diffusion_lens.toys.shapes.finding import Found, find_things
 from diffusion_lens.toys.shapes.sampling import CLEAR_OFFSET
@@ -121,6 +122,7 @@ def _expected(caption: Caption) -> int | None:
     return 2 if caption.relation or caption.axis else len(caption.things) or None
 
 
+@public
 def grade(
     image: UInt8[np.ndarray, "height width rgb"] | Image.Image, caption: str | Caption
 ) -> Grade:

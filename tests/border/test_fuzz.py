@@ -1,0 +1,52 @@
+"""Arguments of a wrong type or value are refused in words."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.border.cases import all_cases
+from tests.border.fuzzing import Outcome, outcome, trials
+from tests.border.world import World
+
+MOST_OBSCURE = 0.03
+SAMPLE = 600
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("border"))
+
+
+def refuse_obscure(found: list[Outcome]) -> None:
+    """Fail where more than a few ended in errors that are not the library's own."""
+    kinds = Counter(one.kind for one in found)
+    obscure = [one for one in found if one.kind == "obscure"]
+    listed = "\n".join(
+        f"{one.case}({one.argument}={one.value}): {one.error}" for one in obscure[:40]
+    )
+    assert len(obscure) <= MOST_OBSCURE * len(found), f"{dict(kinds)}\n{listed}"
+
+
+def test_a_sample_of_wrong_arguments(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    every = trials(all_cases(world))
+    assert len(every) > 8000
+    refuse_obscure([outcome(*one) for one in random.Random(0).sample(every, SAMPLE)])
+
+
+@pytest.mark.slow
+def test_every_wrong_argument(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cases = all_cases(world)
+    for case in cases:
+        if case.name != "load_published":  # there are no files
+            case.call(**case.arguments)
+    refuse_obscure([outcome(*one) for one in trials(cases)])

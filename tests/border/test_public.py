@@ -1,0 +1,157 @@
+"""Every public function checks its arguments, and nothing that runs inside hooks does."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from diffusion_lens import analyses, metrics
+from diffusion_lens.border.checking import Border
+
+MODULES = (
+    "diffusion_lens",
+    "diffusion_lens.interventions",
+    "diffusion_lens.reducers",
+    "diffusion_lens.testing",
+    "diffusion_lens.toys",
+    "diffusion_lens.viz",
+    "diffusion_lens.analyses",
+    *(f"diffusion_lens.metrics.{one.name}" for one in pkgutil.iter_modules(metrics.__path__)),
+    *(f"diffusion_lens.analyses.{one.name}" for one in pkgutil.iter_modules(analyses.__path__)),
+)
+
+INSIDE_HOOKS = {
+    "HookContext.__init__",
+    "HookContext.axis",
+    "HookPoint.__init__",
+    "HookPoint.elements",
+    "HookPoint.shape",
+    "Outcome.__init__",
+    "Outcome.beside",
+    "PatternStatistics.table",
+    "PatternSums.add",
+    "PatternSums.result",
+    "PatternSums.weights",
+    "Site.fires_in",
+    "Site.has_step",
+    "HeadRelevanceVotes.begin",
+    "cast_votes",
+    "concept_shares",
+    "pattern_distance",
+    "pattern_entropy",
+}
+"""Called or made at every firing or evaluation, or of a collector that is."""
+
+SAY_MORE = {
+    "ActivationCache.__getitem__",  # CacheKeyError
+    "Run.of",  # makes a Run, which is checked
+    "Site.__init__",  # SiteError
+    "Site.of",
+    "Site.with_",
+}
+"""Their own errors say more."""
+
+MADE_HERE = {
+    "ActivationCache",
+    "AttentionMaps",
+    "ConceptMaps",
+    "ConceptWords",
+    "ContractReport",
+    "Failure",
+    "HeadPatterns",
+    "HeadRelevance",
+    "Output",
+    "PatchingResult",
+    "Prediction",
+    "TokenPatterns",
+    "WeakeningCurves",
+    "WordDiagnosis",
+}
+"""Results: the library makes them and its users read them."""
+
+FOR_THE_ENGINE = {
+    "ConceptWords.draw",
+    "HookedDiffusion.batch_holds",
+    "HookedDiffusion.registered",
+    "HookedDiffusion.taps_of",
+    "Ranking.top",  # a protocol
+    "WordNoise.applied",
+    "refuse_other_heads",
+}
+"""Without an underscore, but in no page of the reference."""
+
+UNCHECKED = INSIDE_HOOKS | SAY_MORE | FOR_THE_ENGINE | {f"{name}.__init__" for name in MADE_HERE}
+
+
+def is_public(name: str) -> bool:
+    return not name.startswith("_") or name in ("__init__", "__call__", "__getitem__")
+
+
+def public_values() -> Iterator[tuple[str, Any]]:
+    """What the modules list in `__all__`, or else define, in themselves or below."""
+    for module in map(importlib.import_module, MODULES):
+        home = module.__name__
+        for name in getattr(module, "__all__", None) or filter(is_public, list(vars(module))):
+            value = getattr(module, name)
+            own = str(getattr(value, "__module__", ""))
+            if hasattr(module, "__all__") or own == home or own.startswith(f"{home}."):
+                yield name, value
+
+
+def parameters(function: Any) -> set[str]:
+    return set(inspect.signature(function).parameters) - {"self", "cls"}
+
+
+def public_functions() -> dict[str, Any]:
+    """Every public function, method and constructor that takes arguments and is no hook."""
+    found: dict[str, Any] = {}
+    for name, value in public_values():
+        if inspect.isfunction(value):
+            found[name] = value
+        if not inspect.isclass(value) or issubclass(value, Exception | tuple):
+            continue
+        for part, held in vars(value).items():
+            function = getattr(held, "__func__", held)
+            generated = part == "__init__" and getattr(value, "_is_protocol", False)
+            if is_public(part) and inspect.isfunction(function) and not generated:
+                found[f"{name}.{part}"] = function
+    return {
+        name: function
+        for name, function in sorted(found.items())
+        if parameters(function) and not parameters(function) & {"hook", "_hook"}
+    }
+
+
+FUNCTIONS = public_functions()
+
+
+def test_every_public_function_checks_its_arguments() -> None:
+    assert len(FUNCTIONS) > 150
+    missing = [name for name, one in FUNCTIONS.items() if not getattr(one, "__border__", False)]
+    assert sorted(set(missing) - UNCHECKED) == [], "decorate them with `border.public`"
+    assert sorted(UNCHECKED - set(missing)) == [], "these are decorated now, or gone"
+
+
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if name not in UNCHECKED])
+def test_every_annotation_has_a_test(name: str) -> None:
+    Border(FUNCTIONS[name], {})
+
+
+UNCHECKED_TYPES = {"DiffusionPipeline", "HookedDiffusion"}
+"""What toys name for type checkers alone; they look at that argument themselves."""
+
+
+@pytest.mark.parametrize("name", [name for name in FUNCTIONS if name not in UNCHECKED])
+def test_annotations_name_what_is_there(name: str) -> None:
+    function = inspect.unwrap(FUNCTIONS[name])
+    for parameter in inspect.signature(function).parameters.values():
+        known = {"torch": importlib.import_module("torch")}
+        if function.__module__.startswith("diffusion_lens.toys"):
+            known |= dict.fromkeys(UNCHECKED_TYPES, object)
+        if isinstance(parameter.annotation, str):
+            eval(parameter.annotation, function.__globals__, known)
