@@ -85,7 +85,8 @@ class AttentionHooks:
         if processor.startswith(SLICED):
             raise EngineError(
                 f"{self.name}: {processor} computes attention in slices, whose queries and "
-                f"patterns cannot be put together; call `disable_attention_slicing()`. {AS_THEY_ARE}"
+                "patterns cannot be put together; call `disable_attention_slicing()`. "
+                f"{AS_THEY_ARE}"
             )
         self._products = _running_products(self.attention, module)
         self._note_absent()
@@ -103,7 +104,7 @@ class AttentionHooks:
     def leave(self, module: nn.Module, _args: Any, output: Any) -> None:
         """Forward hook, called after an error too: stop intercepting."""
         self._query = None
-        if not self._modes:  # `enter` itself failed
+        if not self._modes:  # `enter` failed, or what a hook ran has stopped it
             return
         mode, backend = self._modes.pop()
         mode.stop(module)
