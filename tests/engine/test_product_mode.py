@@ -192,6 +192,22 @@ def test_a_mode_that_is_stopped_while_it_handles_a_call_comes_off_after_it() -> 
     assert _left() == [] and not module._forward_hooks
 
 
+def test_a_mode_comes_off_where_its_module_runs_again_inside_the_handler() -> None:
+    value, runs = torch.randn(1, 2, 5, 4), [1]
+
+    def attend(_call: int, product: Product) -> Tensor:
+        if runs:
+            runs.pop()
+            module.mode.stop(module)
+            module(value)
+            module.mode.stop(module)
+        return product.fused()
+
+    module = _Module(attend)
+    module(value)
+    assert _left() == [] and not module._forward_hooks
+
+
 def test_a_mode_comes_off_from_under_another() -> None:
     class Other(TorchFunctionMode):
         def __torch_function__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None):

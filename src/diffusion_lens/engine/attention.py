@@ -104,7 +104,7 @@ class AttentionHooks:
     def leave(self, module: nn.Module, _args: Any, output: Any) -> None:
         """Forward hook, called after an error too: stop intercepting."""
         self._query = None
-        if not self._modes:  # `enter` itself failed
+        if not self._modes:  # `enter` failed, or what a hook ran has stopped it
             return
         mode, backend = self._modes.pop()
         mode.stop(module)

@@ -110,9 +110,10 @@ class ProductMode(TorchFunctionMode):
         if self._handling:
             handle = module.register_forward_hook(lambda *_: ended(), always_call=True)
 
-            def ended() -> None:
-                handle.remove()
+            def ended() -> None:  # the call itself may have ended, or one inside it
                 sweep()
+                if self not in _STRAYS.modes:
+                    handle.remove()
 
 
 def sweep() -> None:
