@@ -424,6 +424,19 @@ def test_pipelines_without_a_step_callback_are_run() -> None:
     assert out.made_by.steps == 3  # PNDM's
 
 
+def test_a_bare_denoiser_says_what_needs_a_pipeline() -> None:
+    model = HookedDiffusion(shared_pipe("sd").unet)
+    latents = torch.zeros(1, 4, 16, 16)
+    doings: dict[str, Any] = {
+        "encode_image": lambda: model.encode_image(torch.zeros(1, 3, 32, 32)),
+        "decode_latents": lambda: model.decode_latents(latents),
+        "add_noise": lambda: model.add_noise(latents, noise_level=0.5),
+    }
+    for name, doing in doings.items():
+        with pytest.raises(RunError, match=f"{name} needs a pipeline.*bare UNet2DConditionModel"):
+            doing()
+
+
 class TestObserving:
     class Owner:
         def double(self, value: int) -> int:

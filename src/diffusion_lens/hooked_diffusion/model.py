@@ -431,7 +431,7 @@ class HookedDiffusion:
         """
         axes = self.points["hook_latents"].axes
         size = {"height": height, "width": width}
-        return images.encode_image(self.pipe, image, axes=axes, seed=seed, **size)
+        return images.encode_image(self._needed_pipe("encode_image"), image, axes=axes, seed=seed, **size)
 
     @public(latents=Float[Tensor, "batch _ _ *more"], height=Size | None, width=Size | None)
     def decode_latents(
@@ -451,7 +451,7 @@ class HookedDiffusion:
             output_type: `"pil"`, `"np"` or `"pt"`.
         """
         return images.decode_latents(
-            self.pipe,
+            self._needed_pipe("decode_latents"),
             latents,
             axes=self.points["hook_latents"].axes,
             height=height,
@@ -470,7 +470,7 @@ class HookedDiffusion:
             noise_level: `timestep / num_train_timesteps`, in [0, 1].
             seed: One seed gives every latent the same noise; several are paired with them.
         """
-        scheduler = self.pipe.scheduler  # type: ignore[union-attr]
+        scheduler = self._needed_pipe("add_noise").scheduler
         return images.add_noise(scheduler, latents, level=noise_level, seed=seed)
 
     # -- hooks --------------------------------------------------------------------------------
@@ -653,6 +653,14 @@ class HookedDiffusion:
             raise RunError(f"a hook is a function fn(activation, hook), got {fn!r}")
         mark = bool(getattr(fn, "read_only", False)) and not backward
         return Registration(Site.of(where), fn, backward, mark, permanent)
+
+    def _needed_pipe(self, what: str) -> Any:
+        if self.pipe is None:
+            raise RunError(
+                f"{what} needs a pipeline, and this model wraps a bare {self.wiring.called}; wrap "
+                "the pipeline it belongs to"
+            )
+        return self.pipe
 
     def _row(self, point: HookPoint) -> HookRow:
         grid = self.spec.default_grid(self.denoiser, point.level)
