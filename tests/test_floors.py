@@ -23,7 +23,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"architectures", "activation_cache", "reducers"}),
     frozenset({"hook_points", "extensions"}),
     frozenset({"border"}),
-    frozenset({"errors"}),
+    frozenset({"errors", "whole_files"}),
 )
 
 # Beside the floors: they know nothing of models. They import each other, `border` and `errors`;

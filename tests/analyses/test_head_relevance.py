@@ -181,33 +181,6 @@ def test_steps_can_be_chosen_or_joined() -> None:
         joined.per_step()
 
 
-def test_a_checkpoint_is_gone_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = counted()
-    given = {"checkpoint": tmp_path / "kept", "checkpoint_every": 1}
-    run = HookedDiffusion.run_with_hooks
-    calls: list[Any] = []
-
-    def stop_at_the_third(self: HookedDiffusion, *args: Any, **more: Any) -> Any:
-        calls.append(args)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return run(self, *args, **more)
-
-    monkeypatch.setattr(HookedDiffusion, "run_with_hooks", stop_at_the_third)
-    with pytest.raises(KeyboardInterrupt):
-        counted(**given)
-    assert [path.name for path in (tmp_path / "kept").iterdir()] == ["prompts-00000002"]
-    resumed = counted(**given)
-    assert len(calls) == 4  # only the last prompt was left
-    for name in ("votes", "parts", "vectors"):
-        assert torch.equal(getattr(resumed, name), getattr(whole, name))
-    assert resumed.prompts_in_parts == whole.prompts_in_parts
-    with pytest.raises(ResultError, match="another run: vote differ"):
-        counted(**given, vote="margin")
-    with pytest.raises(ResultError, match="another run: batch_size differ"):
-        counted(**given, batch_size=2)  # the prompts of a batch share the drawn words
-
-
 def test_nothing_that_is_kept_grows_with_steps() -> None:
     denoiser, inputs = tiny_denoiser("sd1")
     model = HookedDiffusion(denoiser)

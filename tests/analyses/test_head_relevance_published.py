@@ -118,11 +118,33 @@ def test_files_are_fetched_once_and_checked(tmp_path: Path) -> None:
     again = fetch_published(files, tmp_path / "kept", **given)
     assert torch.equal(first.vectors, again.vectors)
     wrong = {**files, "heads": PublishedFile(files["heads"].url, "0" * 64)}
-    with pytest.raises(ResultError, match=r"hashes to .* expected 0000"):
+    with pytest.raises(ResultError, match=r"heads\.npy is something else .* expected 0000"):
         fetch_published(wrong, tmp_path / "kept", **given)
-    assert not (tmp_path / "kept" / "heads.npy").exists()
     with pytest.raises(ResultError, match=r"nothing is published for 'sd-1.5'. Closest: 'sd-1.4'"):
         fetch_published("sd-1.5", tmp_path)
+
+
+def test_a_download_that_broke_off_is_not_kept(tmp_path: Path) -> None:
+    there = write(tmp_path / "there")
+    files = {name: PublishedFile(path.as_uri(), "0" * 64) for name, path in there.items()}
+    with pytest.raises(ResultError, match=r"hashes to .* expected 0000.* Nothing was written"):
+        fetch_published(files, tmp_path / "kept")
+    assert not list((tmp_path / "kept").iterdir())
+
+
+def test_what_has_the_name_of_a_published_file_is_left_as_it_is(tmp_path: Path) -> None:
+    there = write(tmp_path / "there")
+    files = {name: PublishedFile(path.as_uri(), "0" * 64) for name, path in there.items()}
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "vectors.npy").write_text("precious")
+    with pytest.raises(ResultError, match=r"vectors\.npy is something else .* another folder"):
+        fetch_published(files, mine)
+    assert (mine / "vectors.npy").read_text() == "precious"
+    (mine / "vectors.npy").unlink()
+    (mine / "vectors.npy").mkdir()
+    with pytest.raises(ResultError, match=r"vectors\.npy is something else .* hashes to nothing"):
+        fetch_published(files, mine)
 
 
 def test_every_published_file_has_a_checksum() -> None:

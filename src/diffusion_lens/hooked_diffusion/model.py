@@ -431,7 +431,9 @@ class HookedDiffusion:
         """
         axes = self.points["hook_latents"].axes
         size = {"height": height, "width": width}
-        return images.encode_image(self._needed_pipe("encode_image"), image, axes=axes, seed=seed, **size)
+        return images.encode_image(
+            self._needed_pipe("encode_image"), image, axes=axes, seed=seed, **size
+        )
 
     @public(latents=Float[Tensor, "batch _ _ *more"], height=Size | None, width=Size | None)
     def decode_latents(

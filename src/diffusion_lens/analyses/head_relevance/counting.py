@@ -7,17 +7,18 @@ Text-to-Image Generative Models, arXiv 2412.02237, section 3, and its code (SNU-
 from __future__ import annotations
 
 import hashlib
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from diffusion_lens import HookedDiffusion, Run, Site
+from diffusion_lens.analyses.batching import batches
+from diffusion_lens.analyses.fingerprint import fingerprint
+from diffusion_lens.analyses.head_relevance.checkpoint import Checkpoint
 from diffusion_lens.analyses.head_relevance.concepts import PUBLISHED_CONCEPTS
 from diffusion_lens.analyses.head_relevance.result import Head, HeadRelevance, vectors_of
 from diffusion_lens.analyses.head_relevance.votes import VOTES, HeadRelevanceVotes
@@ -27,11 +28,22 @@ from diffusion_lens.analyses.head_relevance.words import (
     cross_attention_keys,
 )
 from diffusion_lens.border import Count, PipelineSetting, public
-from diffusion_lens.errors import ConceptError, ResultError, UnsupportedModelError, refuse_unknown
+from diffusion_lens.errors import ConceptError, UnsupportedModelError, refuse_unknown
 from diffusion_lens.hooked_diffusion.streams import carriers
 
 PARTS = 50
 """In how many disjoint parts of the prompts votes are counted apart, for intervals over prompts."""
+
+
+COUNTED = (
+    "words",
+    "include_start_token",
+    "vote",
+    "per_step",
+    "words_seed",
+    "batch_size",
+)
+"""How votes are counted, as `made_by` says it; the rest is of the model and the run."""
 
 
 @public
@@ -74,18 +86,21 @@ def head_relevance(
         batch_size: Prompts generated at once. They share the drawn words.
         steps: Steps to count; None for all.
         per_step: Keep the votes of every step apart; else the memory does not grow with steps.
-        checkpoint: Folder in which to keep what was counted so far; a run that finds it goes on.
+        checkpoint: Folder in which to keep what was counted so far; the same run, started again,
+            goes on from there. It is for one run and one process at a time.
         checkpoint_every: After how many prompts to write there.
         show_progress: Show a progress bar.
-        **settings: Arguments of the pipeline's own call; `latents` with a row for each prompt.
+        **settings: Arguments of the pipeline's own call. Negative prompts, embeddings and images
+            may be one for all prompts or one for each; `latents` and several generators are one
+            for each image.
 
     Returns:
         Votes and vectors.
 
     Raises:
-        ConceptError: On bad concepts, an unknown vote, and latents that do not pair with prompts.
+        ConceptError: On bad concepts, an unknown vote, and settings that do not pair with prompts.
         UnsupportedModelError: If no head of the model reads text in a known way.
-        ResultError: If the checkpoint is of another run.
+        ResultError: If the checkpoint is of another run, damaged, or in use.
 
     Source: arXiv 2412.02237, section 3. Differs: random words come from an explicit generator;
     MM-DiTs, votes other than argmax and intervals are ours.
@@ -94,7 +109,9 @@ def head_relevance(
     run = Run.of(prompts, seed=seed, settings={"output_type": "latent", **settings})
     if not run.prompts:
         raise ConceptError("head_relevance needs prompts as words; none were given")
-    _refuse_odd_batches(run, batch_size)
+    _refuse_lost_noise(run, checkpoint, checkpoint_every)
+    seeded = _seeded(run)
+    batches(seeded, batch_size, error=ConceptError)  # refuses what does not pair, before any work
     length = run.settings.get("max_sequence_length")
     words = ConceptWords.encode(model, concepts, max_sequence_length=length)
     joint = model.spec.concepts is not None
@@ -108,15 +125,19 @@ def head_relevance(
         parts=min(PARTS, len(run.prompts)),
         per_step=per_step,
     )
-    made_by = _about(model, run, votes, steps) | {"words_seed": seed, "batch_size": batch_size}
-    keeper = _Checkpoint(checkpoint, checkpoint_every, made_by)
-    done = keeper.resume(votes)
-    bar = tqdm(total=len(run.prompts), initial=done, disable=not show_progress, unit="prompt")
-    with bar:
-        for numbers, batch in _batches(run, start=done, size=batch_size):
-            _count(model, batch, numbers, votes, steps=steps, seed=seed, joint=joint)
-            bar.update(len(numbers))
-            keeper.keep(votes, numbers[-1] + 1)
+    counted_with = {"words_seed": seed, "batch_size": batch_size}
+    made_by = _about(model, run, votes, steps) | counted_with
+    mark = {} if checkpoint is None else _fingerprint(model, seeded, made_by, steps)
+    keeper = Checkpoint(checkpoint, checkpoint_every, mark)
+    with keeper.held():
+        done = keeper.resume(votes)
+        bar = tqdm(total=len(run.prompts), initial=done, disable=not show_progress, unit="prompt")
+        with bar:
+            for numbers, batch in batches(seeded, batch_size, start=done, error=ConceptError):
+                _count(model, batch, numbers, votes, steps=steps, seed=seed, joint=joint)
+                bar.update(len(numbers))
+                if keeper.due(numbers[-1] + 1):
+                    keeper.write(result_of(votes, made_by=made_by))
     return replace(result_of(votes, made_by=made_by), prompts=len(run.prompts))
 
 
@@ -187,31 +208,25 @@ def result_of(votes: HeadRelevanceVotes, *, made_by: Mapping[str, Any]) -> HeadR
     )
 
 
-def _refuse_odd_batches(run: Run, batch_size: int) -> None:
-    if batch_size < 1:
-        raise ConceptError(f"batch_size={batch_size}: give 1 or more")
-    latents = run.settings.get("latents")
-    if isinstance(latents, Tensor) and len(latents) != len(run.prompts):
+def _refuse_lost_noise(run: Run, checkpoint: Any, every: int) -> None:
+    """Refuse checkpoints of noise that a run which goes on could not draw again."""
+    if checkpoint is None:
+        return
+    if every < 1:
+        raise ConceptError(f"checkpoint_every={every}: give 1 or more prompts")
+    if isinstance(run.settings.get("generator"), torch.Generator):
         raise ConceptError(
-            f"latents= has {len(latents)} rows for {len(run.prompts)} prompts; give one for each, "
-            "or leave them out and give seed="
+            "checkpoint= with a single generator=: how far it was drawn from is not kept, so that "
+            "a run that goes on would get other noise; give seed=, or a list with a generator for "
+            "each image"
         )
 
 
-def _batches(run: Run, *, start: int, size: int) -> Iterator[tuple[list[int], Run]]:
-    """Numbers of prompts and the run that generates them, from prompt `start` on."""
-    seeds = [run.seed + at for at in range(len(run.prompts))] if isinstance(run.seed, int) else None
-    latents = run.settings.get("latents")
-    for first in range(start, len(run.prompts), size):
-        numbers = list(range(first, min(first + size, len(run.prompts))))
-        changes: dict[str, Any] = {"prompt": [run.prompts[at] for at in numbers]}
-        if seeds is not None:
-            changes["seed"] = [seeds[at] for at in numbers]
-        elif isinstance(run.seed, tuple):
-            changes["seed"] = [run.seed[at] for at in numbers]
-        if isinstance(latents, Tensor):
-            changes["latents"] = latents[numbers]
-        yield numbers, run.with_(**changes)
+def _seeded(run: Run) -> Run:
+    """The run with a seed for each prompt, unless it brings its own noise."""
+    if not isinstance(run.seed, int) or "generator" in run.settings:
+        return run
+    return run.with_(seed=[run.seed + at for at in range(len(run.prompts))])
 
 
 def _count(
@@ -268,44 +283,9 @@ def _about(
     }
 
 
-class _Checkpoint:
-    """What was counted so far, in a folder whose name says for how many prompts."""
-
-    def __init__(self, folder: str | Path | None, every: int, made_by: Mapping[str, Any]) -> None:
-        self.folder = None if folder is None else Path(folder)
-        self.every = every
-        self.made_by = dict(made_by)
-        self.kept = 0
-
-    def resume(self, votes: HeadRelevanceVotes) -> int:
-        """Put back what was counted; the number of prompts it stands for."""
-        found = sorted(self.folder.glob("prompts-*[0-9]")) if self.folder else []
-        if not found:
-            return 0
-        kept = HeadRelevance.load(found[-1])
-        differ = [name for name, value in self.made_by.items() if kept.made_by.get(name) != value]
-        if differ:
-            raise ResultError(
-                f"the checkpoint in {self.folder} is of another run: {', '.join(differ)} differ; "
-                "give another folder, or remove it to begin anew"
-            )
-        assert kept.votes is not None
-        assert kept.parts is not None
-        votes.totals = dict(zip(kept.steps, kept.votes.mT.double(), strict=True))
-        votes.parts = kept.parts.mT.double().contiguous()
-        votes.prompts_in_parts = list(kept.prompts_in_parts)
-        self.kept = kept.prompts
-        return kept.prompts
-
-    def keep(self, votes: HeadRelevanceVotes, done: int) -> None:
-        """Write, if it is time to."""
-        if self.folder is None or done - self.kept < self.every:
-            return
-        final = self.folder / f"prompts-{done:08d}"
-        partial = final.with_name(f"{final.name}.partial")
-        result_of(votes, made_by=self.made_by).save(partial)
-        partial.rename(final)
-        for old in self.folder.glob("prompts-*"):
-            if old != final:
-                shutil.rmtree(old)
-        self.kept = done
+def _fingerprint(
+    model: HookedDiffusion, run: Run, made_by: Mapping[str, Any], steps: Any
+) -> dict[str, str]:
+    """What must be the same for counts to be added up: the model, the run, and how was counted."""
+    counted = {name: made_by[name] for name in COUNTED}
+    return fingerprint(model, run, steps=steps, **counted)

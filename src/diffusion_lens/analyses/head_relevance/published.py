@@ -6,6 +6,7 @@ Source: arXiv 2412.02237 and its repository, https://github.com/SNU-DRL/HRV, fol
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import urllib.request
 from collections.abc import Mapping, Sequence
@@ -148,7 +149,8 @@ def fetch_published(
         **settings: As for `load_published`.
 
     Raises:
-        ResultError: If a file does not hash to what it must; it is removed then.
+        ResultError: If a file does not hash to what it must. One that was there is left as it is,
+            one from the network is not written.
         URLError: Without a network.
     """
     if isinstance(model, str) and model not in PUBLISHED_FILES:
@@ -166,17 +168,30 @@ def fetch_published(
 
 def _fetched(file: PublishedFile, folder: Path) -> Path:
     path = folder / file.url.rpartition("/")[2]
-    if not path.exists():
-        with urllib.request.urlopen(file.url) as answer:
-            path.write_bytes(answer.read())
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if os.path.lexists(path):
+        digest = _sha256(path.read_bytes()) if path.is_file() else "nothing"
+        if digest != file.sha256:
+            raise ResultError(
+                f"{path} is something else than the published file: it hashes to {digest}, "
+                f"expected {file.sha256}. It is left as it is; move it, or give another folder"
+            )
+        return path
+    with urllib.request.urlopen(file.url) as answer:
+        held = answer.read()
+    digest = _sha256(held)
     if digest != file.sha256:
-        path.unlink()
         raise ResultError(
             f"{file.url} hashes to {digest}, expected {file.sha256}; the file has changed or the "
-            "download broke off"
+            "download broke off. Nothing was written"
         )
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_bytes(held)
+    partial.rename(path)
     return path
+
+
+def _sha256(held: bytes) -> str:
+    return hashlib.sha256(held).hexdigest()
 
 
 def _read(path: str | Path, axes: int) -> np.ndarray:
