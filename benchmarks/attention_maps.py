@@ -60,8 +60,8 @@ class Streamed:
 
     def run(self, call: Callable[[], Any]) -> Any:
         with (
-            self.model.batch_holds(BRANCHES[self.name]),
-            self.model.registered([self.registration]),
+            self.model.wiring.batch_holds(BRANCHES[self.name]),
+            self.model.wiring.registered([self.registration]),
         ):
             return call()
 
@@ -153,7 +153,7 @@ def whole(name: str, steps: int, rounds: int) -> None:
 
     def call() -> None:
         for step in range(steps):
-            model.tracker.step = step
+            model.wiring.tracker.run.step = step
             denoiser(**inputs, return_dict=False)
 
     def of(make: Callable[[], Any]) -> Callable[[], Any]:
@@ -188,7 +188,7 @@ def held_after(name: str, way: str, steps: int) -> float:
     def call() -> None:
         nonlocal held
         for step in range(steps):
-            model.tracker.step = step
+            model.wiring.tracker.run.step = step
             denoiser(**inputs, return_dict=False)
         held = live_bytes() - before
 

@@ -90,7 +90,7 @@ def held_after(evaluations: int) -> dict[str, float]:
     votes = collector(model)
     with model.hooks([(site(), votes)], branches=BRANCHES):
         for step in range(evaluations):
-            model.tracker.step = step
+            model.wiring.tracker.run.step = step
             denoiser(**inputs, return_dict=False)
         held = live_bytes()
     return {"live": held, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}

@@ -55,7 +55,7 @@ def conditions(name: str, model: HookedDiffusion, call: Callable[[], Any]) -> di
         ]
 
         def run() -> Any:
-            with model.batch_holds(BRANCHES[name]), model.registered(registrations):
+            with model.wiring.batch_holds(BRANCHES[name]), model.wiring.registered(registrations):
                 return call()
 
         return run
@@ -107,7 +107,7 @@ def held_after(name: str, evaluations: int) -> dict[str, float]:
         sites = model.text_pattern_sites()
         with model.caching(sites, reduce=RunningMean, branches=BRANCHES[name]):
             for step in range(evaluations):
-                model.tracker.step = step
+                model.wiring.tracker.run.step = step
                 denoiser(**inputs, return_dict=False)
             held = live_bytes()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -45,6 +45,10 @@ class EngineError(DiffusionLensError, RuntimeError):
     """The model runs in a way that hides what a hook asked for."""
 
 
+class NestedRunError(EngineError):
+    """The model was run, or its hooks were changed, while it was running."""
+
+
 class RunError(DiffusionLensError, ValueError):
     """The arguments of a run contradict each other or the pipeline."""
 

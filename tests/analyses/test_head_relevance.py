@@ -219,7 +219,7 @@ def test_nothing_that_is_kept_grows_with_steps() -> None:
     held = {}
     with torch.no_grad(), model.hooks([(site, votes)], branches=("uncond", "cond")):
         for step in range(1, 51):
-            model.tracker.step = step
+            model.wiring.tracker.run.step = step
             denoiser(**inputs)
             if step in (5, 50):
                 held[step] = live_bytes()

@@ -69,7 +69,7 @@ def test_each_runs_once_in_an_evaluation(family: str) -> None:
 def test_a_forward_of_its_own_comes_back_after_an_error() -> None:
     offloaded, plain = torch.nn.Linear(4, 6), torch.nn.Linear(4, 6)
     offloaded.forward = own = lambda input: input  # as offloading leaves it
-    with pytest.raises(RuntimeError, match="inside"), left_out([offloaded, plain]):
+    with pytest.raises(RuntimeError, match="inside"), left_out([offloaded, plain], lambda: 0):
         assert torch.equal(plain(torch.ones(2, 3, 4)), torch.zeros(2, 3, 6))
         assert torch.equal(offloaded(torch.ones(2, 4)), torch.zeros(2, 6))
         raise RuntimeError("inside")

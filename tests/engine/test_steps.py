@@ -218,7 +218,7 @@ class TestGridsAreReadOnce:
             read.append(original(*arguments))
             return read[-1]
 
-        model.spec = replace(model.spec, grid=grid)
+        model.wiring.tracker.spec = replace(model.spec, grid=grid)
         return model, read
 
     def test_once_in_a_run(self) -> None:
@@ -510,25 +510,65 @@ def test_a_prompt_of_its_own_fills_its_part_of_the_text_stream(family: str, name
     ) or (family == "flux" and "cat" not in found)
 
 
-def test_further_branches_of_a_batch_are_refused() -> None:
+def _pag(**more: Any) -> Any:
     from diffusers import StableDiffusionPAGPipeline
 
     pipe = StableDiffusionPAGPipeline(
         **fresh_pipe("sd").components, requires_safety_checker=False, pag_applied_layers=["mid"]
     )
     pipe.set_progress_bar_config(disable=True)
-    model = HookedDiffusion(pipe)
+    return pipe
+
+
+def _embedded(pipe: Any, prompts: list[str]) -> dict[str, Any]:
+    with torch.no_grad():
+        cond, uncond = pipe.encode_prompt(prompts, "cpu", 1, True, ["park"] * len(prompts))
+    return {"prompt_embeds": cond, "negative_prompt_embeds": uncond}
+
+
+@pytest.mark.parametrize("embedded", [False, True])
+@pytest.mark.parametrize(("guidance", "names"), [(5.0, ["uncond", "cond"]), (0.0, ["cond"])])
+def test_perturbed_attention_has_a_branch_of_its_own(
+    embedded: bool, guidance: float, names: list[str]
+) -> None:
+    pipe, prompts = _pag(), ["a cat", "a dog"]
+    given = _embedded(pipe, prompts) if embedded else {"prompt": prompts}
+    known = _embedded(pipe, prompts)
+    seen: dict[str, Tensor] = {}
+
+    def keep(value: Tensor, hook: HookContext) -> None:
+        seen[hook.branch] = value
+
+    settings = {"num_inference_steps": 1, "output_type": "latent", "guidance_scale": guidance}
+    HookedDiffusion(pipe).run_with_hooks(fwd_hooks=[("hook_text_emb", keep)], **given, **settings)
+    assert list(seen) == [*names, "perturbed"]
+    for branch in ("cond", "perturbed"):
+        torch.testing.assert_close(seen[branch], known["prompt_embeds"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "refusal"),
+    [
+        ("StableDiffusionPanoramaPipeline", "does not hold just the branches"),
+        ("StableDiffusionSAGPipeline", "evaluates its denoiser 2 times in step 0"),
+    ],
+)
+@pytest.mark.parametrize("embedded", [False, True])
+def test_batches_that_hold_other_rows_than_the_branches_are_refused(
+    kind: str, refusal: str, embedded: bool
+) -> None:
+    import diffusers
+
+    parts = fresh_pipe("sd").components
+    parts["scheduler"] = diffusers.DDIMScheduler.from_config(parts["scheduler"].config)
+    pipe = getattr(diffusers, kind)(**parts, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
     settings: dict[str, Any] = {"num_inference_steps": 1, "output_type": "latent"}
-    for prompts in (["a cat", "a dog"], "a cat"):
-        with pytest.raises(EngineError, match=r"further ones \(PAG, image guidance\)|equal parts"):
-            model.run_with_hooks(prompts, fwd_hooks=[("hook_latents", Log())], **settings)
-    with pytest.raises(EngineError, match="further ones"):
-        model.run_with_hooks(["a cat", "a dog"], fwd_hooks=[("hook_latents", Log())], **settings)
-    log = Log()
-    with model.hooks([("hook_latents", log)], branches=("uncond", "cond", "perturbed")):
-        model(["a cat", "a dog"], **settings)
-    assert log.branches[:3] == ["uncond", "cond", "perturbed"]
-    assert {shape[0] for shape in log.shapes} == {2}
+    settings |= {"height": 64, "width": 128} if "Panorama" in kind else {}
+    settings |= _embedded(pipe, ["a cat"]) if embedded else {"prompt": "a cat"}
+    model = HookedDiffusion(pipe)
+    with pytest.raises(EngineError, match=f"{refusal}.*branches="):
+        model.run_with_hooks(fwd_hooks=[("hook_latents", Log())], **settings)
 
 
 def test_words_are_those_of_the_prompt_as_textual_inversion_writes_it(

@@ -17,10 +17,10 @@ from torch.overrides import TorchFunctionMode
 
 from diffusion_lens.architectures.sources import ProductInput, ProductOutput, ProductWeights
 from diffusion_lens.architectures.spec import Attention
+from diffusion_lens.engine.evaluation import Evaluation
 from diffusion_lens.engine.firing import Tap, axis_part, edited, fire, run
 from diffusion_lens.engine.product import Product, Workspace, safe_softmax
 from diffusion_lens.engine.selection import Index, contiguous, numbers, put, take
-from diffusion_lens.engine.steps import Evaluation
 from diffusion_lens.errors import DeadHookPointError, EngineError
 
 PATTERN_AXES = ("batch", "head", "query", "key")

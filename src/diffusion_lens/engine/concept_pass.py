@@ -25,12 +25,13 @@ from torch import Tensor, nn
 from diffusion_lens.architectures.concept_view import CONCEPT, IMAGE_PRODUCT, joined
 from diffusion_lens.architectures.spec import Attention, BlockSite
 from diffusion_lens.engine.attention import AttentionHooks
+from diffusion_lens.engine.evaluation import Evaluation
 from diffusion_lens.engine.firing import Tap
 from diffusion_lens.engine.handles import Handle, Removal
 from diffusion_lens.engine.idle_stream import image_layers, left_out
 from diffusion_lens.engine.product import Product
 from diffusion_lens.engine.projection import stream_slice
-from diffusion_lens.engine.steps import Evaluation, StepTracker
+from diffusion_lens.engine.steps import StepTracker
 from diffusion_lens.errors import EngineError
 
 DUMMY = 1
@@ -203,7 +204,7 @@ class ConceptPass:
         arguments = self._arguments_of(view)
         self._running = True
         try:
-            with left_out(self._image_layers[view]):
+            with left_out(self._image_layers[view], lambda: self.tracker.hooks_running):
                 output = self._again[view](**arguments)
         finally:
             self._running = False

@@ -7,6 +7,7 @@ tensor that the hook saw, so that gradients with respect to it exist.
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffusion_lens.engine.branches import Rows
+from diffusion_lens.engine.evaluation import Evaluation
 from diffusion_lens.engine.selection import (
     Index,
     Part,
@@ -25,7 +28,7 @@ from diffusion_lens.engine.selection import (
     take,
     token_index,
 )
-from diffusion_lens.engine.steps import Evaluation, Rows, recomputing
+from diffusion_lens.engine.steps import recomputing
 from diffusion_lens.errors import DeadHookPointError, EngineError, HookReturnError
 from diffusion_lens.hook_points.context import HookContext
 from diffusion_lens.hook_points.point import HookPoint
@@ -37,17 +40,6 @@ PLACES_KEPT = 8
 
 GUIDED = "guided"
 """The branch of what comes after guidance, where the branches are one."""
-
-
-@dataclass
-class Running:
-    """How many hooks are being called now, one inside the other."""
-
-    depth: int = 0
-
-
-RUNNING = Running()
-"""A hook may call layers of the model; what stands in for layers must let it through."""
 
 
 @dataclass
@@ -78,6 +70,7 @@ class Registration:
         permanent: Whether `reset_hooks` leaves it in place.
         fired: What happened, by hook-point name.
         memory: What the engine uses again from step to step, for readers that keep nothing.
+        thread: The thread whose context keeps it on; None where it stays on until taken off.
     """
 
     site: Site
@@ -87,6 +80,7 @@ class Registration:
     permanent: bool = False
     fired: dict[str, Fired] = field(default_factory=lambda: defaultdict(Fired))
     memory: Any = None
+    thread: int | None = None
 
     def __repr__(self) -> str:
         """Site and function, as a report shows them."""
@@ -158,7 +152,7 @@ class Tap:
         site = self.registration.site
         by_axis = {"query": site.query, "key": site.key, "pos": site.pos}
         worded = bool(site.words)
-        prompts = tuple(evaluation.tracker.prompts.get(branch, ())) if worded else ()
+        prompts = evaluation.known_prompts(branch) if worded else ()
         state = (branch if worded else "", tuple(lengths.items()), prompts)
         if state not in self.places:
             index: dict[str, Index | None] = {"head": contiguous(self.heads)}
@@ -253,17 +247,15 @@ def call(tap: Tap, given: Tensor, context: HookContext) -> Tensor:
         return given
     registration.fired[context.name].shown += 1
     version = given._version
-    RUNNING.depth += 1
     try:
-        returned = registration.fn(given, context)
+        with running_hook(context):
+            returned = registration.fn(given, context)
     except Exception as error:
         error.add_note(
             f"raised by the hook {describe(registration.fn)} at {context.name}, step "
             f"{context.step}, branch {context.branch}, on a tensor of shape {tuple(given.shape)}"
         )
         raise
-    finally:
-        RUNNING.depth -= 1
     registration.fired[context.name].calls += 1
     if returned is None:
         returned = given
@@ -276,8 +268,20 @@ def call(tap: Tap, given: Tensor, context: HookContext) -> Tensor:
     return returned
 
 
+@contextlib.contextmanager
+def running_hook(context: HookContext) -> Iterator[None]:
+    """Let the tracker know that a hook is being called: it must not run the model."""
+    evaluation: Any = context.evaluation
+    evaluation.tracker.hooks_running += 1
+    try:
+        yield
+    finally:
+        evaluation.tracker.hooks_running -= 1
+
+
 def _backward(tap: Tap, grad: Tensor, context: HookContext) -> Tensor | None:
-    returned = tap.registration.fn(grad, context)
+    with running_hook(context):
+        returned = tap.registration.fn(grad, context)
     tap.registration.fired[context.name].calls += 1
     if returned is not None:
         check(returned, grad, tap.registration, context)

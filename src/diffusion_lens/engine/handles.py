@@ -40,6 +40,23 @@ def gated(handle: Handle, listens: Callable[[], bool]) -> Handle:
     return handle
 
 
+def deaf_on_copies(handle: Handle) -> Handle:
+    """Make an attached torch hook deaf on deep copies of its module, which take its hooks along."""
+    hooks = handle.hooks_dict_ref() if isinstance(handle, RemovableHandle) else None
+    if hooks is None:
+        return handle
+    assert isinstance(handle, RemovableHandle)
+    hook = hooks[handle.id]
+
+    # A function, since a deep copy of a bound method would copy the engine behind it.
+    def at_home(module: nn.Module, *args: Any) -> Any:
+        mine = module._forward_pre_hooks is hooks or module._forward_hooks is hooks
+        return hook(module, *args) if mine else None
+
+    hooks[handle.id] = at_home
+    return handle
+
+
 @contextlib.contextmanager
 def forward_is(module: nn.Module, forward: Callable) -> Iterator[None]:
     """Put a function in the place of one module's forward while the context is open."""

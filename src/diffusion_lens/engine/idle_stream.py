@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from torch import Tensor, nn
 
 from diffusion_lens.architectures.spec import BlockSite, BlockSpec
-from diffusion_lens.engine.firing import RUNNING
 from diffusion_lens.engine.handles import forward_is
 
 
@@ -35,20 +34,24 @@ def image_layers(denoiser: nn.Module, block: BlockSite) -> tuple[nn.Linear, ...]
 
 
 @contextlib.contextmanager
-def left_out(layers: Sequence[nn.Linear]) -> Iterator[None]:
+def left_out(layers: Sequence[nn.Linear], asked: Callable[[], int]) -> Iterator[None]:
     """Let layers give zeros, without reading their weights, while the context is open.
 
-    A hook that calls one of them gets what the layer gives.
+    Args:
+        layers: The layers.
+        asked: Whether a hook is being called: one that calls a layer gets what the layer gives.
     """
     with contextlib.ExitStack() as undo:
         for layer in layers:
-            undo.enter_context(forward_is(layer, _zeros(layer.forward, layer.out_features)))
+            undo.enter_context(forward_is(layer, _zeros(layer.forward, layer.out_features, asked)))
         yield
 
 
-def _zeros(forward: Callable[..., Tensor], width: int) -> Callable[..., Tensor]:
+def _zeros(
+    forward: Callable[..., Tensor], width: int, asked: Callable[[], int]
+) -> Callable[..., Tensor]:
     def stand_in(given: Tensor, *args: object, **kwargs: object) -> Tensor:
-        if RUNNING.depth:
+        if asked():
             return forward(given, *args, **kwargs)
         return given.new_zeros(*given.shape[:-1], width)
 

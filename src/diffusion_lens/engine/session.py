@@ -40,7 +40,7 @@ from diffusion_lens.engine.attention import AttentionHooks
 from diffusion_lens.engine.borders import on_argument, on_output
 from diffusion_lens.engine.concept_pass import ConceptPass
 from diffusion_lens.engine.firing import GUIDED, Registration, Tap, fire
-from diffusion_lens.engine.handles import Handle, Removal, gated
+from diffusion_lens.engine.handles import Handle, Removal, deaf_on_copies, gated
 from diffusion_lens.engine.projection import (
     on_columns,
     on_fused_outputs,
@@ -164,7 +164,7 @@ class Session:
         """Attach every hook; on an error the model is left as it was."""
         with contextlib.ExitStack() as stack:
             if self.taps:
-                self._refuse_what_hides_hooks()
+                self.refuse_what_hides_hooks()
                 if "torch._dynamo" in sys.modules:
                     stack.enter_context(torch.compiler.set_stance("force_eager"))
             stack.enter_context(self.tracker.attached())
@@ -177,7 +177,12 @@ class Session:
         """Take every hook off."""
         self._exit.close()
 
-    def _refuse_what_hides_hooks(self) -> None:
+    def refuse_what_hides_hooks(self) -> None:
+        """Refuse what would keep hooks from firing.
+
+        Raises:
+            EngineError: Naming it.
+        """
         if getattr(self.denoiser, "is_cache_enabled", False):
             raise EngineError(
                 "a diffusers cache is enabled on the denoiser: it skips blocks, whose hooks would "
@@ -194,14 +199,14 @@ class Session:
     def _attach_gated(self) -> Iterator[Handle]:
         """Every hook; with concept streams, each is deaf while the other pass runs."""
         concepts = self.concepts
-        if concepts is None:
-            for _, handle in self._attach():
-                yield handle
-            return
         for block, handle in self._attach():
-            listens = concepts.is_running if concepts.is_view(block) else concepts.is_waiting
-            yield gated(handle, listens)
-        yield from concepts.attach()
+            deaf_on_copies(handle)
+            if concepts is not None:
+                listens = concepts.is_running if concepts.is_view(block) else concepts.is_waiting
+                gated(handle, listens)
+            yield handle
+        for handle in () if concepts is None else concepts.attach():
+            yield deaf_on_copies(handle)
 
     def _attach(self) -> Iterator[tuple[BlockSite | None, Handle]]:
         by_block: dict[BlockSite, dict[Any, list[Tap]]] = {}
@@ -240,7 +245,7 @@ class Session:
             lengths = {"img": prediction.shape[1]} if prediction.ndim == 3 else {}
             if source.which == "guided_pred":
                 return fire(taps, prediction, evaluation, lengths, rows=rows)
-            level = self.tracker.level(timestep, lambda: float(timestep))
+            level = self.tracker.level(timestep)
             clean = level.clean(prediction, sample)
             changed = fire(taps, clean, evaluation, lengths, rows=rows)
             if changed is clean:

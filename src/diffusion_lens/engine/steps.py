@@ -1,12 +1,10 @@
-"""Which evaluation of the denoiser is running: step, guidance branches, prompts, grid."""
+"""Following a pipeline through its calls, steps and evaluations."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
-import math
-import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -14,107 +12,27 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_lens.architectures.spec import DenoiserSpec
+from diffusion_lens.engine.branches import FURTHER, Rows, branch_rows
+from diffusion_lens.engine.callers import called_by_method_of, running_pipeline
+from diffusion_lens.engine.evaluation import Evaluation
+from diffusion_lens.engine.handles import deaf_on_copies
 from diffusion_lens.engine.noise import NoiseLevel, Schedule, noise_level
-from diffusion_lens.engine.words import word_tokens, words_of
-from diffusion_lens.errors import EngineError, WordError
-
-Rows = tuple[tuple[str, slice], ...]
-PartPrompts = tuple[str, ...]
-"""The prompt of each part of the text stream; mostly the same one."""
-
-
-class Evaluation:
-    """One call of the denoiser."""
-
-    def __init__(self, tracker: StepTracker, arguments: Mapping[str, Any]) -> None:
-        """Work out which rows of the batch belong to which guidance branch."""
-        self.tracker = tracker
-        self.step = tracker.step
-        self.arguments = arguments
-        self.batch = int(arguments[tracker.spec.latents].shape[0])
-        self.rows = tracker.branch_rows(arguments, self.batch)
-        self._grids: dict[int, tuple[int, ...]] = {}
-
-    def level(self) -> NoiseLevel:
-        """Where on the noise schedule the latents lie."""
-        return self.tracker.level(self.arguments.get("timestep"), self.timestep)
-
-    def timestep_known(self) -> float | Tensor:
-        """The scheduler's timestep: a number where it is known without waiting for the device."""
-        index = self.tracker.schedule_index(self.arguments.get("timestep"), self.step)
-        if index is not None and self.tracker.schedule is not None:
-            return self.tracker.schedule.timesteps[index]
-        found = self.arguments.get("timestep")
-        value = torch.as_tensor(math.nan if found is None else found).reshape(-1)[0]
-        return value.detach().to(torch.float32, copy=True) * self.tracker.spec.timestep_scale
-
-    def timestep(self) -> float:
-        """The scheduler's timestep."""
-        return float(self.timestep_known())
-
-    def sigma(self) -> float:
-        """The noise level in the scheduler's own units."""
-        return self.level().noise
-
-    def grid(self, level: int) -> tuple[int, ...]:
-        """Token grid of the image at a resolution level."""
-        if level not in self._grids:
-            self._grids[level] = self.tracker.grid(self.arguments, level)
-        return self._grids[level]
-
-    def tokens(self, level: int) -> dict[str, int]:
-        """Token count of each stream at a resolution level."""
-        latents = self.arguments[self.tracker.spec.latents]
-        text = self.arguments.get(self.tracker.spec.text)
-        text = text[0] if isinstance(text, tuple) else text  # image prompts come beside it
-        image = latents.shape[1] if latents.ndim == 3 else math.prod(self.grid(level))
-        found = {"img": int(image)} | ({} if text is None else {"txt": int(text.shape[1])})
-        return found | self.tracker.tokens_beside
-
-    def words(self, branch: str) -> Mapping[str, tuple[int, ...]]:
-        """Text-stream indices of the words that lie at the same place in every prompt."""
-        prompts = self.tracker.prompts_of(branch)
-        found = {}
-        for word in words_of(" ".join(prompts[0])):
-            with contextlib.suppress(WordError):
-                found[word] = self.word(branch, word)
-        return found
-
-    def word(self, branch: str, word: str) -> tuple[int, ...]:
-        """Text-stream indices of one word of the branch's prompts.
-
-        Raises:
-            WordError: If it is missing, or stands elsewhere in another prompt of the batch.
-        """
-        tracker = self.tracker
-        prompts = dict.fromkeys(tracker.prompts_of(branch))
-        try:
-            places = {
-                prompt: word_tokens(tracker.pipe, tracker.spec.text_parts, prompt, word)
-                for prompt in prompts
-            }
-        except WordError as error:
-            if branch == "cond":
-                raise
-            raise WordError(
-                f"{error} This is the prompt of branch {branch!r}: give the Site branch='cond' to "
-                "look at the prompt alone."
-            ) from error
-        if len(set(places.values())) > 1:
-            where = "; ".join(f"{prompt!r}: {indices}" for prompt, indices in places.items())
-            raise WordError(
-                f"{word!r} stands at different tokens in the prompts of one batch ({where}); "
-                "run these prompts one at a time, or word them alike"
-            )
-        return next(iter(places.values()))
+from diffusion_lens.engine.observing import observed
+from diffusion_lens.engine.run_state import PartPrompts, RunState, Seen, images_per_prompt
+from diffusion_lens.errors import EngineError, NestedRunError
 
 
 class StepTracker:
     """Follows a pipeline through its steps.
 
     A step is counted when the scheduler steps, so PNDM's repeated timestep and Heun's second
-    evaluation have numbers of their own. Branches come from the batch, or from the name that a
-    pipeline gives each call (`cache_context`). Prompts are those that `encode_prompt` was given.
+    evaluation have numbers of their own. What is known of a run lies in `run`, which every call of
+    the pipeline replaces; what the tracker itself holds lives as long as the model.
+
+    Attributes:
+        run: What is known of the run.
+        current: The evaluation that is running, or the last one.
+        hooks_running: How many hooks are being called now, one inside the other.
     """
 
     def __init__(
@@ -127,32 +45,35 @@ class StepTracker:
     ) -> None:
         """Follow `denoiser` inside `pipe` (None for a bare denoiser)."""
         self.pipe = pipe
-        self.denoiser = denoiser
         self.spec = spec
         self.branches = tuple(branches) if branches else None
-        self.step = 0
-        self.first_step = 0
-        self.call = 0
-        self.evaluations = 0
-        self._steps_ahead: int | None = None
-        self.schedule: Schedule | None = None
+        self.tokens_beside: dict[str, int] = {}
+        self.run = RunState()
         self.current: Evaluation | None = None
-        self.prompts: dict[str, list[PartPrompts]] = {}
-        self.in_pipeline = False
-        self.named_branch: str | None = None
-        self._encoded_for_guidance = False
+        self.hooks_running = 0
+        self.total = 0
+        self.on_call: list[Callable[[], None]] = []
         self.on_start: list[Callable[[], None]] = []
         self.on_evaluation: list[Callable[[Evaluation], None]] = []
         self.on_guided: list[Callable[[Tensor, Any, Tensor], Tensor]] = []
         self.on_sample: list[Callable[[Tensor], Tensor]] = []
         self.on_step: list[Callable[[], None]] = []
         self.on_timesteps: list[Callable[[], None]] = []
-        self.tokens_beside: dict[str, int] = {}
-        self._grid_of: tuple[Tensor, int, dict[int, tuple[int, ...]]] | None = None
-        self.total = 0
-        self.seen_branches: set[str] = set()
-        self.seen_steps = 0
+        self._noting: list[Seen] = []
+        self._scheduler: Any = None
+        self.follow(denoiser)
+
+    def follow(self, denoiser: nn.Module) -> None:
+        """Follow this denoiser from the next time that hooks are attached."""
+        self.denoiser = denoiser
         self._parameters = list(inspect.signature(type(denoiser).forward).parameters)[1:]
+
+    # -- what is known --------------------------------------------------------------------------
+
+    @property
+    def step(self) -> int:
+        """How many times the scheduler has stepped in this run."""
+        return self.run.step
 
     def scheduler(self) -> Any:
         """The pipeline's scheduler.
@@ -177,7 +98,7 @@ class StepTracker:
             raise EngineError(
                 "a hooked module ran outside its denoiser; call the pipeline or the denoiser"
             )
-        if recomputing() and self.evaluations > 1:
+        if recomputing() and self.current.run.evaluations > 1:
             raise EngineError(
                 "gradient checkpointing recomputes activations of one of several evaluations, "
                 "and which one cannot be told; run backward after each `model.denoise(...)`, "
@@ -185,149 +106,36 @@ class StepTracker:
             )
         return self.current
 
-    def prompts_of(self, branch: str) -> list[PartPrompts]:
-        """The prompts of a branch, one for each part of the text stream.
-
-        Raises:
-            WordError: If none are known, as when the run was given embeddings.
-        """
-        found = self.prompts.get(branch)
-        if not found:
-            raise WordError(
-                f"the prompts of branch {branch!r} are not known (the run was given embeddings, or "
-                "the denoiser was called by hand); use token indices instead of words"
-            )
-        return found
-
-    def branch_rows(self, arguments: Mapping[str, Any], batch: int) -> Rows:
+    def branch_rows(self, run: RunState, arguments: Mapping[str, Any], batch: int) -> Rows:
         """The rows of the batch that belong to each branch, in batch order."""
-        names = self._branch_names(arguments)
-        if batch % len(names):
-            raise EngineError(
-                f"a batch of {batch} cannot hold the branches {names} in equal parts; "
-                'say what it holds with `model.hooks(..., branches=("uncond", "cond"))`'
-            )
-        size = batch // len(names)
-        known = len(self.prompts.get("cond", ()))
-        if self.branches is None and self.in_pipeline and known and size != known:
-            raise EngineError(
-                f"a batch of {batch} for {known} prompts does not hold just the branches {names}: "
-                f"{type(self.pipe).__name__} has further ones (PAG, image guidance), which are not "
-                'described; say what it holds with `model.hooks(..., branches=("uncond", …))`'
-            )
-        return tuple(
-            (name, slice(index * size, (index + 1) * size)) for index, name in enumerate(names)
-        )
+        return branch_rows(run, self.pipe, self.spec, arguments, batch, stated=self.branches)
 
     def known_branches(self) -> tuple[str, ...]:
         """Every branch that an evaluation of this model can have."""
-        return (*self.spec.branches, "skip", *(self.branches or ()))
+        return tuple(dict.fromkeys((*self.spec.branches, *FURTHER, *(self.branches or ()))))
 
-    def _branch_names(self, arguments: Mapping[str, Any]) -> tuple[str, ...]:
-        if self.branches is not None:
-            return self.branches
-        if arguments.get("skip_layers") is not None:
-            return ("skip",)
-        if self.spec.guidance == "calls":
-            return (self.named_branch or self._branch_of_call(),)
-        guided = self.in_pipeline and getattr(
-            self.pipe, "do_classifier_free_guidance", self._encoded_for_guidance
-        )
-        return self.spec.branches if guided else ("cond",)
-
-    def _branch_of_call(self) -> str:
-        """The branch of a call that the pipeline gives no name: by its number within the step."""
-        if not self.in_pipeline:
-            return "cond"
-        if self.call >= len(self.spec.branches):
-            raise EngineError(
-                f"{type(self.pipe).__name__} calls its denoiser {self.call + 1} times in step "
-                f"{self.step} without naming the calls, known are {self.spec.branches}; hook its "
-                "denoiser by hand with `branches=`"
-            )
-        return self.spec.branches[self.call]
-
-    @contextlib.contextmanager
-    def attached(self) -> Iterator[StepTracker]:
-        """Follow the pipeline while the context is open."""
-        with contextlib.ExitStack() as undo:
-            handles = [
-                self.denoiser.register_forward_pre_hook(
-                    self._before, with_kwargs=True, prepend=True
-                )
-            ]
-            undo.callback(lambda: [handle.remove() for handle in handles])
-            if hasattr(self.denoiser, "cache_context"):
-                undo.enter_context(_wrapped(self.denoiser, "cache_context", self._cache_context))
-            if self.pipe is not None:
-                scheduler = self.pipe.scheduler
-                undo.enter_context(_wrapped(scheduler, "set_timesteps", self._set_timesteps))
-                undo.enter_context(_wrapped(scheduler, "step", self._step))
-                undo.enter_context(_wrapped(self.pipe, "encode_prompt", self._encode_prompt))
-                undo.enter_context(_wrapped(self.pipe, "maybe_free_model_hooks", self._run_ends))
-            yield self
-
-    def _before(self, _module: nn.Module, args: tuple, kwargs: dict) -> None:
-        self._start()
-        arguments = dict(zip(self._parameters, args, strict=False)) | kwargs
-        self.current = Evaluation(self, arguments)
-        self.call += 1
-        self.evaluations += 1
-        self.total += 1
-        self.seen_branches.update(branch for branch, _ in self.current.rows)
-        self.seen_steps = max(self.seen_steps, self.step + 1)
-        for listener in self.on_evaluation:
-            listener(self.current)
-
-    def _start(self) -> None:
-        """Clear away what an interrupted run left behind."""
-        for listener in self.on_start:
-            listener()
-
-    def _set_timesteps(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
-        result = original(*args, **kwargs)
-        self.begin_run(len(self.pipe.scheduler.timesteps))
-        self.in_pipeline = True
-        for listener in self.on_timesteps:
-            listener()
-        self.schedule = Schedule.of(self.pipe.scheduler)
-        return result
-
-    def schedule_index(self, timestep: Any, step: int) -> int | None:
-        """Where on the schedule a timestep lies, or None where only the device knows."""
-        if self.schedule is None or not self.in_pipeline:
-            return None
-        scheduler = self.pipe.scheduler
-        begun = getattr(scheduler, "begin_index", None) or 0
-        counted = begun + step - self.first_step if hasattr(scheduler, "begin_index") else None
-        return self.schedule.index(timestep, counted)
-
-    def level(self, timestep: Any, otherwise: Callable[[], float]) -> NoiseLevel:
-        """The noise level of a timestep of the loop.
+    def scheduled(self, run: RunState, timestep: Any) -> tuple[float, float | None] | None:
+        """Timestep and sigma of the step that is running, or None where only the device knows.
 
         Args:
+            run: The run.
             timestep: What the loop handed on.
-            otherwise: Gives its value where the schedule does not tell.
         """
-        scheduler = self.scheduler()
-        index = self.schedule_index(timestep, self.step)
-        if index is None or self.schedule is None:
-            return noise_level(scheduler, otherwise())
-        sigmas = self.schedule.sigmas
-        sigma = None if sigmas is None else sigmas[index]
-        return noise_level(scheduler, self.schedule.timesteps[index], sigma)
+        schedule, scheduler = run.schedule, getattr(self.pipe, "scheduler", None)
+        if schedule is None or not run.in_pipeline:
+            return None
+        begun = getattr(scheduler, "begin_index", None) or 0
+        told = hasattr(scheduler, "begin_index")
+        index = schedule.index(timestep, begun + run.step - run.first_step if told else None)
+        if index is None:
+            return None
+        sigma = None if schedule.sigmas is None else schedule.sigmas[index]
+        return schedule.timesteps[index], sigma
 
-    def grid(self, arguments: Mapping[str, Any], level: int) -> tuple[int, ...]:
-        """Token grid of the image; ids that say it are waited for once, not at every evaluation."""
-        ids = arguments.get(self.spec.grid_from or "")
-        if not isinstance(ids, Tensor) or ids.is_inference():  # which tells of no change in place
-            return self.spec.grid(self.denoiser, arguments, level)
-        known = self._grid_of
-        if known is None or known[0] is not ids or known[1] != ids._version:
-            known = self._grid_of = (ids, ids._version, {})
-        if level not in known[2]:
-            known[2][level] = self.spec.grid(self.denoiser, arguments, level)
-        return known[2][level]
+    def level(self, timestep: Any) -> NoiseLevel:
+        """The noise level of a timestep that the loop hands to the scheduler."""
+        known, sigma = self.scheduled(self.run, timestep) or (float(timestep), None)
+        return noise_level(self.scheduler(), known, sigma)
 
     @property
     def steps_ahead(self) -> int | None:
@@ -336,64 +144,195 @@ class StepTracker:
         Image-to-image begins within the schedule; schedulers that do not say where give an upper
         bound.
         """
-        if self._steps_ahead is None or self.pipe is None:
-            return self._steps_ahead
+        length = self.run.length
+        if length is None or self.pipe is None:
+            return length
         begun = getattr(self.pipe.scheduler, "begin_index", None) or 0
-        return self._steps_ahead - begun if begun < self._steps_ahead else self._steps_ahead
+        return length - begun if begun < length else length
+
+    @contextlib.contextmanager
+    def noting(self) -> Iterator[Seen]:
+        """Note which steps and branches run while the context is open."""
+        seen = Seen()
+        self._noting.append(seen)
+        try:
+            yield seen
+        finally:
+            self._noting.remove(seen)
+
+    # -- following ------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def attached(self) -> Iterator[StepTracker]:
+        """Follow the pipeline while the context is open."""
+        with contextlib.ExitStack() as undo:
+            handle = self.denoiser.register_forward_pre_hook(
+                self._before, with_kwargs=True, prepend=True
+            )
+            undo.callback(deaf_on_copies(handle).remove)
+            undo.enter_context(observed(self.denoiser, "cache_context", self._cache_context))
+            if self.pipe is not None:
+                self._scheduler = scheduler = self.pipe.scheduler
+                undo.enter_context(observed(scheduler, "set_timesteps", self._set_timesteps))
+                undo.enter_context(observed(scheduler, "step", self._step))
+                undo.enter_context(observed(self.pipe, "encode_prompt", self._encode_prompt))
+                undo.enter_context(observed(self.pipe, "__call__", self._pipeline_call))
+            yield self
 
     def forget(self) -> None:
-        """Forget the run that was followed, so that nothing of it is taken for the next one's."""
-        self.begin_run(None)
+        """Leave the run that was followed, so that nothing of it is taken for the next one's."""
+        self.run = RunState()
         self.current = None
-        self.prompts = {}
-        self.in_pipeline = False
-        self.named_branch = None
-        self._grid_of = None
 
-    def begin_run(self, steps_ahead: int | None) -> None:
-        """Count steps from 0 again."""
-        self.step = 0
-        self.first_step = 0
-        self.call = 0
-        self.evaluations = 0
-        self._steps_ahead = steps_ahead
+    def refuse_while_running(self, what: str) -> None:
+        """Refuse what cannot be done inside a hook, a callback or beside a run of another thread.
+
+        Raises:
+            NestedRunError: If the model is running.
+        """
+        if self.hooks_running:
+            where = "inside one of its own hooks"
+        elif self.run.in_pipeline:
+            same = self.run.thread == threading.get_ident()
+            where = "inside its own run (a callback?)" if same else "while it runs in a thread"
+        else:
+            return
+        raise NestedRunError(
+            f"{what} {where}, where its steps, branches and hooks would get mixed up. Keep what "
+            "you need (`hook.clone()`, the callback's latents) and do it after the run; narrow "
+            "hooks to steps with Site(steps=…). Another model, with modules of its own, can be "
+            "run there."
+        )
+
+    @contextlib.contextmanager
+    def calling(self, arguments: Mapping[str, Any]) -> Iterator[RunState]:
+        """Follow one call of the pipeline while the context is open.
+
+        Args:
+            arguments: Those of the call, by name.
+
+        Raises:
+            NestedRunError: If the model is running already.
+        """
+        self.refuse_while_running("the model was run")
+        for listener in self.on_call:
+            listener()
+        self._clear_away()
+        self.run, self.current = RunState(asked=dict(arguments)), None
+        try:
+            yield self.run
+        finally:
+            self.run = RunState()
+            self._clear_away()
+
+    def _pipeline_call(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
+        arguments = inspect.signature(original).bind_partial(*args, **kwargs).arguments
+        with self.calling({**arguments, **arguments.get("kwargs", {})}):
+            return original(*args, **kwargs)
+
+    def _before(self, _module: nn.Module, args: tuple, kwargs: dict) -> None:
+        if self.hooks_running:
+            self.refuse_while_running("the denoiser was run")
+        self._clear_away()
+        if self.run.in_pipeline:
+            self._refuse_new_parts()
+        else:
+            self._refuse_unfollowed_pipeline()
+        arguments = dict(zip(self._parameters, args, strict=False)) | kwargs
+        self.current = Evaluation(self, self.run, arguments)
+        self.run.call += 1
+        self.run.evaluations += 1
+        self.total += 1
+        for seen in self._noting:
+            seen.branches.update(branch for branch, _ in self.current.rows)
+            seen.steps.add(self.run.step)
+        for listener in self.on_evaluation:
+            listener(self.current)
+
+    def _clear_away(self) -> None:
+        """Undo what an interrupted evaluation left behind: torch calls no hook after a Ctrl-C."""
+        for listener in self.on_start:
+            listener()
+
+    def _refuse_new_parts(self) -> None:
+        if self.pipe.scheduler is not self._scheduler:
+            raise EngineError(
+                f"the scheduler was replaced by a {type(self.pipe.scheduler).__name__} in the "
+                "middle of a run, so that its steps are not known; replace it between runs"
+            )
+        if self.run.thread != threading.get_ident():
+            raise NestedRunError(
+                "the denoiser runs in a thread beside a run of the same model; wrap a pipeline "
+                "with modules of its own for each thread"
+            )
+
+    def _refuse_unfollowed_pipeline(self) -> None:
+        """Refuse a denoiser that a pipeline calls whose steps and branches nobody follows."""
+        found = running_pipeline()
+        if found is None:
+            return
+        if found is self.pipe:
+            raise EngineError(
+                f"hooks were put on in the middle of a run of {type(found).__name__}, whose steps "
+                "and branches so far were not followed; put them on before, with Site(steps=…)"
+            )
+        mine = type(self.denoiser if self.pipe is None else self.pipe).__name__
+        raise EngineError(
+            f"a {type(found).__name__} runs the hooked denoiser, but the model wraps a {mine}, so "
+            "that steps and branches are not known; wrap the pipeline that runs: "
+            "`HookedDiffusion(pipe)`"
+        )
+
+    def _set_timesteps(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
+        result = original(*args, **kwargs)
+        if not self.run.in_pipeline:
+            self.run = RunState()
+        self.run.begin(len(self._scheduler.timesteps))
+        for listener in self.on_timesteps:
+            listener()
+        self.run.schedule = Schedule.of(self._scheduler)
+        return result
 
     def _step(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
         if self.on_guided or self.on_sample:
             given = inspect.signature(original).bind(*args, **kwargs)
             bound = given.arguments
-            for listener in self.on_sample:
-                bound["sample"] = listener(bound["sample"])
-            for listener in self.on_guided:
+            for on_sample in self.on_sample:
+                bound["sample"] = on_sample(bound["sample"])
+            for on_guided in self.on_guided:
                 arguments = (bound["model_output"], bound["timestep"], bound["sample"])
-                bound["model_output"] = listener(*arguments)
+                bound["model_output"] = on_guided(*arguments)
             args, kwargs = given.args, given.kwargs
         result = original(*args, **kwargs)
-        self.step += 1
-        self.call = 0
+        self.run.step += 1
+        self.run.call = 0
         for listener in self.on_step:
             listener()
         return result
 
     def _encode_prompt(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
-        if not _called_by(self.pipe):
-            return original(*args, **kwargs)
-        self._start()
-        bound = inspect.signature(original).bind(*args, **kwargs).arguments
-        prompt = bound.get("prompt")
-        self._encoded_for_guidance = bool(bound.get("do_classifier_free_guidance"))
-        if self.evaluations or self.in_pipeline:
-            self.prompts = {}
-            self.evaluations = 0
-            self.in_pipeline = False
-        if prompt is not None:
-            images = int(bound.get("num_images_per_prompt") or 1)
-            branch = "uncond" if self.spec.guidance == "calls" and self.prompts else "cond"
-            count = 1 if isinstance(prompt, str) else len(prompt)
-            self.prompts[branch] = self._prompts(bound, "", count, images)
-            if self.spec.guidance == "batched":
-                self.prompts["uncond"] = self._prompts(bound, "negative_", count, images)
+        if self.run.in_pipeline and called_by_method_of(self.pipe):
+            self._note_prompts(inspect.signature(original).bind(*args, **kwargs).arguments)
         return original(*args, **kwargs)
+
+    def _note_prompts(self, bound: Mapping[str, Any]) -> None:
+        """Keep the prompts that the pipeline encodes: those of its first call are the prompt's."""
+        run = self.run
+        run.encodings += 1
+        if "do_classifier_free_guidance" in bound:
+            run.guided = bool(bound["do_classifier_free_guidance"])
+        if bound.get("max_sequence_length") is not None:
+            run.max_length = int(bound["max_sequence_length"])
+        named = {1: "cond", 2: "uncond"} if self.spec.guidance == "calls" else {1: "cond"}
+        branch = named.get(run.encodings)
+        prompt = bound.get("prompt")
+        if branch is None or prompt is None:
+            return
+        count = 1 if isinstance(prompt, str) else len(prompt)
+        images = images_per_prompt(bound)
+        run.prompts[branch] = self._prompts(bound, "", count, images)
+        if self.spec.guidance == "batched":
+            run.prompts["uncond"] = self._prompts(bound, "negative_", count, images)
 
     def _prompts(
         self, bound: Mapping[str, Any], kind: str, count: int, images: int
@@ -403,58 +342,23 @@ class StepTracker:
         columns = []
         for part in self.spec.text_parts:
             given = bound.get(kind + part.prompt) or first
-            columns.append([given] * count if isinstance(given, str) else list(given))
+            several = [given] if isinstance(given, str) else list(given)
+            columns.append(several * count if len(several) == 1 else several)
         return [row for row in zip(*columns, strict=True) for _ in range(images)]
-
-    def _run_ends(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
-        self.in_pipeline = False
-        return original(*args, **kwargs)
 
     @contextlib.contextmanager
     def _cache_context(
         self, original: Callable, name: str, *args: Any, **kwargs: Any
     ) -> Iterator[None]:
-        before, self.named_branch = self.named_branch, name
+        run = self.run
+        before, run.named_branch = run.named_branch, name
         try:
             with original(name, *args, **kwargs):
                 yield
         finally:
-            self.named_branch = before
+            run.named_branch = before
 
 
 def recomputing() -> bool:
     """Whether the code runs inside a backward pass (gradient checkpointing)."""
     return torch._C._current_graph_task_id() != -1
-
-
-def _called_by(pipe: Any) -> bool:
-    """Whether the pipeline's own call is on the stack: prompts are encoded for other ends, too."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        if frame.f_code.co_name == "__call__" and frame.f_locals.get("self") is pipe:
-            return True
-        frame = frame.f_back
-    return False
-
-
-@contextlib.contextmanager
-def _wrapped(owner: Any, name: str, wrapper: Callable) -> Iterator[None]:
-    """Put `wrapper(original, ...)` in front of a method of one object while the context is open."""
-    original = getattr(owner, name, None)
-    if original is None:
-        yield
-        return
-    before = owner.__dict__.get(name)
-
-    @functools.wraps(original)
-    def method(*args: Any, **kwargs: Any) -> Any:
-        return wrapper(original, *args, **kwargs)
-
-    object.__setattr__(owner, name, method)
-    try:
-        yield
-    finally:
-        if before is None:
-            owner.__dict__.pop(name, None)
-        else:
-            object.__setattr__(owner, name, before)

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
@@ -18,14 +18,13 @@ from diffusion_lens.activation_cache.recorder import (
     free_bytes,
     refuse_over_budget,
 )
+from diffusion_lens.engine.evaluation import Evaluation
 from diffusion_lens.engine.firing import GUIDED, Registration, Tap
-from diffusion_lens.engine.steps import Evaluation
+from diffusion_lens.engine.wiring import Wiring
 from diffusion_lens.errors import RunError
 from diffusion_lens.hook_points.site import Site
+from diffusion_lens.hooked_diffusion.report import hooks_on
 from diffusion_lens.reducers import Reducer
-
-if TYPE_CHECKING:
-    from diffusion_lens.hooked_diffusion.model import HookedDiffusion
 
 LIGHT = ("hook_latents", "hook_noise_pred", "hook_sample", "hook_guided_pred")
 """What is cached where nothing is named: latents and predictions of every step."""
@@ -78,10 +77,10 @@ class CacheOptions:
 
 
 @contextlib.contextmanager
-def recording(model: HookedDiffusion, options: CacheOptions) -> Iterator[ActivationCache]:
+def recording(wiring: Wiring, options: CacheOptions) -> Iterator[ActivationCache]:
     """Fill a cache while the context is open; it is complete when the context ends."""
     recorder = CacheRecorder(
-        ActivationCache(info={"model": model.name}),
+        ActivationCache(),
         device=options.device,
         dtype=options.dtype,
         reduce=options.reduce,
@@ -89,12 +88,12 @@ def recording(model: HookedDiffusion, options: CacheOptions) -> Iterator[Activat
     )
     registrations = [
         Registration(site, Recording(recorder, number), read_only=True)
-        for number, site in enumerate(options.sites(scheduled=model.pipe is not None))
+        for number, site in enumerate(options.sites(scheduled=wiring.pipe is not None))
     ]
-    with model.registered(registrations):
-        _refuse_two_parts(model.taps_of(registrations))
-        budget = _Budget(model, options, recorder, registrations)
-        listeners = model.tracker.on_evaluation
+    with hooks_on(wiring, registrations):
+        _refuse_two_parts(wiring.taps_of(registrations))
+        budget = _Budget(wiring, options, recorder, registrations)
+        listeners = wiring.tracker.on_evaluation
         if options.spool is None:
             listeners.append(budget.check)
         try:
@@ -128,28 +127,28 @@ class _Budget:
 
     def __init__(
         self,
-        model: HookedDiffusion,
+        wiring: Wiring,
         options: CacheOptions,
         recorder: CacheRecorder,
         registrations: list[Registration],
     ) -> None:
-        self.dtype = model.dtype  # diffusers walks all weights for it
+        self.dtype = wiring.denoiser.dtype  # diffusers walks all weights for it
         self.recorder = recorder
         self.reduced = options.reduce is not None
-        device = options.device or model.device
+        device = options.device or wiring.device
         wanted = options.max_bytes
         self.budget = free_bytes(device) // 2 if wanted is None else wanted
         recorder.max_bytes = None if options.spool is not None else self.budget
         self.element_size = None if options.dtype is None else options.dtype.itemsize
-        self.taps: list[Tap] = model.taps_of(registrations)
+        self.taps: list[Tap] = wiring.taps_of(registrations)
         self.first = 0
 
     def check(self, evaluation: Evaluation) -> None:
         """Check the prediction at the first step, and the sizes that came true at the second."""
-        tracker = evaluation.tracker
-        if tracker.evaluations == 1:
+        tracker, first = evaluation.tracker, evaluation.run.evaluations == 1
+        if first:
             self.first = evaluation.step
-        if tracker.evaluations == 1 or (evaluation.step == self.first + 1 and not self.reduced):
+        if first or (evaluation.step == self.first + 1 and not self.reduced):
             ahead = max(tracker.steps_ahead or 0, evaluation.step + 1)
             self._refuse(self._wanted(evaluation, ahead), ahead - self.first)
 
@@ -188,23 +187,23 @@ class _Budget:
 
 
 @contextlib.contextmanager
-def progress(model: HookedDiffusion, cache: ActivationCache, *, show: bool) -> Iterator[None]:
+def progress(wiring: Wiring, cache: ActivationCache, *, show: bool) -> Iterator[None]:
     """A progress bar over steps with the bytes that the cache holds, in place of the pipeline's."""
-    if not show or model.pipe is None:
+    if not show or wiring.pipe is None:
         yield
         return
-    with quiet(model.pipe), tqdm(desc="caching", unit=" steps", delay=2, leave=False) as bar:
+    with quiet(wiring.pipe), tqdm(desc="caching", unit=" steps", delay=2, leave=False) as bar:
 
         def advance() -> None:
-            bar.total = model.tracker.steps_ahead
+            bar.total = wiring.tracker.steps_ahead
             bar.set_postfix_str(readable_bytes(cache.nbytes), refresh=False)
             bar.update()
 
-        model.tracker.on_step.append(advance)
+        wiring.tracker.on_step.append(advance)
         try:
             yield
         finally:
-            model.tracker.on_step.remove(advance)
+            wiring.tracker.on_step.remove(advance)
 
 
 @contextlib.contextmanager

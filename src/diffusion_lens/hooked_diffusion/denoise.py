@@ -9,22 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from diffusion_lens.engine.borders import on_output
 from diffusion_lens.engine.noise import NoiseLevel, noise_level, scales_input
+from diffusion_lens.engine.observing import observed, unobserved
 from diffusion_lens.engine.steps import StepTracker
+from diffusion_lens.engine.wiring import Wiring
 from diffusion_lens.errors import CacheKeyError, EngineError, RunError
 from diffusion_lens.hooked_diffusion.caching import quiet
 from diffusion_lens.hooked_diffusion.run import Run, generators
-
-if TYPE_CHECKING:
-    from diffusion_lens.hooked_diffusion.model import HookedDiffusion
 
 
 @dataclass(frozen=True)
@@ -86,15 +85,16 @@ class Prediction:
 class _StoppedError(Exception):
     """Carries the guided prediction out of the pipeline's loop."""
 
-    def __init__(self, prediction: Tensor, timestep: Any, level: NoiseLevel) -> None:
+    def __init__(self, prediction: Tensor, timestep: Any, level: NoiseLevel, step: int) -> None:
         super().__init__("the denoiser was evaluated once")
+        self.step = step
         self.prediction = prediction
         self.level = level
         self.timestep = timestep
 
 
 def denoise(
-    model: HookedDiffusion,
+    wiring: Wiring,
     latents: Tensor,
     run: Run,
     *,
@@ -110,54 +110,60 @@ def denoise(
         )
     if at_noise_level is not None and not 0 < at_noise_level <= 1:
         raise RunError(f"noise_level={at_noise_level!r} must lie above 0 and up to 1")
-    pipe: Any = model.pipe
+    pipe: Any = wiring.pipe
     if pipe is None:
         raise RunError("a bare denoiser has no pipeline to take prompts; call it yourself")
     if grad is None:
         given = [latents, *run.settings.values()]
         grad = any(isinstance(value, Tensor) and value.requires_grad for value in given)
-        grad = torch.is_grad_enabled() and (grad or model.has_backward_hooks)
+        grad = torch.is_grad_enabled() and (grad or wiring.has_backward_hooks)
     found: dict[str, Tensor] = {}
-    with model.following() as tracker, quiet(pipe), torch.set_grad_enabled(grad):
-        with (
-            _starting_at(tracker, step, at_noise_level),
-            _latents_are(pipe, latents),
-            _stopping(tracker),
-            _branches_into(tracker, found),
-        ):
-            stopped = _run_until_stopped(model, run, latents)
-        first = tracker.step
+    with (
+        wiring.following() as tracker,
+        quiet(pipe),
+        torch.set_grad_enabled(grad),
+        _starting_at(tracker, step, at_noise_level),
+        _latents_are(pipe, latents),
+        _stopping(tracker),
+        _branches_into(tracker, found),
+    ):
+        stopped = _run_until_stopped(tracker, wiring, run, latents)
     return Prediction(
         branches=found,
         guided=stopped.prediction,
         latents=latents,
         level=stopped.level,
-        step=first,
+        step=stopped.step,
         timestep=float(stopped.timestep),
     )
 
 
-def _run_until_stopped(model: HookedDiffusion, run: Run, latents: Tensor) -> _StoppedError:
-    pipe: Any = model.pipe
-    call = getattr(type(pipe).__call__, "__wrapped__", type(pipe).__call__)
+def _run_until_stopped(
+    tracker: StepTracker, wiring: Wiring, run: Run, latents: Tensor
+) -> _StoppedError:
+    pipe: Any = wiring.pipe
+    method = unobserved(type(pipe), "__call__")
+    call = getattr(method, "__wrapped__", method)  # without its torch.no_grad()
     parameters = inspect.signature(call).parameters
     if "latents" not in parameters or "strength" in parameters:
         raise RunError(
             f"{type(pipe).__name__} makes its own latents, so it cannot denoise given ones; wrap "
             "the text-to-image pipeline of its parts (`AutoPipelineForText2Image.from_pipe(pipe)`)"
         )
-    if latents.dtype != model.dtype:
+    if latents.dtype != wiring.denoiser.dtype:
         raise RunError(
-            f"the latents are {latents.dtype}, the denoiser is {model.dtype}; cast them with "
-            "`latents.to(model.dtype)`"
+            f"the latents are {latents.dtype}, the denoiser is {wiring.denoiser.dtype}; cast "
+            "them with `latents.to(model.dtype)`"
         )
-    size = _size_of(model, latents, run.settings)
+    size = _size_of(wiring, latents, run.settings)
     settings = {**size, **run.settings, "latents": latents}
     settings.setdefault("generator", generators(run.seeds()))
     settings["output_type"] = "latent"
     prompt = list(run.prompt) if isinstance(run.prompt, tuple) else run.prompt
+    settings["prompt"] = prompt
     try:
-        call(pipe, prompt=prompt, **settings)
+        with tracker.calling(settings):
+            call(pipe, **settings)
     except _StoppedError as stopped:
         return stopped
     finally:
@@ -167,12 +173,10 @@ def _run_until_stopped(model: HookedDiffusion, run: Run, latents: Tensor) -> _St
     )
 
 
-def _size_of(
-    model: HookedDiffusion, latents: Tensor, settings: Mapping[str, Any]
-) -> dict[str, int]:
+def _size_of(wiring: Wiring, latents: Tensor, settings: Mapping[str, Any]) -> dict[str, int]:
     """Height and width in pixels, and frames, of unpacked latents; packed ones do not tell."""
-    pipe: Any = model.pipe
-    axes = model.points["hook_latents"].axes
+    pipe: Any = wiring.pipe
+    axes = wiring.points["hook_latents"].axes
     size = {}
     if "frame" in axes and latents.ndim == len(axes):
         every = pipe.vae_scale_factor_temporal
@@ -186,10 +190,9 @@ def _size_of(
 @contextlib.contextmanager
 def _latents_are(pipe: Any, latents: Tensor) -> Iterator[None]:
     """Let the loop start from these very latents, unscaled and uncast."""
-    original = pipe.prepare_latents
-    signature = inspect.signature(original)
 
-    def prepare_latents(*args: Any, **kwargs: Any) -> Any:
+    def prepared_latents(original: Callable, *args: Any, **kwargs: Any) -> Any:
+        signature = inspect.signature(original)
         bound = signature.bind(*args, **kwargs)
         if "latents" in signature.parameters:
             bound.arguments["latents"] = None  # so that the pipeline says what it needs
@@ -201,11 +204,8 @@ def _latents_are(pipe: Any, latents: Tensor) -> Iterator[None]:
         _same_shape(prepared[0], latents)
         return (latents, *prepared[1:])
 
-    object.__setattr__(pipe, "prepare_latents", prepare_latents)
-    try:
+    with observed(pipe, "prepare_latents", prepared_latents):
         yield
-    finally:
-        del pipe.__dict__["prepare_latents"]
 
 
 @contextlib.contextmanager
@@ -247,11 +247,11 @@ def _starting_at(
             scheduler.timesteps = scheduler.timesteps[step:]
             if getattr(scheduler, "sigmas", None) is not None and len(scheduler.sigmas) > total:
                 scheduler.sigmas = scheduler.sigmas[step:]
-            tracker.begin_run(step + 1)
-            tracker.step = tracker.first_step = step
+            tracker.run.begin(step + 1)
+            tracker.run.step = tracker.run.first_step = step
             return
         assert at_noise_level is not None
-        tracker.begin_run(1)
+        tracker.run.begin(1)
         scheduler.timesteps, sigma = schedule_at(scheduler, at_noise_level)
         if sigma is not None:
             scheduler.sigmas = torch.tensor([sigma, 0.0], dtype=torch.float32)
@@ -285,8 +285,7 @@ def _stopping(tracker: StepTracker) -> Iterator[None]:
     """Stop the loop when the scheduler gets the guided prediction."""
 
     def stop(prediction: Tensor, timestep: Any, _sample: Tensor) -> Tensor:
-        level = tracker.level(timestep, lambda: float(timestep))
-        raise _StoppedError(prediction, timestep, level)
+        raise _StoppedError(prediction, timestep, tracker.level(timestep), tracker.step)
 
     tracker.on_guided.append(stop)
     try:

@@ -3,49 +3,38 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from diffusion_lens.activation_cache import ActivationCache
-from diffusion_lens.architectures.catalogue import find_absent, find_points, native_points
-from diffusion_lens.architectures.registry import architecture_of
+from diffusion_lens.architectures.catalogue import find_absent
 from diffusion_lens.architectures.sources import ProductWeights
-from diffusion_lens.engine.firing import HookFunction, Registration, Tap
-from diffusion_lens.engine.session import Session, expand
-from diffusion_lens.engine.steps import StepTracker
+from diffusion_lens.architectures.spec import DenoiserSpec
+from diffusion_lens.engine.firing import HookFunction, Registration
+from diffusion_lens.engine.wiring import Wiring
 from diffusion_lens.engine.words import PromptTokens
-from diffusion_lens.errors import (
-    ConceptError,
-    RunError,
-    SiteError,
-    UnknownHookPointError,
-    UnsupportedModelError,
-    closest,
-    listing,
-)
+from diffusion_lens.errors import ConceptError, RunError, UnsupportedModelError
 from diffusion_lens.hook_points.names import NamePattern, match_names, matches
 from diffusion_lens.hook_points.point import HookPoint
 from diffusion_lens.hook_points.site import Site
 from diffusion_lens.hooked_diffusion import images
 from diffusion_lens.hooked_diffusion.caching import CacheOptions, progress, recording
 from diffusion_lens.hooked_diffusion.denoise import Prediction, denoise
+from diffusion_lens.hooked_diffusion.generating import generate, refuse_unknown_settings
 from diffusion_lens.hooked_diffusion.hook_table import HookRow, HookTable
-from diffusion_lens.hooked_diffusion.output import Output, provenance
-from diffusion_lens.hooked_diffusion.report import Report, refuse_silence
-from diffusion_lens.hooked_diffusion.run import Run, generators
+from diffusion_lens.hooked_diffusion.output import Output
+from diffusion_lens.hooked_diffusion.report import hooks_on, refuse_silent
+from diffusion_lens.hooked_diffusion.run import DEFAULT_SEED, Run
 from diffusion_lens.hooked_diffusion.streams import ConceptStreams
 
 Where = str | Site | Callable[[str], bool]
 Hook = tuple[Where, HookFunction]
 Prompts = str | Sequence[str] | Run | None
-DENOISERS = ("transformer", "unet")
-DEPRECATED = ("callback", "callback_steps")
-"""Arguments that pipelines still take without listing them."""
+Seed = int | Sequence[int] | None
 
 
 class HookedDiffusion:
@@ -75,19 +64,9 @@ class HookedDiffusion:
                 f"{pipe!r} is no pipeline; load an id or a folder with "
                 "`HookedDiffusion.from_pretrained(...)`, and wrap a pipeline once"
             )
-        self.pipe = None if isinstance(pipe, nn.Module) else pipe
-        self._bare = pipe if isinstance(pipe, nn.Module) else None
-        self._registrations: list[Registration] = []
-        self._session: Session | None = None
-        self._attached_to: tuple[object, ...] = ()
-        self._tracker: StepTracker | None = None
-        self._branches: tuple[str, ...] | None = None
-        self._points: tuple[object, dict[str, HookPoint]] | None = None
-        self._beside: ConceptStreams | None = None
-        self.spec = architecture_of(type(self.denoiser).__name__)
+        self.wiring = Wiring(pipe)
         config = getattr(self.denoiser, "config", {})
         self.name = name or getattr(config, "_name_or_path", "") or type(self.denoiser).__name__
-        self.points  # noqa: B018 (an unknown kind of block is an error now, not in the first run)
 
     @classmethod
     def from_pretrained(cls, model: str | Path, **arguments: Any) -> HookedDiffusion:
@@ -126,55 +105,29 @@ class HookedDiffusion:
     # -- the model ----------------------------------------------------------------------------
 
     @property
+    def pipe(self) -> Any:
+        """The pipeline, None for a bare denoiser."""
+        return self.wiring.pipe
+
+    @property
+    def spec(self) -> DenoiserSpec:
+        """The description of the denoiser."""
+        return self.wiring.spec
+
+    @property
     def denoiser(self) -> Any:
         """The module that is hooked, looked up anew each time."""
-        if self.pipe is None:
-            found: Any = self._bare
-        else:
-            found = next(
-                (
-                    module
-                    for attribute in DENOISERS
-                    if (module := getattr(self.pipe, attribute, None)) is not None
-                ),
-                None,
-            )
-        if found is None:
-            raise UnsupportedModelError(
-                f"{type(self.pipe).__name__} has no denoiser under any of {DENOISERS}; wrap a "
-                "ready text-to-image pipeline, or the denoiser itself"
-            )
-        return getattr(found, "_orig_mod", found)
+        return self.wiring.denoiser
 
     @property
     def points(self) -> dict[str, HookPoint]:
         """Every hook point by name."""
-        denoiser = self.denoiser
-        processors = getattr(denoiser, "attn_processors", {})
-        state = (denoiser, tuple(map(type, processors.values())))
-        if self._points is None or self._points[0] != state:
-            found = find_points(denoiser, self.spec)
-            if self.pipe is None:
-                found = {
-                    name: point for name, point in found.items() if point.module != "scheduler"
-                }
-            self._points = (state, found)
-        main = self._points[1]
-        return main if self._beside is None else self._beside.points(denoiser, main)
-
-    @property
-    def tracker(self) -> StepTracker:
-        """What follows the pipeline through its steps."""
-        if self._tracker is None or self._tracker.denoiser is not self.denoiser:
-            self._tracker = StepTracker(self.pipe, self.denoiser, self.spec)
-        self._tracker.branches = self._branches
-        self._tracker.tokens_beside = {} if self._beside is None else self._beside.tokens()
-        return self._tracker
+        return self.wiring.points
 
     @property
     def device(self) -> torch.device:
         """Where the denoiser computes."""
-        return getattr(self.pipe, "_execution_device", None) or self.denoiser.device
+        return self.wiring.device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -184,11 +137,11 @@ class HookedDiffusion:
     @property
     def n_blocks(self) -> int:
         """Number of transformer blocks."""
-        return 1 + max(point.block for point in self.points.values() if point.block is not None)
+        return self.wiring.n_blocks
 
     def to(self, *args: Any, **kwargs: Any) -> HookedDiffusion:
         """Move or cast the pipeline; returns this model."""
-        (self.pipe or self._bare).to(*args, **kwargs)  # type: ignore[union-attr]
+        (self.pipe or self.denoiser).to(*args, **kwargs)
         return self
 
     # -- names --------------------------------------------------------------------------------
@@ -202,8 +155,8 @@ class HookedDiffusion:
         Raises:
             UnknownHookPointError: If nothing matches; the message shows the closest names.
         """
-        known = native_points(self.denoiser, pattern) or self.points
-        return match_names(pattern, list(known), model=self._called)
+        known = self.wiring.native(pattern) or self.points
+        return match_names(pattern, list(known), model=self.wiring.called)
 
     def hook_table(self, pattern: NamePattern = "**") -> HookTable:
         """A table of hook points: axes, sizes at the native size, module, dead and absent ones.
@@ -216,12 +169,12 @@ class HookedDiffusion:
             for missing in find_absent(self.denoiser, self.spec)
             if matches(pattern, missing.name)
         ]
-        known = native_points(self.denoiser, pattern) or self.points
+        known = self.wiring.native(pattern) or self.points
         names = [name for name in known if matches(pattern, name)]
         if not names and not absent:
             names = self.hook_names(pattern)
         rows = [self._row(known[name]) for name in names]
-        return HookTable(f"{self._called}: {len(names)} hook points", (*rows, *absent))
+        return HookTable(f"{self.wiring.called}: {len(names)} hook points", (*rows, *absent))
 
     def text_pattern_sites(self) -> list[Site]:
         """The Sites at which image queries read the text, in any family."""
@@ -265,7 +218,7 @@ class HookedDiffusion:
     # -- running ------------------------------------------------------------------------------
 
     def __call__(
-        self, prompt: Prompts = None, *, seed: int | Sequence[int] | None = 0, **settings: Any
+        self, prompt: Prompts = None, *, seed: Seed = DEFAULT_SEED, **settings: Any
     ) -> Output:
         """Generate, with whatever hooks are active.
 
@@ -283,22 +236,21 @@ class HookedDiffusion:
             raise RunError(
                 "a bare denoiser does not generate; wrap the pipeline, or call it by hand"
             )
-        self._follow_new_parts()
-        for registration in self._registrations:
+        wiring = self.wiring
+        wiring.tracker.refuse_while_running("the model was run")
+        wiring.refuse_other_wrappers()
+        for registration in wiring.registrations:
             registration.fired.clear()
-        try:
-            output = self._generate(run)
-        except BaseException:
-            self.tracker.forget()
-            raise
-        self._refuse_silence(self._registrations)
+        with wiring.tracker.noting() as seen:
+            output = generate(wiring, run, model=self.name, dtype=self.dtype)
+        refuse_silent(wiring, wiring.registrations, seen)
         return output
 
     def run_with_hooks(
         self,
         prompt: Prompts = None,
         *,
-        seed: int | Sequence[int] | None = 0,
+        seed: Seed = DEFAULT_SEED,
         fwd_hooks: Sequence[Hook] = (),
         bwd_hooks: Sequence[Hook] = (),
         **settings: Any,
@@ -320,7 +272,7 @@ class HookedDiffusion:
         self,
         prompt: Prompts = None,
         *,
-        seed: int | Sequence[int] | None = 0,
+        seed: Seed = DEFAULT_SEED,
         names_filter: Any = None,
         steps: Any = None,
         branch: str = "cond",
@@ -354,9 +306,10 @@ class HookedDiffusion:
             CacheBudgetError: Before anything is kept, with the number and how to narrow it.
         """
         options = CacheOptions(names_filter, steps, branch, device, dtype, reduce, max_bytes, spool)
-        with recording(self, options) as cache, progress(self, cache, show=show_progress):
+        wiring = self.wiring
+        with recording(wiring, options) as cache, progress(wiring, cache, show=show_progress):
             output = self(prompt, seed=seed, **settings)
-        cache.info.update(output.made_by.as_dict())
+        cache.info.update({"model": self.name, **output.made_by.as_dict()})
         return output, cache
 
     @contextlib.contextmanager
@@ -383,7 +336,8 @@ class HookedDiffusion:
         `cache.at(step=…)[name]` exist.
         """
         options = CacheOptions(names_filter, steps, branch, device, dtype, reduce, max_bytes, spool)
-        with self.batch_holds(branches), recording(self, options) as cache:
+        with self.wiring.batch_holds(branches), recording(self.wiring, options) as cache:
+            cache.info["model"] = self.name
             yield cache
 
     def denoise(
@@ -393,7 +347,7 @@ class HookedDiffusion:
         prompt: Prompts = None,
         step: int | None = None,
         noise_level: float | None = None,
-        seed: int | Sequence[int] | None = 0,
+        seed: Seed = DEFAULT_SEED,
         grad: bool | None = None,
         **settings: Any,
     ) -> Prediction:
@@ -419,8 +373,8 @@ class HookedDiffusion:
         """
         run = Run.of(prompt, seed=seed, settings=settings)
         if self.pipe is not None:
-            _refuse_unknown_settings(self.pipe, run)
-        return denoise(self, latents, run, step=step, at_noise_level=noise_level, grad=grad)
+            refuse_unknown_settings(self.pipe, run)
+        return denoise(self.wiring, latents, run, step=step, at_noise_level=noise_level, grad=grad)
 
     # -- images -------------------------------------------------------------------------------
 
@@ -511,7 +465,7 @@ class HookedDiffusion:
         """
         registrations = [self._registration(*pair) for pair in _pairs(fwd_hooks)]
         registrations += [self._registration(*pair, backward=True) for pair in _pairs(bwd_hooks)]
-        with self.batch_holds(branches), self.registered(registrations):
+        with self.wiring.batch_holds(branches), hooks_on(self.wiring, registrations):
             yield self
 
     def add_hook(
@@ -533,21 +487,30 @@ class HookedDiffusion:
         if dir not in ("fwd", "bwd"):
             raise RunError(f"dir={dir!r}: a hook is 'fwd' or 'bwd'")
         added = self._registration(where, fn, backward=dir == "bwd", permanent=is_permanent)
-        self._register([*self._registrations, added])
+        self.wiring.register([*self.wiring.registrations, added])
 
     def add_perma_hook(self, where: Where, fn: HookFunction, *, dir: str = "fwd") -> None:
         """Put a hook on that survives `reset_hooks()`."""
         self.add_hook(where, fn, dir=dir, is_permanent=True)
 
-    def reset_hooks(self, *, including_permanent: bool = False) -> None:
-        """Take off the hooks that `add_hook` put on."""
-        kept = [one for one in self._registrations if one.permanent and not including_permanent]
-        self._register(kept)
+    def reset_hooks(
+        self, *, including_permanent: bool = False, including_others: bool = False
+    ) -> None:
+        """Take off the hooks that `add_hook` put on.
+
+        Args:
+            including_permanent: The permanent ones as well.
+            including_others: All hooks of other wrappers of the same denoiser, too.
+        """
+        if including_others:
+            self.wiring.release_others()
+        on = self.wiring.registrations
+        self.wiring.register([one for one in on if one.permanent and not including_permanent])
 
     @property
     def has_backward_hooks(self) -> bool:
         """Whether a hook waits for gradients."""
-        return any(registration.backward for registration in self._registrations)
+        return self.wiring.has_backward_hooks
 
     # -- concept streams ----------------------------------------------------------------------
 
@@ -610,7 +573,7 @@ class HookedDiffusion:
         """
         from diffusion_lens.concept_streams import open_streams
 
-        if self._beside is not None:
+        if self.wiring.companion is not None:
             raise ConceptError(
                 "concept streams are open already; leave that context first, or give all concepts "
                 "to one"
@@ -626,82 +589,10 @@ class HookedDiffusion:
             slots=slots,
             image_queries=image_queries,
         )
-        self._beside = streams
-        try:
+        with self.wiring.beside(streams):
             yield streams
-        finally:
-            self._beside = None
-            self._register([one for one in self._registrations if self._matches(one)])
-
-    def _matches(self, registration: Registration) -> bool:
-        """Whether a hook still has a place."""
-        try:
-            expand(
-                [registration],
-                self.points,
-                model=self._called,
-                branches=self.tracker.known_branches(),
-                native=self._native,
-            )
-        except (UnknownHookPointError, SiteError):
-            return False
-        return True
-
-    def _native(self, pattern: Any) -> dict[str, HookPoint]:
-        return native_points(self.denoiser, pattern)
 
     # -- inside -------------------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def batch_holds(self, branches: Sequence[str] | None) -> Iterator[None]:
-        """Say what the batch of a denoiser called by hand holds while the context is open."""
-        before, self._branches = self._branches, tuple(branches) if branches else self._branches
-        try:
-            yield
-        finally:
-            self._branches = before
-            if self._tracker is not None:
-                self._tracker.branches = before
-
-    @contextlib.contextmanager
-    def registered(self, registrations: Sequence[Registration]) -> Iterator[None]:
-        """Keep registrations active while the context is open; refuse those that stay silent."""
-        tracker = self.tracker
-        total = tracker.total
-        if not self._registrations:
-            tracker.seen_branches, tracker.seen_steps = set(), 0
-        self._register([*self._registrations, *registrations])
-        try:
-            yield
-            if tracker.total > total or tracker.denoiser is not self.denoiser:
-                self._refuse_silence(registrations)
-        finally:
-            self._register([one for one in self._registrations if one not in registrations])
-
-    @contextlib.contextmanager
-    def following(self) -> Iterator[StepTracker]:
-        """Follow the pipeline's steps while the context is open, hooks or none."""
-        self._follow_new_parts()
-        if self._session is not None:
-            yield self.tracker
-            return
-        with self.tracker.attached() as tracker:
-            try:
-                yield tracker
-            finally:
-                tracker.forget()
-
-    def taps_of(self, registrations: Sequence[Registration]) -> list[Tap]:
-        """Where some registrations are attached."""
-        if self._session is None:
-            return []
-        wanted = set(map(id, registrations))
-        return [
-            tap
-            for taps in self._session.taps.values()
-            for tap in taps
-            if id(tap.registration) in wanted
-        ]
 
     def _registration(
         self, where: Where, fn: HookFunction, *, backward: bool = False, permanent: bool = False
@@ -711,87 +602,10 @@ class HookedDiffusion:
         mark = bool(getattr(fn, "read_only", False)) and not backward
         return Registration(Site.of(where), fn, backward, mark, permanent)
 
-    def _register(self, registrations: Sequence[Registration]) -> None:
-        """Make these the active hooks; on an error the hooks before stay as they were."""
-        planned = None
-        if registrations:
-            points, tracker = self.points, self.tracker
-            concepts = None if self._beside is None else self._beside.start(tracker)
-            planned = Session(tracker, points, registrations, model=self._called, concepts=concepts)
-        before, self._registrations = self._registrations, list(registrations)
-        if self._session is not None:
-            self._session.__exit__(None, None, None)
-            self._session = None
-        if planned is None:
-            if self._tracker is not None:
-                self._tracker.forget()
-            return
-        try:
-            planned.__enter__()
-        except BaseException:
-            self._registrations = []
-            if before:
-                self._register(before)
-            raise
-        self._session = planned
-        self._attached_to = self._parts()
-
-    def _follow_new_parts(self) -> None:
-        """Attach the active hooks anew where the pipeline has other parts than at that time."""
-        if self._session is not None and self._attached_to != self._parts():
-            self._register(self._registrations)
-
-    def _parts(self) -> tuple[object, ...]:
-        """What hooks are attached to: LoRA, for one, puts other modules in place."""
-        modules = sum(1 for _ in self.denoiser.modules())
-        return (self.denoiser, getattr(self.pipe, "scheduler", None), modules)
-
-    def _refuse_silence(self, registrations: Sequence[Registration]) -> None:
-        names: dict[Registration, list[str]] = {registration: [] for registration in registrations}
-        for tap in self.taps_of(registrations):
-            names[tap.registration].append(tap.point.name)
-        tracker = self.tracker
-        branches = sorted(tracker.seen_branches)
-        refuse_silence(registrations, names, branches=branches, steps=tracker.seen_steps)
-
-    def _generate(self, run: Run) -> Output:
-        pipe: Any = self.pipe
-        _refuse_unknown_settings(pipe, run)
-        settings = dict(run.settings)
-        seeds: list[int] = []
-        if "generator" not in settings:
-            seeds = run.seeds()
-            settings["generator"] = generators(seeds)
-        prompt = list(run.prompt) if isinstance(run.prompt, tuple) else run.prompt
-        if prompt is not None:
-            settings["prompt"] = prompt
-        last = _LastLatents(settings)
-        result = pipe(**last.settings)
-        latent = settings.get("output_type") == "latent"
-        images = getattr(result, "images", None)
-        frames = getattr(result, "frames", None)
-        if isinstance(result, tuple):
-            images = result[0]
-        return Output(
-            images=None if latent else images,
-            latents=(images if frames is None else frames) if latent else last.latents,
-            report=Report.of(self._registrations),
-            made_by=provenance(
-                pipe,
-                run,
-                model=self.name,
-                seeds=seeds,
-                steps=last.steps,
-                dtype=self.dtype,
-                registrations=self._registrations,
-            ),
-            frames=None if latent else frames,
-        )
-
     def _row(self, point: HookPoint) -> HookRow:
         grid = self.spec.default_grid(self.denoiser, point.level)
         tokens = {"img": int(torch.Size(grid).numel()), "txt": self._text_tokens()}
-        tokens |= {} if self._beside is None else self._beside.tokens()
+        tokens |= self.wiring.tracker.tokens_beside
         count = point.elements(tokens, batch=1)
         return HookRow(
             name=point.name,
@@ -817,10 +631,6 @@ class HookedDiffusion:
         wide = torch.promote_types(self.dtype, torch.float32)
         return (wide if weights else self.dtype).itemsize
 
-    @property
-    def _called(self) -> str:
-        return type(self.denoiser).__name__
-
     def __repr__(self) -> str:
         """Name, family and size in one line."""
         kind = "bare denoiser" if self.pipe is None else type(self.pipe).__name__
@@ -839,54 +649,3 @@ def _pairs(hooks: Sequence[Hook]) -> Sequence[Hook]:
             "hook is `fwd_hooks=[(name, fn)]`"
         )
     return hooks
-
-
-def _refuse_unknown_settings(pipe: Any, run: Run) -> None:
-    """Refuse settings that a pipeline would swallow or that contradict the run.
-
-    Raises:
-        RunError: Naming the setting and the closest valid one.
-    """
-    if "generator" in run.settings and run.seed not in (0, None):
-        raise RunError(
-            f"both seed={run.seed!r} and generator= were given, and only one can make the noise; "
-            "leave one out"
-        )
-    parameters = inspect.signature(type(pipe).__call__).parameters
-    unknown = [name for name in run.settings if name not in (*parameters, *DEPRECATED)]
-    if unknown:
-        near = closest(unknown[0], parameters, count=2)
-        hint = f" Closest: {listing(near)}." if near else ""
-        raise RunError(
-            f"{type(pipe).__name__} takes no argument {unknown[0]!r}.{hint} Its arguments are "
-            f"{listing([name for name in parameters if name != 'self'], most=40)}"
-        )
-
-
-class _LastLatents:
-    """Keeps the final latents by way of the pipeline's own step callback."""
-
-    def __init__(self, settings: dict[str, Any]) -> None:
-        self.latents: Tensor | None = None
-        self.steps = 0
-        self.theirs = settings.get("callback_on_step_end")
-        wanted = list(
-            getattr(self.theirs, "tensor_inputs", None)
-            or settings.get("callback_on_step_end_tensor_inputs", ["latents"])
-        )
-        if "latents" not in wanted:
-            wanted.append("latents")
-        self.settings = {
-            **settings,
-            "callback_on_step_end": self,
-            "callback_on_step_end_tensor_inputs": wanted,
-        }
-
-    def __call__(self, pipe: Any, step: int, timestep: Any, tensors: dict) -> dict:
-        self.steps += 1
-        self.latents = tensors["latents"]
-        if self.theirs is None:
-            return {}
-        changed = self.theirs(pipe, step, timestep, tensors) or {}
-        self.latents = changed.get("latents", self.latents)
-        return changed

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from diffusion_lens.engine.firing import Registration, describe
+from diffusion_lens.engine.run_state import Seen
+from diffusion_lens.engine.wiring import Wiring
 from diffusion_lens.errors import HookNeverFiredError, listing
 from diffusion_lens.hook_points.names import is_pattern
 
@@ -99,6 +102,30 @@ class Report:
 def _cells(row: ReportRow) -> tuple[str, ...]:
     change = f"{row.change:.3g}" if row.edited else ""
     return (row.name, row.hook, str(row.fired), str(row.edited), change)
+
+
+@contextlib.contextmanager
+def hooks_on(wiring: Wiring, registrations: Sequence[Registration]) -> Iterator[None]:
+    """Keep hooks on while the context is open, and refuse those that stayed silent in its runs.
+
+    Raises:
+        HookNeverFiredError: At the end, if the model ran and a hook never saw a value.
+    """
+    tracker = wiring.tracker
+    total = tracker.total
+    with wiring.registered(registrations), tracker.noting() as seen:
+        yield
+        if tracker.total > total or tracker.denoiser is not wiring.denoiser:
+            refuse_silent(wiring, registrations, seen)
+
+
+def refuse_silent(wiring: Wiring, registrations: Sequence[Registration], seen: Seen) -> None:
+    """Refuse a run in which a requested hook point never fired; see `refuse_silence`."""
+    names: dict[Registration, list[str]] = {registration: [] for registration in registrations}
+    for tap in wiring.taps_of(registrations):
+        names[tap.registration].append(tap.point.name)
+    steps = 1 + max(seen.steps, default=-1)
+    refuse_silence(registrations, names, branches=sorted(seen.branches), steps=steps)
 
 
 def refuse_silence(

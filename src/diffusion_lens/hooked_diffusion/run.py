@@ -12,6 +12,13 @@ import torch
 from diffusion_lens.errors import RunError
 
 
+class _DefaultSeed(int):
+    """The seed 0 that nobody gave: a `Run` keeps its own beside it."""
+
+
+DEFAULT_SEED = _DefaultSeed(0)
+
+
 @dataclass(frozen=True, init=False)
 class Run:
     """A prompt, a seed and the pipeline's own arguments.
@@ -35,7 +42,7 @@ class Run:
         self,
         prompt: Any = None,
         *,
-        seed: Any = 0,
+        seed: Any = DEFAULT_SEED,
         **settings: Any,
     ) -> None:
         """Make a run; nothing is checked against a model yet.
@@ -63,7 +70,7 @@ class Run:
     ) -> Run:
         """A run from a run (with some settings replaced) or from prompts."""
         if isinstance(given, Run):
-            if seed not in (0, given.seed):
+            if seed is not DEFAULT_SEED and seed != given.seed:
                 raise RunError(
                     f"the run has its own seed ({given.seed!r}), seed={seed!r} was given beside "
                     "it; use `run.with_(seed=...)`"
@@ -136,6 +143,8 @@ class Run:
 
 def _seed(seed: Any) -> int | tuple[int, ...]:
     """A seed, or one for each prompt; whole numbers of numpy and torch are fine."""
+    if seed is DEFAULT_SEED:
+        return seed
     try:
         several = hasattr(seed, "__iter__") and getattr(seed, "ndim", 1)
         return tuple(map(operator.index, seed)) if several else operator.index(seed)

@@ -185,7 +185,7 @@ def tokens_of(model: HookedDiffusion, run: Run, branch: str | None) -> tuple[Pro
     Raises:
         SiteError: If the model has no such branch. Several at once would be added up as one.
     """
-    known = list(model.tracker.known_branches())
+    known = list(model.wiring.tracker.known_branches())
     if branch not in known:
         raise SiteError(f"branch={branch!r} is none of {known}; an analysis looks at one")
     count = run.samples // run.images_per_prompt

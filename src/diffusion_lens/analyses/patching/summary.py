@@ -45,7 +45,7 @@ def laid_out(
     )
     about = {
         "model": model.name,
-        "scheduler": type(model.tracker.scheduler()).__name__,
+        "scheduler": type(model.wiring.tracker.scheduler()).__name__,
         "dtype": str(model.dtype),
         "versions": versions(),
         **pair.about(),

@@ -65,8 +65,8 @@ class OnTrajectory:
                 output_type="latent",
                 show_progress=False,
             )
-        self.replay = TrajectoryReplay(self.model.denoiser, lambda: self.model.tracker.step)
-        with self.model.following(), self.replay.recording():
+        self.replay = TrajectoryReplay(self.model.denoiser, lambda: self.model.wiring.tracker.step)
+        with self.model.wiring.following(), self.replay.recording():
             base = self._run(everyone)
         sides = [self._outcome(_latents(one), everyone) for one in (out, base)]
         self.source, self.base = (side.beside(*sides) for side in sides)

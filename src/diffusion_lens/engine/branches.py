@@ -1,0 +1,126 @@
+"""Which rows of the denoiser's batch belong to which guidance branch; refused where uncertain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from diffusion_lens.architectures.spec import DenoiserSpec
+from diffusion_lens.engine.run_state import RunState
+from diffusion_lens.errors import EngineError, RunError
+
+Rows = tuple[tuple[str, slice], ...]
+
+FURTHER = ("skip", "perturbed", "image")
+"""Branches beside the family's own: skip-layer, perturbed-attention and image guidance."""
+
+PIX2PIX = ("cond", "image", "uncond")
+"""Batch order of InstructPix2Pix: text and image, the image alone, neither (arXiv 2211.09800)."""
+
+
+def branch_rows(
+    run: RunState,
+    pipe: Any,
+    spec: DenoiserSpec,
+    arguments: Mapping[str, Any],
+    batch: int,
+    *,
+    stated: Sequence[str] | None,
+) -> Rows:
+    """The rows of each branch, in batch order.
+
+    Args:
+        run: What is known of the run.
+        pipe: The pipeline.
+        spec: The family.
+        arguments: The denoiser's arguments.
+        batch: Its batch size.
+        stated: What the user says that the batch holds.
+
+    Raises:
+        EngineError: If it is not certain.
+    """
+    names = tuple(stated) if stated else _names(run, pipe, spec, arguments, batch)
+    if batch % len(names):
+        raise EngineError(
+            f"a batch of {batch} cannot hold the branches {names} in equal parts; {_remedy(names)}"
+        )
+    size = batch // len(names)
+    if not stated and run.in_pipeline and run.samples is not None and size != run.samples:
+        raise EngineError(
+            f"a batch of {batch} for {run.samples} samples does not hold just the branches "
+            f"{names}: {type(pipe).__name__} has further ones, or cuts its images up, which is not "
+            f"described; {_remedy(names)}"
+        )
+    return tuple((name, slice(at * size, (at + 1) * size)) for at, name in enumerate(names))
+
+
+def check_stated(branches: Sequence[str] | None) -> tuple[str, ...] | None:
+    """What a batch is said to hold, if these are names.
+
+    Raises:
+        RunError: If they are not, or one comes twice.
+    """
+    if branches is None:
+        return None
+    wrong = [one for one in branches if not isinstance(one, str) or not one]
+    if isinstance(branches, str) or not branches or wrong or len(set(branches)) < len(branches):
+        raise RunError(
+            f"branches={branches!r}: name each part of the batch once, in order, such as "
+            'branches=("uncond", "cond")'
+        )
+    return tuple(branches)
+
+
+def _remedy(names: tuple[str, ...]) -> str:
+    example = ", ".join(f'"{name}"' for name in (*names, "…"))
+    return (
+        "say what it holds with `model.hooks(..., branches=(…))` (or `caching`), one name for each "
+        f"equal part of the batch, in order: ({example})"
+    )
+
+
+def _names(
+    run: RunState, pipe: Any, spec: DenoiserSpec, arguments: Mapping[str, Any], batch: int
+) -> tuple[str, ...]:
+    if arguments.get("skip_layers") is not None:
+        return ("skip",)
+    if not run.in_pipeline:
+        return ("cond",)
+    if spec.guidance == "calls":
+        return (run.named_branch or _by_order(run, pipe, spec),)
+    if run.call:
+        raise EngineError(
+            f"{type(pipe).__name__} evaluates its denoiser {run.call + 1} times in step "
+            f"{run.step}, and which branches the later ones hold is not described; "
+            f"{_remedy(spec.branches)}"
+        )
+    guided = _guided(run, pipe)
+    if guided is None and batch != run.samples:
+        raise EngineError(
+            f"{type(pipe).__name__} does not say whether it guides, so the branches of a batch of "
+            f"{batch} are not known; {_remedy(spec.branches)}"
+        )
+    names = spec.branches if guided else ("cond",)
+    if guided and "InstructPix2Pix" in type(pipe).__name__:
+        names = PIX2PIX
+    if getattr(pipe, "do_perturbed_attention_guidance", False):
+        names = (*names, "perturbed")
+    return names
+
+
+def _guided(run: RunState, pipe: Any) -> bool | None:
+    """Whether a pipeline guides by a second branch: its own word, then what it encoded for."""
+    told = getattr(pipe, "do_classifier_free_guidance", None)
+    return run.guided if told is None else bool(told)
+
+
+def _by_order(run: RunState, pipe: Any, spec: DenoiserSpec) -> str:
+    """The branch of a call that the pipeline gives no name: by its number within the step."""
+    if run.call >= len(spec.branches):
+        raise EngineError(
+            f"{type(pipe).__name__} calls its denoiser {run.call + 1} times in step "
+            f"{run.step} without naming the calls, known are {spec.branches}; hook its "
+            "denoiser by hand with `branches=`"
+        )
+    return spec.branches[run.call]

@@ -1,0 +1,129 @@
+"""One evaluation of the denoiser: its step, guidance branches, prompts and grid."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from diffusion_lens.engine.noise import NoiseLevel, noise_level
+from diffusion_lens.engine.run_state import PartPrompts, RunState
+from diffusion_lens.engine.words import word_tokens, words_of
+from diffusion_lens.errors import WordError
+
+if TYPE_CHECKING:
+    from diffusion_lens.engine.steps import StepTracker
+
+
+class Evaluation:
+    """One call of the denoiser. What it tells stays true after the run that it belongs to."""
+
+    def __init__(self, tracker: StepTracker, run: RunState, arguments: Mapping[str, Any]) -> None:
+        """Work out which rows of the batch belong to which guidance branch.
+
+        Raises:
+            EngineError: If that is not certain.
+        """
+        self.tracker = tracker
+        self.run = run
+        self.spec = tracker.spec
+        self.step = run.step
+        self.arguments = arguments
+        self.batch = int(arguments[self.spec.latents].shape[0])
+        self.rows = tracker.branch_rows(run, arguments, self.batch)
+        self._scheduled = tracker.scheduled(run, arguments.get("timestep"))
+        self._grids: dict[int, tuple[int, ...]] = {}
+
+    def level(self) -> NoiseLevel:
+        """Where on the noise schedule the latents lie."""
+        timestep, sigma = self._scheduled or (self.timestep(), None)
+        return noise_level(self.tracker.scheduler(), timestep, sigma)
+
+    def timestep_known(self) -> float | Tensor:
+        """The scheduler's timestep: a number where it is known without waiting for the device."""
+        if self._scheduled is not None:
+            return self._scheduled[0]
+        found = self.arguments.get("timestep")
+        value = torch.as_tensor(math.nan if found is None else found).reshape(-1)[0]
+        return value.detach().to(torch.float32, copy=True) * self.spec.timestep_scale
+
+    def timestep(self) -> float:
+        """The scheduler's timestep."""
+        return float(self.timestep_known())
+
+    def sigma(self) -> float:
+        """The noise level in the scheduler's own units."""
+        return self.level().noise
+
+    def grid(self, level: int) -> tuple[int, ...]:
+        """Token grid of the image at a resolution level."""
+        if level not in self._grids:
+            self._grids[level] = self._grid(level)
+        return self._grids[level]
+
+    def _grid(self, level: int) -> tuple[int, ...]:
+        """Ids that say the grid are waited for once in a run, not at every evaluation."""
+        ids = self.arguments.get(self.spec.grid_from or "")
+        if not isinstance(ids, Tensor) or ids.is_inference():  # which tells of no change in place
+            return self.spec.grid(self.tracker.denoiser, self.arguments, level)
+        known = self.run.grid_of
+        if known is None or known[0] is not ids or known[1] != ids._version:
+            known = self.run.grid_of = (ids, ids._version, {})
+        if level not in known[2]:
+            known[2][level] = self.spec.grid(self.tracker.denoiser, self.arguments, level)
+        return known[2][level]
+
+    def tokens(self, level: int) -> dict[str, int]:
+        """Token count of each stream at a resolution level."""
+        latents = self.arguments[self.spec.latents]
+        text = self.arguments.get(self.spec.text)
+        text = text[0] if isinstance(text, tuple) else text  # image prompts come beside it
+        image = latents.shape[1] if latents.ndim == 3 else math.prod(self.grid(level))
+        found = {"img": int(image)} | ({} if text is None else {"txt": int(text.shape[1])})
+        return found | self.tracker.tokens_beside
+
+    def known_prompts(self, branch: str) -> tuple[PartPrompts, ...]:
+        """The prompts of a branch, none where they are not known."""
+        with contextlib.suppress(WordError):
+            return tuple(self.run.prompts_of(branch))
+        return ()
+
+    def words(self, branch: str) -> Mapping[str, tuple[int, ...]]:
+        """Text-stream indices of the words that lie at the same place in every prompt."""
+        prompts = self.run.prompts_of(branch)
+        found = {}
+        for word in words_of(" ".join(prompts[0])):
+            with contextlib.suppress(WordError):
+                found[word] = self.word(branch, word)
+        return found
+
+    def word(self, branch: str, word: str) -> tuple[int, ...]:
+        """Text-stream indices of one word of the branch's prompts.
+
+        Raises:
+            WordError: If it is missing, or stands elsewhere in another prompt of the batch.
+        """
+        prompts = dict.fromkeys(self.run.prompts_of(branch))
+        try:
+            places = {
+                prompt: word_tokens(self.tracker.pipe, self.spec.text_parts, prompt, word)
+                for prompt in prompts
+            }
+        except WordError as error:
+            if branch == "cond":
+                raise
+            raise WordError(
+                f"{error} This is the prompt of branch {branch!r}: give the Site branch='cond' to "
+                "look at the prompt alone."
+            ) from error
+        if len(set(places.values())) > 1:
+            where = "; ".join(f"{prompt!r}: {indices}" for prompt, indices in places.items())
+            raise WordError(
+                f"{word!r} stands at different tokens in the prompts of one batch ({where}); "
+                "run these prompts one at a time, or word them alike"
+            )
+        return next(iter(places.values()))

@@ -1,0 +1,328 @@
+"""What a model is to the engine: its parts, its hook points, the hooks that are on, the tracker."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+from weakref import WeakKeyDictionary, WeakSet
+
+import torch
+from torch import nn
+
+from diffusion_lens.architectures.catalogue import find_points, native_points
+from diffusion_lens.architectures.registry import architecture_of
+from diffusion_lens.engine.branches import check_stated
+from diffusion_lens.engine.concept_pass import ConceptPass
+from diffusion_lens.engine.firing import Registration, Tap
+from diffusion_lens.engine.session import Session, expand
+from diffusion_lens.engine.steps import StepTracker
+from diffusion_lens.errors import (
+    NestedRunError,
+    RunError,
+    SiteError,
+    UnknownHookPointError,
+    UnsupportedModelError,
+    listing,
+)
+from diffusion_lens.hook_points.point import HookPoint
+
+DENOISERS = ("transformer", "unet")
+
+_HOOKED: WeakKeyDictionary[nn.Module, WeakSet[Wiring]] = WeakKeyDictionary()
+"""Who has hooks on a denoiser: two wrappers of one pipeline would act on each other's runs."""
+
+
+@runtime_checkable
+class Companion(Protocol):
+    """What runs beside the main pass and brings hook points of its own."""
+
+    def tokens(self) -> Mapping[str, int]:
+        """Length of each stream that it adds."""
+        ...
+
+    def points(self, denoiser: nn.Module, main: Mapping[str, HookPoint]) -> dict[str, HookPoint]:
+        """Every hook point while it is there."""
+        ...
+
+    def start(self, tracker: StepTracker) -> ConceptPass:
+        """A pass for one session of hooks."""
+        ...
+
+
+class Wiring:
+    """A pipeline (or a bare denoiser), its description and whatever is attached to it.
+
+    Attributes:
+        pipe: The pipeline, None for a bare denoiser.
+        spec: The denoiser's description.
+        tracker: Follows the pipeline through its steps.
+        registrations: The hooks that are on.
+        companion: What runs beside the main pass.
+    """
+
+    def __init__(self, pipe: Any) -> None:
+        """Look up the denoiser.
+
+        Args:
+            pipe: A diffusers pipeline, or a denoiser that is called by hand.
+
+        Raises:
+            UnsupportedModelError: If there is no denoiser of a known architecture.
+        """
+        self.pipe = None if isinstance(pipe, nn.Module) else pipe
+        self._bare = pipe if isinstance(pipe, nn.Module) else None
+        self.spec = architecture_of(type(self.denoiser).__name__)
+        self.tracker = StepTracker(self.pipe, self.denoiser, self.spec)
+        self.tracker.on_call.append(self._before_a_call)
+        self.registrations: list[Registration] = []
+        self.companion: Companion | None = None
+        self._session: Session | None = None
+        self._attached_to: tuple[object, ...] = ()
+        self._points: tuple[object, dict[str, HookPoint]] | None = None
+        self.points  # noqa: B018 (an unknown kind of block is an error now, not in the first run)
+
+    # -- parts --------------------------------------------------------------------------------
+
+    @property
+    def denoiser(self) -> Any:
+        """The module that is hooked, looked up anew each time.
+
+        Raises:
+            UnsupportedModelError: If the pipeline has none.
+        """
+        found: Any = self._bare
+        if self.pipe is not None:
+            candidates = (getattr(self.pipe, name, None) for name in DENOISERS)
+            found = next((module for module in candidates if module is not None), None)
+        if found is None:
+            raise UnsupportedModelError(
+                f"{type(self.pipe).__name__} has no denoiser under any of {DENOISERS}; wrap a "
+                "ready text-to-image pipeline, or the denoiser itself"
+            )
+        return getattr(found, "_orig_mod", found)
+
+    @property
+    def called(self) -> str:
+        """What messages call the model."""
+        return type(self.denoiser).__name__
+
+    @property
+    def device(self) -> torch.device:
+        """Where the denoiser computes."""
+        return getattr(self.pipe, "_execution_device", None) or self.denoiser.device
+
+    @property
+    def points(self) -> dict[str, HookPoint]:
+        """Every hook point by name."""
+        denoiser = self.denoiser
+        state = (denoiser, self._processors())
+        if self._points is None or self._points[0] != state:
+            found = find_points(denoiser, self.spec)
+            if self.pipe is None:
+                found = {
+                    name: point for name, point in found.items() if point.module != "scheduler"
+                }
+            self._points = (state, found)
+        main = self._points[1]
+        return main if self.companion is None else self.companion.points(denoiser, main)
+
+    def _processors(self) -> tuple[type, ...]:
+        return tuple(map(type, getattr(self.denoiser, "attn_processors", {}).values()))
+
+    def _parts(self) -> tuple[object, ...]:
+        """What hooks are attached to: LoRA, for one, puts other modules in place."""
+        modules = sum(1 for _ in self.denoiser.modules())
+        scheduler = getattr(self.pipe, "scheduler", None)
+        return (self.denoiser, scheduler, modules, self._processors())
+
+    def native(self, pattern: Any) -> dict[str, HookPoint]:
+        """Hook points at modules by their path in diffusers, for a pattern that asks for them."""
+        return native_points(self.denoiser, pattern)
+
+    def has_place(self, registration: Registration) -> bool:
+        """Whether the hook points that a hook asks for exist."""
+        try:
+            expand(
+                [registration],
+                self.points,
+                model=self.called,
+                branches=self.tracker.known_branches(),
+                native=self.native,
+            )
+        except (UnknownHookPointError, SiteError):
+            return False
+        return True
+
+    @property
+    def n_blocks(self) -> int:
+        """Number of transformer blocks."""
+        return 1 + max(point.block for point in self.points.values() if point.block is not None)
+
+    @property
+    def has_backward_hooks(self) -> bool:
+        """Whether a hook waits for gradients."""
+        return any(registration.backward for registration in self.registrations)
+
+    # -- hooks --------------------------------------------------------------------------------
+
+    def register(self, registrations: Sequence[Registration]) -> None:
+        """Make these the hooks that are on; on an error those before stay as they were.
+
+        Raises:
+            NestedRunError: While the model runs.
+            RunError: If another wrapper of the same denoiser has hooks on.
+        """
+        self.tracker.refuse_while_running("hooks were changed")
+        planned = None
+        if registrations:
+            self.refuse_other_wrappers()
+            self._follow_denoiser()
+            points, tracker = self.points, self.tracker
+            beside = None if self.companion is None else self.companion.start(tracker)
+            planned = Session(tracker, points, registrations, model=self.called, concepts=beside)
+        before, self.registrations = self.registrations, list(registrations)
+        self._detach()
+        if planned is None:
+            self.tracker.forget()
+            return
+        try:
+            planned.__enter__()
+        except BaseException:
+            self.registrations = []
+            if before:
+                self.register(before)
+            raise
+        self._session = planned
+        self._attached_to = self._parts()
+        _HOOKED.setdefault(planned.denoiser, WeakSet()).add(self)
+
+    def _detach(self) -> None:
+        if self._session is None:
+            return
+        session, self._session = self._session, None
+        _HOOKED.get(session.denoiser, WeakSet()).discard(self)
+        session.__exit__(None, None, None)
+
+    @contextlib.contextmanager
+    def registered(self, registrations: Sequence[Registration]) -> Iterator[None]:
+        """Keep hooks on while the context is open.
+
+        Raises:
+            NestedRunError: If another thread keeps its hooks on this model.
+        """
+        self._refuse_hooks_of_other_threads()
+        for registration in registrations:
+            registration.thread = threading.get_ident()
+        self.register([*self.registrations, *registrations])
+        try:
+            yield
+        finally:
+            self.register([one for one in self.registrations if one not in registrations])
+
+    def taps_of(self, registrations: Sequence[Registration]) -> list[Tap]:
+        """Where some registrations are attached."""
+        if self._session is None:
+            return []
+        wanted = set(map(id, registrations))
+        return [
+            tap
+            for taps in self._session.taps.values()
+            for tap in taps
+            if id(tap.registration) in wanted
+        ]
+
+    @contextlib.contextmanager
+    def beside(self, companion: Companion) -> Iterator[None]:
+        """Let something run beside the main pass while the context is open."""
+        self.companion = companion
+        self.tracker.tokens_beside = dict(companion.tokens())
+        try:
+            yield
+        finally:
+            self.companion = None
+            self.tracker.tokens_beside = {}
+            self.register([one for one in self.registrations if self.has_place(one)])
+
+    @contextlib.contextmanager
+    def batch_holds(self, branches: Sequence[str] | None) -> Iterator[None]:
+        """Say what the batch of the denoiser holds while the context is open.
+
+        Raises:
+            RunError: If these are no names.
+        """
+        before, stated = self.tracker.branches, check_stated(branches)
+        self.tracker.branches = stated or before
+        try:
+            yield
+        finally:
+            self.tracker.branches = before
+
+    # -- runs ---------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def following(self) -> Iterator[StepTracker]:
+        """Follow the pipeline's steps while the context is open, hooks or none."""
+        self.tracker.refuse_while_running("the model was run")
+        self.refuse_other_wrappers()
+        if self._session is not None:
+            self._follow_new_parts()
+            yield self.tracker
+            return
+        self._follow_denoiser()
+        with self.tracker.attached() as tracker:
+            try:
+                yield tracker
+            finally:
+                tracker.forget()
+
+    def refuse_other_wrappers(self) -> None:
+        """Refuse to go on while another wrapper has hooks on the same denoiser.
+
+        Raises:
+            RunError: Naming its hooks and how to take them off.
+        """
+        others = [one for one in _HOOKED.get(self.denoiser, ()) if one is not self]
+        if others:
+            hooks = [repr(one) for other in others for one in other.registrations]
+            raise RunError(
+                f"another HookedDiffusion of this {self.called} has hooks on, which would act here "
+                f"without being recorded: {listing(hooks)}. Use that wrapper, leave its context, "
+                "or take them off with `model.reset_hooks(including_others=True)`"
+            )
+
+    def release_others(self) -> None:
+        """Take off the hooks that other wrappers have on the same denoiser."""
+        for other in list(_HOOKED.get(self.denoiser, ())):
+            if other is not self:
+                other.register([])
+
+    def _before_a_call(self) -> None:
+        """What is checked before each call of the pipeline, the user's own included."""
+        self._refuse_hooks_of_other_threads()
+        self.refuse_other_wrappers()
+        self._follow_new_parts()
+
+    def _refuse_hooks_of_other_threads(self) -> None:
+        others = [
+            one for one in self.registrations if one.thread not in (None, threading.get_ident())
+        ]
+        if others:
+            raise NestedRunError(
+                f"another thread opened hooks on this model: {listing(map(repr, others))}. They "
+                "would act here as well: run where the hooks were opened, put lasting hooks on "
+                "with `add_hook`, or wrap a pipeline with modules of its own for each thread"
+            )
+
+    def _follow_new_parts(self) -> None:
+        """Attach the hooks anew where the pipeline has other parts than at that time."""
+        if self._session is None:
+            return
+        if self._attached_to != self._parts():
+            self.register(self.registrations)
+        else:
+            self._session.refuse_what_hides_hooks()
+
+    def _follow_denoiser(self) -> None:
+        self.tracker.follow(self.denoiser)
