@@ -73,7 +73,7 @@ def _model_told(model: HookedDiffusion) -> Iterator[tuple[str, str]]:
     yield from _entries("version", {**versions(), "python": python}).items()
     yield "device", model.device.type
     # An edit by a hook that is open changes every number.
-    hooks = [[str(one.site), one.backward, one.fn] for one in model._registrations]
+    hooks = [[str(one.site), one.backward, one.fn] for one in model.wiring.registrations]
     yield "open hooks", f"{len(hooks)} {digest(hooks)}"
     if pipe is None:
         yield from _part_told("denoiser", model.denoiser)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from typing import Any
 
 from diffusion_lens.errors import DiffusionLensError
@@ -31,3 +32,17 @@ def listed_seeds(seeds: Any, *, error: type[DiffusionLensError]) -> tuple[int, .
             "seeds themselves, such as range(4, 8); the one seed 4 is seeds=[4]"
         )
     return chosen
+
+
+def refuse_one_seed(settings: Mapping[str, Any], *, error: type[DiffusionLensError]) -> None:
+    """Refuse `seed=` among the pipeline's arguments, where samples come from `seeds=`.
+
+    Args:
+        settings: The arguments.
+        error: What to raise.
+
+    Raises:
+        error: If it is there.
+    """
+    if "seed" in settings:
+        raise error(f"seed={settings['seed']!r}: samples come from seeds=, which takes many")

@@ -26,6 +26,7 @@ from diffusion_lens.analyses.attention_maps.selecting import (
     tokens_of,
 )
 from diffusion_lens.errors import RunError, refuse_unknown
+from diffusion_lens.hooked_diffusion.run import DEFAULT_SEED
 
 UPSAMPLE = ("bicubic", "bilinear", "nearest")
 CLAMP = ("each", "mean")
@@ -77,7 +78,7 @@ def attention_maps(
     image: Any = None,
     noise_level: float | None = None,
     num_samples: int = 1,
-    seed: int | Sequence[int] | None = 0,
+    seed: int | Sequence[int] | None = DEFAULT_SEED,
     **settings: Any,
 ) -> AttentionMaps:
     """How much each place of an image attends to each word, over heads, blocks and steps.

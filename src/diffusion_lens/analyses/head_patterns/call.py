@@ -11,6 +11,7 @@ from diffusion_lens.analyses.attention_maps.selecting import Chosen, choose, pos
 from diffusion_lens.analyses.head_patterns.result import HeadPatterns
 from diffusion_lens.analyses.head_patterns.statistics import VALUES, PatternStatistics
 from diffusion_lens.errors import SiteError, listing
+from diffusion_lens.hooked_diffusion.run import DEFAULT_SEED
 
 QUERIES = 256
 """About how many image tokens are looked at in each block, unless `every` says otherwise."""
@@ -27,7 +28,7 @@ def head_patterns(
     steps: Any = None,
     branch: str | None = "cond",
     every: int | None = None,
-    seed: int | Sequence[int] | None = 0,
+    seed: int | Sequence[int] | None = DEFAULT_SEED,
     **settings: Any,
 ) -> HeadPatterns:
     """What the image's tokens attend to, for every head and step.

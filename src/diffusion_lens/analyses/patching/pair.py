@@ -13,9 +13,10 @@ from torch import Tensor
 
 from diffusion_lens import HookedDiffusion, Run
 from diffusion_lens.analyses.patching.corruption import WordNoise
-from diffusion_lens.analyses.seeds import listed_seeds
+from diffusion_lens.analyses.seeds import listed_seeds, refuse_one_seed
 from diffusion_lens.analyses.telling import told
 from diffusion_lens.errors import PatchingError, refuse_unknown
+from diffusion_lens.hooked_diffusion.run import DEFAULT_SEED
 
 DIRECTIONS = ("denoise", "noise")
 SAMPLES = 8
@@ -81,9 +82,11 @@ class Pair:
             PatchingError: If they do not make a pair.
         """
         refuse_unknown("direction", direction, DIRECTIONS, error=PatchingError)
+        refuse_one_seed(settings, error=PatchingError)
         noise = corrupted if isinstance(corrupted, WordNoise) else None
         other: Any = corrupted if noise is None else clean
-        runs = [_one_prompt(Run.of(one, seed=0, settings=settings)) for one in (clean, other)]
+        given = (Run.of(one, seed=DEFAULT_SEED, settings=settings) for one in (clean, other))
+        runs = [_one_prompt(one) for one in given]
         if noise and not runs[0].prompts:
             raise PatchingError("noise on words needs a prompt, not embeddings")
         latents = [one for run in runs if (one := run.settings.get("latents")) is not None]
@@ -93,8 +96,7 @@ class Pair:
                 "would be due to noise. Give both the same, or only one of them"
             )
         start = latents[0] if latents else None
-        given = [one for one in (clean, corrupted) if isinstance(one, Run)]
-        chosen = _seeds(given, seeds, start)
+        chosen = _seeds(runs, seeds, start)
         sides = Side(_bare(runs[0])), Side(_bare(runs[1]), noise)
         return cls(*sides, direction, chosen, start)
 
@@ -143,7 +145,7 @@ def _seeds(runs: Sequence[Run], seeds: Any, latents: Tensor | None) -> tuple[int
     """The seed of each sample, or its number where latents were given.
 
     Args:
-        runs: Those of the sides that were given as a `Run`.
+        runs: The two sides.
         seeds: As the caller gave them.
         latents: The latents that were given, or None.
     """
@@ -152,9 +154,9 @@ def _seeds(runs: Sequence[Run], seeds: Any, latents: Tensor | None) -> tuple[int
         if chosen is not None and len(chosen) != len(latents):
             raise PatchingError(f"{len(chosen)} seeds for {len(latents)} given latents")
         return chosen or tuple(range(len(latents)))
-    own = {run.seed for run in runs}
+    own = {run.seed for run in runs if run.seed is not DEFAULT_SEED}
     if chosen is not None:
-        if own - {0}:
+        if own:
             raise PatchingError(f"the runs have seeds of their own ({own}), beside seeds={seeds!r}")
         return chosen
     if len(own) > 1:
@@ -166,10 +168,8 @@ def _seeds(runs: Sequence[Run], seeds: Any, latents: Tensor | None) -> tuple[int
         raise PatchingError(
             "the runs have seed=None, random noise, which the two cannot share; give seeds="
         )
-    (seed,) = own or {SAMPLES}
-    if own and isinstance(seed, int):
-        seed = [seed]
-    return listed_seeds(seed, error=PatchingError)
+    seed = own.pop() if own else range(SAMPLES)
+    return listed_seeds([seed] if isinstance(seed, int) else seed, error=PatchingError)
 
 
 def _bare(run: Run) -> Run:

@@ -87,8 +87,8 @@ def activation_patching(
             at `window` steps from each step on.
         direction: `"denoise"` puts clean values into the corrupted run, `"noise"` the reverse.
         seeds: How many samples, with the seeds from 0 on; or the seed of each, such as `[4]`. None
-            stands for a Run's own seed or seeds, for one sample of each of given latents, and for
-            eight samples of prompts. The interval of a single sample is nan.
+            stands for the seed or seeds that a Run was given, for one sample of each of given
+            latents, else for eight samples. A single sample has no interval: it is nan.
         steps: Steps to patch where a Site does not say it; None for all.
         window: Steps of one window, out of those at which something is patched.
         positions: Along `"pos"`: words of the base's prompt, or positions; None for all words.
