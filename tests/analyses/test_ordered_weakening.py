@@ -113,7 +113,7 @@ def test_what_cannot_be_weakened_says_why() -> None:
     ("changes", "error", "message"),
     [
         ({"prompts": []}, RunError, "prompts: nothing to draw"),
-        ({"seeds": []}, RunError, "seeds: nothing to draw"),
+        ({"seeds": []}, RunError, "give how many samples"),
         ({"order": "random", "random_orders": 0}, RunError, "random_orders: nothing to draw"),
         ({"batch_size": 0}, RunError, "batch_size: nothing to draw"),
         ({"output_type": "latent"}, RunError, "no images to score"),
@@ -129,7 +129,7 @@ def test_what_cannot_be_weakened_says_why() -> None:
 def test_what_cannot_be_drawn_or_scored_says_why(
     changes: dict[str, Any], error: type[Exception], message: str
 ) -> None:
-    given = {"concept": "Color", "score": brightness, "counts": [], "seeds": 0, "prompts": PROMPTS}
+    given = {"concept": "Color", "score": brightness, "counts": [], "seeds": 1, "prompts": PROMPTS}
     given |= {"order": "most", "show_progress": False, **settings(output_type="pil"), **changes}
     with pytest.raises(error, match=message):
         ordered_weakening(model(), given.pop("prompts"), relevance(), **given)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +15,6 @@ from torch import Tensor, nn
 
 from diffusion_lens import HookedDiffusion, Run, Site
 from diffusion_lens.analyses.patching import (
-    Outcome,
     PatchingResult,
     WordNoise,
     activation_patching,
@@ -24,7 +22,6 @@ from diffusion_lens.analyses.patching import (
     text_difference,
 )
 from diffusion_lens.analyses.patching.alignment import align, word_spans
-from diffusion_lens.analyses.patching.summary import described
 from diffusion_lens.engine.restart import Replay
 from diffusion_lens.errors import EngineError, PatchingError, ResultError
 from tests.pipelines import shared_pipe, short
@@ -147,7 +144,13 @@ class TestGrids:
             ("has no text positions", {"axes": ("pos",)}),
             ("selected by two of the sites", {"sites": [RESIDUAL, "blocks.0.img.hook_resid_post"]}),
             ("nothing is left to patch.*No hook point has", {"sites": Site(RESIDUAL, heads=0)}),
-            ("give steps= to the sweep", {"sites": Site(RESIDUAL, steps=1)}),
+            ("has the steps 0 to 1", {"sites": Site(RESIDUAL, steps=[1, 2])}),
+            ("has the steps 0 to 1", {"sites": Site(RESIDUAL, steps=slice(0, 10**12))}),
+            ("has the steps 0 to 1", {"sites": Site(RESIDUAL, steps=slice(2, None))}),
+            (
+                r"pair \(7, 0\), but selects heads of the blocks 0 only",
+                {"sites": Site("blocks.*.attn.img.hook_z", heads=[(0, 1), (7, 0)])},
+            ),
             ("comes after it; use mode='on-trajectory'", {"sites": "hook_pred_x0", "axes": ()}),
             ("in the branch 'uncond'", {"branch": "uncond"}),
             ("mode='forced' is none of .*'teacher-forced'", {"mode": "forced"}),
@@ -161,7 +164,11 @@ class TestGrids:
             ("metric='latent_recovery' is no function", {"metric": "latent_recovery"}),
             ("batch_size=0, level=0.95: a batch has at least one row", {"batch_size": 0}),
             ("level=95: .* between 0 and 1", {"level": 95}),
-            ("one or more different", {"seeds": (3, 3)}),
+            ("give how many samples", {"seeds": (3, 3)}),
+            ("give how many samples", {"seeds": 0}),
+            ("give how many samples", {"seeds": ()}),
+            ("give how many samples", {"seeds": -1}),
+            ("give how many samples", {"seeds": [0, -1]}),
             ("gave shape .* one number for each row", {"metric": lambda outcome: torch.ones(7)}),
         ],
     )
@@ -176,6 +183,8 @@ class TestGrids:
         [
             ("one clean and one corrupted prompt", Run(("a", "b")), "a", None),
             ("start from different noise", Run(CLEAN, seed=1), Run(CORRUPTED, seed=2), None),
+            ("start from different noise", Run(CLEAN), Run(CORRUPTED, seed=2), None),
+            ("random noise, which the two cannot share", Run(CLEAN, seed=None), CORRUPTED, None),
             ("seeds of their own", Run(CLEAN, seed=1), CORRUPTED, (3,)),
             ("'dog' is not in the prompt", CLEAN, WordNoise("dog"), (3,)),
             (
@@ -186,7 +195,7 @@ class TestGrids:
             ),
             ("2 seeds for 1 given", Run(CLEAN, latents=torch.zeros(1, 2)), CORRUPTED, (1, 2)),
         ],
-        ids=["prompts", "noise", "seeds", "word", "latents", "count"],
+        ids=["prompts", "noise", "default", "random", "seeds", "word", "latents", "count"],
     )
     def test_runs_that_make_no_pair(
         self, model: HookedDiffusion, message: str, clean: Any, corrupted: Any, seeds: Any
@@ -225,66 +234,6 @@ def test_noise_enters_several_words_in_a_row(model: HookedDiffusion) -> None:
 def test_a_pair_without_a_difference_says_so(model: HookedDiffusion) -> None:
     same = patched(model, CLEAN, CLEAN)
     assert same.effects.isnan().all() and "source and base score alike" in str(same)
-
-
-class TestResuming:
-    def test_an_interrupted_sweep_goes_on(self, model: HookedDiffusion, tmp_path: Path) -> None:
-        calls = []
-
-        def metric(outcome: Outcome) -> Tensor:
-            calls.append(len(outcome.samples))
-            if len(calls) == stop[0]:
-                raise KeyboardInterrupt
-            assert outcome.source is not None
-            return -(outcome.value - outcome.source.value).flatten(1).norm(dim=1)
-
-        for mode in ("teacher-forced", "on-trajectory"):
-            calls.clear()
-            stop = [-1]
-            given = {"metric": metric, "mode": mode, "batch_size": 2}
-            whole = patched(model, CLEAN, CORRUPTED, **given)
-            total, stop[0] = len(calls), 4
-            calls.clear()
-            folder = {"resume": tmp_path / mode}
-            with pytest.raises(KeyboardInterrupt):
-                patched(model, CLEAN, CORRUPTED, **given, **folder)
-            stop[0] = -1
-            calls.clear()
-            resumed = patched(model, CLEAN, CORRUPTED, **given, **folder)
-            assert torch.equal(resumed.samples, whole.samples)
-            assert len(calls) < total
-            calls.clear()
-            patched(model, CLEAN, CORRUPTED, **given, **folder)
-            assert len(calls) <= 2  # source and base at most
-            with pytest.raises(PatchingError, match=r"holds another sweep, .*\['seeds'\]"):
-                patched(model, CLEAN, CORRUPTED, **given, **folder, seeds=(5, 6))
-
-    def test_other_parts_of_the_same_sites_are_another_sweep(
-        self, model: HookedDiffusion, tmp_path: Path
-    ) -> None:
-        z, text = "blocks.0.attn.img.hook_z", "hook_text_emb"
-        pairs = {
-            "heads": (Site(z, heads=[0]), Site(z, heads=[1])),
-            "pos": (Site(text, pos="red"), Site(text, pos="cat")),
-        }
-        for name, sites in pairs.items():
-            folder = {"resume": tmp_path / name, "axes": ("point",)}
-            patched(model, CLEAN, CLEAN, sites=sites[0], **folder)
-            with pytest.raises(PatchingError, match=r"another sweep, .*\['patches'\]"):
-                patched(model, CLEAN, CLEAN, sites=sites[1], **folder)
-
-    def test_metrics_are_told_apart_by_what_they_do(self) -> None:
-        def scaled(by: float) -> Any:
-            return lambda outcome: by * outcome.value.flatten(1).sum(1)
-
-        def named(score: Any) -> str:
-            return described(text_difference(score, towards="red", away="blue"))
-
-        assert described(scaled(1.0)) == described(scaled(1.0)) != described(scaled(2.0))
-        first, second = (partial(torch.clamp, torch.ones(1), number) for number in (1, 2))
-        assert described(first) != described(second)
-        assert described(lambda one: one.value) != described(lambda one: one.images)
-        assert "0x" not in named(lambda images, texts: images) and "red" in named(scaled(1.0))
 
 
 class TestResults:

@@ -84,8 +84,9 @@ def test_bars_have_their_values_and_whiskers() -> None:
     figure = viz.bars({"a": 1.0, "b": -2.0}, intervals={"b": (-2.5, -1.0)})
     (bar,) = figure.data
     np.testing.assert_allclose(np.asarray(bar.y, dtype=float), [1.0, -2.0])
-    np.testing.assert_allclose(np.asarray(bar.error_y.array, dtype=float), [0.0, 1.0])
-    np.testing.assert_allclose(np.asarray(bar.error_y.arrayminus, dtype=float), [0.0, 0.5])
+    np.testing.assert_allclose(np.asarray(bar.error_y.array, dtype=float), [NAN, 1.0])
+    np.testing.assert_allclose(np.asarray(bar.error_y.arrayminus, dtype=float), [NAN, 0.5])
+    assert [said for _, said in np.asarray(bar.customdata)] == ["", " (-2.5 to -1)"]
     assert list(figure.layout.xaxis.ticktext) == ["a", "b"]
     assert viz.bars({"a": 1.0}).data[0].error_y.array is None
 

@@ -19,13 +19,13 @@ from diffusion_lens.analyses.patching.corruption import WordNoise
 from diffusion_lens.analyses.patching.evaluations import BRANCH, Place
 from diffusion_lens.analyses.patching.outcome import Metric, scored
 from diffusion_lens.analyses.patching.pair import Pair
-from diffusion_lens.analyses.patching.plan import Change, Plan
+from diffusion_lens.analyses.patching.plan import Cell, Change, Plan
 from diffusion_lens.analyses.patching.result import PatchingResult
+from diffusion_lens.analyses.patching.schedule import Schedule
 from diffusion_lens.analyses.patching.scoreboard import Scoreboard
 from diffusion_lens.analyses.patching.scores import latent_projection
 from diffusion_lens.analyses.patching.setting import part_along, refuse_other_length
 from diffusion_lens.analyses.patching.summary import (
-    chosen_steps,
     laid_out,
     refuse_impossible,
     summed_up,
@@ -114,13 +114,12 @@ def attribution_patching(
     about |= {"mode": "teacher-forced", "method": method, "points": len(weights)}
     with quiet(model.pipe):
         forced = TeacherForced(model, pair, grid, batch_size, restart=False)
-        chosen = chosen_steps(steps, forced.prepare())
-        board = Scoreboard(grid.cells, chosen, len(pair.seeds))
-        places = [(step, sample) for step in chosen for sample in range(len(pair.seeds))]
-        chunks = [places[at : at + batch_size] for at in range(0, len(places), batch_size)]
+        schedule = Schedule.of(grid, steps, forced.prepare())
+        board = Scoreboard(grid.cells, schedule.steps, len(pair.seeds))
+        chunks = list(forced.chunks(schedule))
         bar = {"desc": "attribution", "unit": " batches", "delay": 2, "leave": False}
-        for chunk in tqdm(chunks, **bar, disable=not show_progress):
-            _attribute(forced, board, chunk, metric, weights)
+        for places, cells in tqdm(chunks, **bar, disable=not show_progress):
+            _attribute(forced, board, places, cells, metric, weights)
     return summed_up(
         board,
         grid,
@@ -138,16 +137,17 @@ def _attribute(
     forced: TeacherForced,
     board: Scoreboard,
     places: Sequence[Place],
+    cells: Sequence[Cell],
     metric: Metric,
     weights: Sequence[float],
 ) -> None:
-    """Note the estimates of all cells at some places."""
+    """Note the estimates of some cells at some places."""
     recorded = forced.record(places, keep_base=True)
     with torch.no_grad():
         source, base = scored(metric, recorded.source), scored(metric, recorded.base)
     board.put_sides(places, source, base)
     gradients = _gradients(forced, recorded, metric, weights)
-    for cell in forced.plan.cells:
+    for cell in cells:
         estimate = sum(
             _estimate(forced.plan, change, recorded, gradients) for change in cell.changes
         )
@@ -165,7 +165,7 @@ def _gradients(
         arguments = forced.evaluate.arguments(mixed, recorded.places, grad=True)
         with (
             torch.enable_grad(),
-            forced.model.caching(list(forced.plan.sites.values()), branches=HOLDS) as cache,
+            forced.model.caching(list(forced.sites.values()), branches=HOLDS) as cache,
         ):
             value = forced.evaluate(arguments)
             outcome = forced.evaluate.outcome(value, recorded.places)

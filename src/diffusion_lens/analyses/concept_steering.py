@@ -18,6 +18,7 @@ from diffusion_lens.analyses.head_relevance.counting import text_heads
 from diffusion_lens.analyses.head_relevance.result import HeadRelevance
 from diffusion_lens.border import Number, PipelineSetting, Seed, public
 from diffusion_lens.errors import ConceptError, RunError
+from diffusion_lens.hooked_diffusion.run import DEFAULT_SEED
 from diffusion_lens.interventions import scale_token_columns
 from diffusion_lens.interventions.tokens import ScaleTokenColumns
 
@@ -115,7 +116,7 @@ def steer_word(
     undesired: str | None = None,
     clamp: Number | None = None,
     steps: Any = None,
-    seed: int | Sequence[int] = 0,
+    seed: int | Sequence[int] = DEFAULT_SEED,
     **settings: PipelineSetting,
 ) -> Output:
     """Generate with a word turned towards one of its meanings (SD-HRV).

@@ -77,6 +77,12 @@ def listed_numbers(text: str | None, name: str) -> list[int] | None:
     return list(range(found.start or 0, found.stop, found.step or 1))
 
 
+def seeds_of(text: str) -> int | list[int] | None:
+    """Seeds as analyses take them: one number is how many."""
+    found = listed_numbers(text, "seeds")
+    return found[0] if found and "," not in text and ":" not in text else found
+
+
 def _setting(given: str) -> tuple[str, Any]:
     """A `NAME=VALUE` argument; a value that is no json is text."""
     name, equals, value = given.partition("=")

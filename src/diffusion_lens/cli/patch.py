@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from diffusion_lens.cli.folders import save_result
-from diffusion_lens.cli.loading import is_toy, listed_numbers, load, settings_of
+from diffusion_lens.cli.loading import is_toy, listed_numbers, load, seeds_of, settings_of
 from diffusion_lens.cli.messages import fail, messages, pipeline_messages
 from diffusion_lens.cli.options import (
     Device,
@@ -45,8 +45,12 @@ def patch(
         str, typer.Option(help="teacher-forced, on-trajectory or window.")
     ] = "teacher-forced",
     direction: Annotated[str, typer.Option(help="denoise or noise.")] = "denoise",
-    seeds: Annotated[str, typer.Option(help="One sample each: 3, 3,5 or 0:8.")] = "0:8",
-    steps: Annotated[str | None, typer.Option(help="Steps to patch, likewise; all.")] = None,
+    seeds: Annotated[
+        str, typer.Option(help="How many samples (8: the seeds 0 to 7), or which: 3,5 or 4:8.")
+    ] = "8",
+    steps: Annotated[
+        str | None, typer.Option(help="Steps to patch: 3, 3,5 or 0:8; all by default.")
+    ] = None,
     window: Annotated[int, typer.Option(help="Steps of one window.")] = 1,
     positions: Annotated[
         list[str] | None, typer.Option(help="Along the axis pos: words. Repeatable.")
@@ -84,7 +88,7 @@ def patch(
                 metric=_metric(metric, clean, part),
                 mode=mode,
                 direction=direction,
-                seeds=listed_numbers(seeds, "seeds"),
+                seeds=seeds_of(seeds),
                 steps=listed_numbers(steps, "steps"),
                 window=window,
                 positions=positions,

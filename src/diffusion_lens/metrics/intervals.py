@@ -33,7 +33,8 @@ def bootstrap_interval(
         seed: Of the draws.
 
     Returns:
-        Lower and upper ends; nan where all samples of an entry are missing.
+        Lower and upper ends; nan where an entry has fewer than two samples, of which none says how
+        far others may lie from it.
     """
     count = samples.shape[-1]
     drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), resamples)
@@ -46,6 +47,7 @@ def bootstrap_interval(
         sums = some.nan_to_num().to(torch.float64) @ weights.T
         means = sums / ((~some.isnan()).to(torch.float64) @ weights.T)  # 0 / 0: no draw is there
         ends[:, start : start + AT_ONCE] = torch.nanquantile(means, tails, dim=-1)
+    ends[:, (~rows.isnan()).sum(1) < 2] = torch.nan
     low, high = ends.reshape(2, *samples.shape[:-1])
     return low, high
 

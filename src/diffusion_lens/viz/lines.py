@@ -89,10 +89,12 @@ def bars(
     _refuse_strangers(whiskers, values)
     names = [plain(name) for name in values]
     ends = np.array([whiskers.get(name, (np.nan, np.nan)) for name in values], dtype=np.float32)
+    said = ["" if np.isnan([low, high]).any() else f" ({low:.4g} to {high:.4g})"
+            for low, high in ends]  # fmt: skip
     bar = go.Bar(
         x=list(range(len(names))),
         y=heights,
-        customdata=np.column_stack([np.array(names, dtype=object), ends[:, 0], ends[:, 1]]),
+        customdata=np.array([names, said], dtype=object).T,
         marker={"color": LINES[0]},
         hovertemplate="%{customdata[0]}<br>%{y:.4g}<extra></extra>",
     )
@@ -101,11 +103,10 @@ def bars(
             error_y={
                 "type": "data",
                 "symmetric": False,
-                "array": np.nan_to_num(ends[:, 1] - heights),
-                "arrayminus": np.nan_to_num(heights - ends[:, 0]),
+                "array": ends[:, 1] - heights,  # nan draws nothing, 0 a whisker of no length
+                "arrayminus": heights - ends[:, 0],
             },
-            hovertemplate="%{customdata[0]}<br>%{y:.4g} (%{customdata[1]:.4g} to "
-            "%{customdata[2]:.4g})<extra></extra>",
+            hovertemplate="%{customdata[0]}<br>%{y:.4g}%{customdata[1]}<extra></extra>",
         )
     return finish(
         go.Figure(bar),

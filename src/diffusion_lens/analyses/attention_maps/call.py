@@ -28,6 +28,7 @@ from diffusion_lens.analyses.attention_maps.selecting import (
 )
 from diffusion_lens.border import Amount, PipelineSetting, public
 from diffusion_lens.errors import RunError, refuse_unknown
+from diffusion_lens.hooked_diffusion.run import DEFAULT_SEED
 
 UPSAMPLE = ("bicubic", "bilinear", "nearest")
 CLAMP = ("each", "mean")
@@ -81,7 +82,7 @@ def attention_maps(
     image: Any = None,
     noise_level: float | None = None,
     num_samples: Amount = 1,
-    seed: int | Sequence[int] | None = 0,
+    seed: int | Sequence[int] | None = DEFAULT_SEED,
     **settings: PipelineSetting,
 ) -> AttentionMaps:
     """How much each place of an image attends to each word, over heads, blocks and steps.

@@ -27,6 +27,7 @@ from diffusion_lens.analyses.concept_attention.presets import (
 )
 from diffusion_lens.border import Amount, PipelineSetting, public
 from diffusion_lens.errors import ConceptError, HookNeverFiredError, listing, refuse_unknown
+from diffusion_lens.hooked_diffusion.run import DEFAULT_SEED
 from diffusion_lens.hooked_diffusion.streams import ConceptStreams
 
 NOISE_LEVEL = 0.5
@@ -51,7 +52,7 @@ def concept_attention(
     image: Any = None,
     noise_level: float | None = None,
     num_samples: Amount = 1,
-    seed: int | Sequence[int] | None = 0,
+    seed: int | Sequence[int] | None = DEFAULT_SEED,
     **settings: PipelineSetting,
 ) -> ConceptMaps:
     """Saliency maps of concepts in the images that a model makes, or in a given image.

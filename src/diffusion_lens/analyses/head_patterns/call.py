@@ -18,6 +18,7 @@ from diffusion_lens.analyses.head_patterns.result import HeadPatterns
 from diffusion_lens.analyses.head_patterns.statistics import VALUES, PatternStatistics
 from diffusion_lens.border import PipelineSetting, public
 from diffusion_lens.errors import SiteError, listing
+from diffusion_lens.hooked_diffusion.run import DEFAULT_SEED
 
 QUERIES = 256
 """About how many image tokens are looked at in each block, unless `every` says otherwise."""
@@ -35,7 +36,7 @@ def head_patterns(
     steps: Any = None,
     branch: str | None = "cond",
     every: int | None = None,
-    seed: int | Sequence[int] | None = 0,
+    seed: int | Sequence[int] | None = DEFAULT_SEED,
     **settings: PipelineSetting,
 ) -> HeadPatterns:
     """What the image's tokens attend to, for every head and step.

@@ -11,6 +11,7 @@ from diffusion_lens import HookContext, HookedDiffusion, Run, Site
 from diffusion_lens.analyses.attention_maps.selecting import tokens_of
 from diffusion_lens.border import PipelineSetting, public
 from diffusion_lens.errors import SiteError
+from diffusion_lens.hooked_diffusion.run import DEFAULT_SEED
 
 
 @public
@@ -23,7 +24,7 @@ def token_view(
     heads: Sequence[int] | None = None,
     stream: str = "txt",
     branch: str | None = "cond",
-    seed: int = 0,
+    seed: int = DEFAULT_SEED,
     **settings: PipelineSetting,
 ) -> Any:
     """Patterns of one block between the tokens of a stream, to explore in a notebook.

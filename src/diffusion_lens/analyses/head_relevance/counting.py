@@ -29,6 +29,7 @@ from diffusion_lens.analyses.head_relevance.words import (
 )
 from diffusion_lens.border import Count, PipelineSetting, public
 from diffusion_lens.errors import ConceptError, UnsupportedModelError, refuse_unknown
+from diffusion_lens.hooked_diffusion.run import DEFAULT_SEED
 from diffusion_lens.hooked_diffusion.streams import carriers
 
 PARTS = 50
@@ -54,7 +55,7 @@ def head_relevance(
     concepts: Any = PUBLISHED_CONCEPTS,
     include_start_token: bool = True,
     vote: str = "argmax",
-    seed: int = 0,
+    seed: int = DEFAULT_SEED,
     batch_size: int = 1,
     steps: Any = None,
     per_step: bool = True,

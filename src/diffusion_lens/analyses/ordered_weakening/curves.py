@@ -95,8 +95,13 @@ class WeakeningCurves(Saved):
             level: Share of the bootstrap inside.
             draws: Bootstrap samples.
             seed: Of the bootstrap.
+
+        Returns:
+            Lower and upper end; nan where a single prompt was drawn.
         """
         prompts = list(dict.fromkeys(self.prompts))
+        if len(prompts) < 2:
+            return float("nan"), float("nan")
         owner = torch.tensor([prompts.index(prompt) for prompt in self.prompts])
         generator = torch.Generator().manual_seed(seed)
         chosen = torch.randint(len(prompts), (draws, len(prompts)), generator=generator)

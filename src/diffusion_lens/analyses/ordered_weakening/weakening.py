@@ -20,6 +20,7 @@ from diffusion_lens.analyses.concept_steering import refuse_other_heads
 from diffusion_lens.analyses.head_relevance.result import ORDERS, HeadRelevance
 from diffusion_lens.analyses.ordered_weakening.curves import WeakeningCurves
 from diffusion_lens.analyses.ordered_weakening.prompts import PUBLISHED_SEEDS
+from diffusion_lens.analyses.seeds import listed_seeds, refuse_one_seed
 from diffusion_lens.border import Number, PipelineSetting, Size, public
 from diffusion_lens.errors import ResultError, RunError
 
@@ -148,6 +149,7 @@ def ordered_weakening(
         counts: How many heads are weakened at each point; 0 and all of them are added. None for the
             published grid.
         seeds: Every prompt is drawn with every seed; all prompts share its noise, as published.
+            How many, with the seeds from 0 on; or the seeds themselves.
         random_orders: How many random orders.
         targets: The text that each prompt's image is scored against, such as the bare word; None
             for the prompt.
@@ -178,10 +180,10 @@ def ordered_weakening(
         raise ResultError(f"{len(texts)} targets for {len(listed)} prompts; give one for each")
     grid = _counts(counts, len(relevance.heads))
     orders = [order] if isinstance(order, str) else list(order)
-    drawn = [seeds] if isinstance(seeds, int) else list(seeds)
+    refuse_one_seed(settings, error=RunError)
+    drawn = listed_seeds(seeds, error=RunError)
     _refuse_nothing(
         prompts=len(listed),
-        seeds=len(drawn),
         order=len(orders),
         score=len(scores),
         batch_size=batch_size,

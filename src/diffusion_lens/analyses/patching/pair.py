@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -14,7 +13,10 @@ from torch import Tensor
 
 from diffusion_lens import HookedDiffusion, Run
 from diffusion_lens.analyses.patching.corruption import WordNoise
+from diffusion_lens.analyses.seeds import listed_seeds, refuse_one_seed
+from diffusion_lens.analyses.telling import told
 from diffusion_lens.errors import PatchingError, refuse_unknown
+from diffusion_lens.hooked_diffusion.run import DEFAULT_SEED
 
 DIRECTIONS = ("denoise", "noise")
 SAMPLES = 8
@@ -80,9 +82,11 @@ class Pair:
             PatchingError: If they do not make a pair.
         """
         refuse_unknown("direction", direction, DIRECTIONS, error=PatchingError)
+        refuse_one_seed(settings, error=PatchingError)
         noise = corrupted if isinstance(corrupted, WordNoise) else None
         other: Any = corrupted if noise is None else clean
-        runs = [_one_prompt(Run.of(one, seed=0, settings=settings)) for one in (clean, other)]
+        given = (Run.of(one, seed=DEFAULT_SEED, settings=settings) for one in (clean, other))
+        runs = [_one_prompt(one) for one in given]
         if noise and not runs[0].prompts:
             raise PatchingError("noise on words needs a prompt, not embeddings")
         latents = [one for run in runs if (one := run.settings.get("latents")) is not None]
@@ -138,41 +142,37 @@ def _one_prompt(run: Run) -> Run:
 
 
 def _seeds(runs: Sequence[Run], seeds: Any, latents: Tensor | None) -> tuple[int, ...]:
-    own = {run.seed for run in runs if run.seed != 0}
+    """The seed of each sample, or its number where latents were given.
+
+    Args:
+        runs: The two sides.
+        seeds: As the caller gave them.
+        latents: The latents that were given, or None.
+    """
+    chosen = None if seeds is None else listed_seeds(seeds, error=PatchingError)
     if latents is not None:
-        if seeds is not None and len(_listed(seeds)) != len(latents):
-            raise PatchingError(f"{len(_listed(seeds))} seeds for {len(latents)} given latents")
-        return tuple(range(len(latents))) if seeds is None else _listed(seeds)
-    if seeds is not None and own:
-        raise PatchingError(f"the runs have seeds of their own ({own}), beside seeds={seeds!r}")
+        if chosen is not None and len(chosen) != len(latents):
+            raise PatchingError(f"{len(chosen)} seeds for {len(latents)} given latents")
+        return chosen or tuple(range(len(latents)))
+    own = {run.seed for run in runs if run.seed is not DEFAULT_SEED}
+    if chosen is not None:
+        if own:
+            raise PatchingError(f"the runs have seeds of their own ({own}), beside seeds={seeds!r}")
+        return chosen
     if len(own) > 1:
         raise PatchingError(
-            f"clean and corrupted start from different noise (seeds {own}); give seeds= once, for "
-            "both"
+            f"clean and corrupted start from different noise (seeds {own}); give both Runs one "
+            "seed, or give seeds="
         )
-    chosen = _listed(seeds if seeds is not None else own.pop() if own else range(SAMPLES))
-    if not chosen or len(set(chosen)) != len(chosen):
-        raise PatchingError(f"seeds={seeds!r}: one or more different whole numbers are needed")
-    return chosen
-
-
-def _listed(seeds: Any) -> tuple[int, ...]:
-    """Seeds as a tuple; one whole number is one seed."""
-    seed = Run(seed=seeds).seed
-    return (seed,) if isinstance(seed, int) else tuple(seed or ())
+    if None in own:
+        raise PatchingError(
+            "the runs have seed=None, random noise, which the two cannot share; give seeds="
+        )
+    seed = own.pop() if own else range(SAMPLES)
+    return listed_seeds([seed] if isinstance(seed, int) else seed, error=PatchingError)
 
 
 def _bare(run: Run) -> Run:
     settings = {key: value for key, value in run.settings.items() if key != "latents"}
     settings.pop("num_images_per_prompt", None)
     return Run(run.prompts[0] if run.prompts else None, **settings)
-
-
-def told(value: Any) -> Any:
-    """A value as json has it, the same in every process; tensors by their digest."""
-    if isinstance(value, Tensor):
-        raw = value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes()
-        return f"tensor {tuple(value.shape)} sha256 {hashlib.sha256(raw).hexdigest()[:16]}"
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    return repr(value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -52,7 +52,7 @@ class Plan:
         axes: Names of the grid's axes.
         labels: What each entry along an axis stands for.
         cells: The patches; places of the grid without one stay empty.
-        sites: For each hook point, what hooks and caches address: branch, query and key.
+        sites: For each hook point, what hooks and caches address: steps, branch, query and key.
         points: Those hook points.
         left_out: Hook points that cannot matter, with the reason.
     """
@@ -102,13 +102,13 @@ def plan(
     left_out: dict[str, str] = {}
     places = _positions(model, alignment, base, positions) if "pos" in axes else {}
     for site in map(Site.of, listed):
-        if site.steps is not None:
-            raise PatchingError(f"{site!r} names steps; give steps= to the sweep instead")
+        blocks: set[int | None] = set()
         known = native_points(model.denoiser, site.name) or model.points
         for name in model.hook_names(site.name):
             point = known[name]
             if not selects(point, site):
                 continue
+            blocks.add(point.block)
             if point.dead is not None:
                 left_out[name] = point.dead
                 continue
@@ -118,12 +118,24 @@ def plan(
             fixed[name] = _fixed(model, site, point, alignment, base, branch)
             for labels, change in _changes(model, site, point, axes, alignment, base, places):
                 found.setdefault(labels, []).append(change)
+        _refuse_missing_blocks(site, blocks)
     if not found:
         why = listing([f"{name}: {reason}" for name, reason in left_out.items()], most=3)
         raise PatchingError(
             f"nothing is left to patch. {why or 'No hook point has what the sites select.'}"
         )
     return _laid_out(axes, found, fixed, points, left_out)
+
+
+def _refuse_missing_blocks(site: Site, blocks: Collection[int | None]) -> None:
+    pairs = [head for head in site.heads or () if isinstance(head, tuple)]
+    missing = [pair for pair in pairs if pair[0] not in blocks]
+    if missing and blocks:
+        known = listing(sorted(block for block in blocks if block is not None))
+        raise PatchingError(
+            f"{site!r} names the (block, head) pair {missing[0]}, but selects heads of the blocks "
+            f"{known} only; widen the name or leave the pair out"
+        )
 
 
 def _refuse_unknown_axes(axes: Sequence[str]) -> None:
@@ -281,7 +293,7 @@ def _fixed(
             "of attention belong to other words, and moving them would leave rows that do not sum "
             "to 1. Word the prompts alike, or patch hook_z"
         )
-    return Site(point.name, branch=site.branch or branch, **selected)
+    return Site(point.name, steps=site.steps, branch=site.branch or branch, **selected)
 
 
 def _positions(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -42,20 +42,22 @@ class Batch:
                 yield slice(number * count, (number + 1) * count), change
 
     def hooks(
-        self, plan: Plan, lookup: Lookup, *, steps: Sequence[int] | None = None
+        self, plan: Plan, lookup: Lookup, *, steps: Mapping[str, Sequence[int]] | None = None
     ) -> list[tuple[Site, PutRows]]:
         """A hook for each hook point that a cell changes.
 
         Args:
             plan: For the Sites.
             lookup: The source's values.
-            steps: Steps at which to patch; None for every one.
+            steps: For each hook point the steps at which to patch; None where there are none,
+                in single evaluations.
         """
         hooks: dict[str, PutRows] = {}
         for rows, change in self.changes():
             hook = hooks.setdefault(change.name, PutRows(lookup, self.recorded))
             hook.changes.append((rows, change))
-        return [(plan.sites[name].with_(steps=steps), hook) for name, hook in hooks.items()]
+        at = dict.fromkeys(hooks) if steps is None else steps
+        return [(plan.sites[name].with_(steps=at[name]), hook) for name, hook in hooks.items()]
 
 
 @dataclass(eq=False)

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 from collections.abc import Sequence
-from functools import partial
-from types import CodeType, FunctionType
 from typing import Any
-
-from torch import Tensor
 
 from diffusion_lens import HookedDiffusion
 from diffusion_lens.analyses.patching.alignment import align
 from diffusion_lens.analyses.patching.outcome import Metric
-from diffusion_lens.analyses.patching.pair import Pair, told
+from diffusion_lens.analyses.patching.pair import Pair
 from diffusion_lens.analyses.patching.plan import Plan, plan
 from diffusion_lens.analyses.patching.result import PatchingResult, gathered
 from diffusion_lens.analyses.patching.scoreboard import Scoreboard
+from diffusion_lens.analyses.telling import digest, told
 from diffusion_lens.errors import PatchingError
 from diffusion_lens.hooked_diffusion.output import versions
 from diffusion_lens.metrics.recovery import normalised
@@ -54,11 +49,11 @@ def laid_out(
         "dtype": str(model.dtype),
         "versions": versions(),
         **pair.about(),
-        "metric": described(metric),
+        "metric": told(metric),
         "sites": [str(site) for site in grid.sites.values()],
         "axes": list(axes),
         "labels": {axis: list(labels) for axis, labels in grid.labels.items()},
-        "patches": f"{len(grid.cells)}, sha256 {_digest(grid.cells)}",
+        "patches": f"{len(grid.cells)}, sha256 {digest(grid.cells)}",
         "unmatched words": list(alignment.unmatched),
     }
     return grid, about
@@ -85,23 +80,6 @@ def refuse_impossible(
     if isinstance(steps, int):
         return [steps]
     return None if steps is None else list(steps)
-
-
-def chosen_steps(wanted: Sequence[int] | None, there: tuple[int, ...]) -> tuple[int, ...]:
-    """The steps to patch, in order; None is all.
-
-    Raises:
-        PatchingError: If there are no such steps.
-    """
-    if wanted is None:
-        return there
-    missing = [step for step in wanted if step not in there]
-    if missing or not len(wanted):
-        raise PatchingError(
-            f"steps={list(wanted)}: the run has the steps {there[0]} to {there[-1]}; raise "
-            "num_inference_steps"
-        )
-    return tuple(sorted(set(wanted)))
 
 
 def summed_up(
@@ -135,39 +113,3 @@ def summed_up(
         made_by=about,
         **more,
     )
-
-
-def described(metric: Any) -> str:
-    """A metric by its name, arguments and code, the same in every process.
-
-    So that a sweep is not resumed with another metric of the same name, as lambdas all have.
-    """
-    if isinstance(metric, partial):
-        given = [described(value) for value in metric.args]
-        given += [f"{name}={described(value)}" for name, value in metric.keywords.items()]
-        return f"{described(metric.func)}({', '.join(given)})"
-    if isinstance(metric, FunctionType):
-        cells = [cell.cell_contents for cell in metric.__closure__ or ()]
-        held = [one if _plain(one) else type(one).__name__ for one in (*cells, metric.__defaults__)]
-        what = [*_code(metric.__code__), *map(told, held)]
-        return f"{metric.__module__}.{metric.__qualname__} sha256 {_digest(what)}"
-    if dataclasses.is_dataclass(metric) and not isinstance(metric, type):
-        given = [f"{one.name}={described(getattr(metric, one.name))}"
-                 for one in dataclasses.fields(metric)]  # fmt: skip
-        return f"{type(metric).__qualname__}({', '.join(given)})"
-    return str(told(metric))
-
-
-def _plain(value: Any) -> bool:
-    if isinstance(value, tuple):
-        return all(map(_plain, value))
-    return value is None or isinstance(value, bool | int | float | str | Tensor)
-
-
-def _code(code: CodeType) -> list[Any]:
-    inner = [_code(one) if isinstance(one, CodeType) else repr(one) for one in code.co_consts]
-    return [code.co_code.hex(), code.co_names, *inner]
-
-
-def _digest(value: Any) -> str:
-    return hashlib.sha256(repr(value).encode()).hexdigest()[:16]

@@ -9,7 +9,7 @@ the outcome moves from base to source. The published protocols are special cases
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,17 @@ import torch
 from tqdm.auto import tqdm
 
 from diffusion_lens import HookedDiffusion, Run
+from diffusion_lens.analyses.fingerprint import fingerprint
 from diffusion_lens.analyses.patching.corruption import WordNoise
+from diffusion_lens.analyses.patching.kept import Kept
 from diffusion_lens.analyses.patching.outcome import Metric
 from diffusion_lens.analyses.patching.pair import Pair
 from diffusion_lens.analyses.patching.plan import Plan
 from diffusion_lens.analyses.patching.result import PatchingResult
+from diffusion_lens.analyses.patching.schedule import Schedule
 from diffusion_lens.analyses.patching.scoreboard import Scoreboard
 from diffusion_lens.analyses.patching.scores import latent_recovery
 from diffusion_lens.analyses.patching.summary import (
-    chosen_steps,
     laid_out,
     refuse_impossible,
     summed_up,
@@ -39,6 +41,8 @@ from diffusion_lens.hook_points.site import Sites
 from diffusion_lens.hooked_diffusion.caching import quiet
 
 MODES = ("teacher-forced", "on-trajectory", "window")
+DECIDE = ("direction", "seeds", "sites", "axes", "labels", "mode", "steps", "window", "restart")
+"""What of `PatchingResult.made_by` decides on scores, besides runs, model and metric."""
 
 
 @public
@@ -75,7 +79,8 @@ def activation_patching(
         model: The model.
         clean: Prompt or `Run` of the clean side.
         corrupted: That of the corrupted side, or noise on words of the clean one.
-        sites: Names, patterns or Sites; everything that they select takes part.
+        sites: Names, patterns or Sites; everything that they select takes part. Heads, tokens,
+            branch and steps that a Site names are those that are patched there.
         axes: What is patched apart: `"block"`, `"stream"`, `"attention"` (attn, cross_attn),
             `"point"` (the quantity), `"head"`, `"pos"` (words) and `"step"`. Parts with the same
             labels are patched together.
@@ -84,19 +89,21 @@ def activation_patching(
             `"on-trajectory"`: whole runs, patched at all `steps`; `"window"`: whole runs, patched
             at `window` steps from each step on.
         direction: `"denoise"` puts clean values into the corrupted run, `"noise"` the reverse.
-        seeds: Seeds; by default those of the Runs, one for each of given latents, or 0 to 7 (a Run
-            with the seed 0, which is its default, counts as having none).
-        steps: Steps to patch; None for all.
-        window: Steps of one window.
+        seeds: How many samples, with the seeds from 0 on; or the seed of each, such as `[4]`. None
+            stands for the seed or seeds that a Run was given, for one sample of each of given
+            latents, else for eight samples. A single sample has no interval: it is nan.
+        steps: Steps to patch where a Site does not say it; None for all.
+        window: Steps of one window, out of those at which something is patched.
         positions: Along `"pos"`: words of the base's prompt, or positions; None for all words.
-        branch: Guidance branch to patch; None for each.
+        branch: Guidance branch to patch where a Site does not say it; None for each.
         batch_size: Rows of a batch. More does not change results but for rounding.
         restart: Start patched evaluations in the middle, and patched runs at the first patched
             step. It changes results no more than rounding.
         level: Share of the bootstrap's means inside the interval.
         least: Samples in which source and base score closer to each other are dropped.
-        resume: Keep scores in this folder, and go on from those that lie there. Another sweep or
-            metric is refused; other weights or open hooks of the model are not noticed.
+        resume: Keep scores in this folder, and go on from those that lie there. They are refused
+            if anything differs that they depend on: prompts, settings, weights, precision,
+            scheduler, sites, metric, versions. What a metric reads from globals is not noticed.
         show_progress: Show a bar with the time left.
         **settings: Arguments of the pipeline's own call, for both runs.
 
@@ -104,8 +111,8 @@ def activation_patching(
         Effects, normalised so that 0 is the base and 1 the source.
 
     Raises:
-        PatchingError: If the runs make no pair, prompts cannot be aligned, or sites, axes, mode,
-            steps and metric do not fit together.
+        PatchingError: If the runs make no pair, prompts cannot be aligned, sites, axes, mode,
+            steps and metric do not fit together, or `resume` holds another sweep or damaged files.
 
     Source: Basu et al., arXiv 2310.13730, section 3; normalised recovery as in language models.
     Differs: samples are seeds, the interval is a bootstrap over them.
@@ -118,6 +125,7 @@ def activation_patching(
     )
     about |= {"mode": mode, "steps": steps, "restart": restart}
     about |= {"window": window if mode == "window" else None}
+    kept = None if resume is None else _kept(model, pair, grid, Path(resume), metric, about)
     run = _teacher_forced if mode == "teacher-forced" else _whole_runs
     with quiet(model.pipe), torch.no_grad():
         board = run(
@@ -129,8 +137,7 @@ def activation_patching(
             batch_size=batch_size,
             restart=restart,
             metric=metric,
-            resume=None if resume is None else Path(resume),
-            about=about,
+            kept=kept,
             show_progress=show_progress,
         )
     return summed_up(board, grid, pair, axes=axes, level=level, least=least, about=about)
@@ -145,15 +152,15 @@ def _teacher_forced(
     batch_size: int,
     restart: bool,
     metric: Metric,
-    resume: Path | None,
-    about: dict[str, Any],
+    kept: Kept | None,
     show_progress: bool,
     **_others: Any,
 ) -> Scoreboard:
     sweep = TeacherForced(model, pair, grid, batch_size, restart)
-    chosen = chosen_steps(steps, sweep.prepare())
-    board = Scoreboard(grid.cells, chosen, len(pair.seeds), resume)
-    _filled(board, about, show_progress, lambda tell: sweep.run(board, chosen, metric, tell))
+    schedule = Schedule.of(grid, steps, sweep.prepare())
+    board = Scoreboard(grid.cells, schedule.steps, len(pair.seeds), kept)
+    total = sum(len(places) * len(cells) for places, cells in sweep.chunks(schedule))
+    _filled(board, total, show_progress, lambda tell: sweep.run(board, schedule, metric, tell))
     return board
 
 
@@ -167,27 +174,59 @@ def _whole_runs(
     batch_size: int,
     restart: bool,
     metric: Metric,
-    resume: Path | None,
-    about: dict[str, Any],
+    kept: Kept | None,
     show_progress: bool,
 ) -> Scoreboard:
     sweep = OnTrajectory(model, pair, grid, batch_size, restart)
-    chosen = chosen_steps(steps, sweep.prepare(steps))
-    windows = runs_of(chosen, window=window)
-    board = Scoreboard(grid.cells, tuple(step for step, _ in windows), len(pair.seeds), resume)
-    _filled(board, about, show_progress, lambda tell: sweep.run(board, windows, metric, tell))
+    schedule = Schedule.of(grid, steps, sweep.prepare(steps))
+    windows = runs_of(schedule.steps, window=window)
+    samples = len(pair.seeds)
+    board = Scoreboard(grid.cells, tuple(step for step, _ in windows), samples, kept)
+    total = sum(len(schedule.active(at)) * samples for _, at in windows)
+
+    def run(tell: Callable[[int], Any]) -> None:
+        sweep.run(board, windows, schedule, metric, tell)
+
+    _filled(board, total, show_progress, run)
     return board
+
+
+def _kept(
+    model: HookedDiffusion,
+    pair: Pair,
+    grid: Plan,
+    folder: Path,
+    metric: Metric,
+    about: Mapping[str, Any],
+) -> Kept:
+    """The folder of this sweep.
+
+    Raises:
+        PatchingError: If it is another's, or damaged.
+    """
+    sweep = fingerprint(
+        model,
+        None,
+        clean=pair.clean.run,
+        corrupted=pair.corrupted.run,
+        noise=pair.corrupted.noise,
+        latents=pair.latents,
+        patches=grid.cells,
+        metric=metric,
+        **{name: about[name] for name in DECIDE},
+    )
+    kept = Kept(folder, sweep)
+    kept.claim()
+    return kept
 
 
 def _filled(
     board: Scoreboard,
-    about: dict[str, Any],
+    total: int,
     show: bool,
     run: Callable[[Callable[[int], Any]], None],
 ) -> None:
     """Run a sweep with a progress bar; what is known is written when it ends, however it does."""
-    board.resume(about)
-    total = board.scores[:-2].numel()
     try:
         with tqdm(
             total=total, desc="patching", unit=" patches", delay=2, leave=False, disable=not show

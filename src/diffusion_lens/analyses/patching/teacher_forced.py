@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion_lens import ActivationCache, HookedDiffusion
+from diffusion_lens import ActivationCache, HookedDiffusion, Site
 from diffusion_lens.analyses.patching.behind_heads import HeadOutput, behind_heads
 from diffusion_lens.analyses.patching.evaluations import (
     BRANCH,
@@ -28,6 +28,7 @@ from diffusion_lens.analyses.patching.evaluations import (
 from diffusion_lens.analyses.patching.outcome import Metric, Outcome, scored
 from diffusion_lens.analyses.patching.pair import Pair
 from diffusion_lens.analyses.patching.plan import Cell, Plan
+from diffusion_lens.analyses.patching.schedule import Schedule
 from diffusion_lens.analyses.patching.scoreboard import Scoreboard
 from diffusion_lens.analyses.patching.setting import Batch, packed
 from diffusion_lens.architectures.sources import AtModule, AtScheduler
@@ -91,14 +92,12 @@ class TeacherForced:
 
     @torch.no_grad()
     def run(
-        self, board: Scoreboard, steps: Sequence[int], metric: Metric, advance: Callable[[int], Any]
+        self, board: Scoreboard, schedule: Schedule, metric: Metric, advance: Callable[[int], Any]
     ) -> None:
         """Score what is not yet on the board."""
-        places = [(step, sample) for step in steps for sample in range(len(self.pair.seeds))]
-        for start in range(0, len(places), self.batch_size):
-            chunk = places[start : start + self.batch_size]
-            missing = [cell for cell in self.plan.cells if not board.has(cell, chunk)]
-            advance((len(self.plan.cells) - len(missing)) * len(chunk))
+        for chunk, cells in self.chunks(schedule):
+            missing = [cell for cell in cells if not board.has(cell, chunk)]
+            advance((len(cells) - len(missing)) * len(chunk))
             if not missing and board.has_sides(chunk):
                 continue
             recorded = self.record(chunk)
@@ -110,6 +109,18 @@ class TeacherForced:
                     board.put(cell, chunk, found)
                 advance(len(batch.rows))
 
+    def chunks(self, schedule: Schedule) -> Iterator[tuple[list[Place], list[Cell]]]:
+        """Places that are recorded together, with the cells that are patched there."""
+        for steps, cells in schedule.stretches():
+            places = [(step, sample) for step in steps for sample in range(len(self.pair.seeds))]
+            for start in range(0, len(places), self.batch_size):
+                yield places[start : start + self.batch_size], cells
+
+    @property
+    def sites(self) -> dict[str, Site]:
+        """What is recorded of each hook point; single evaluations have no steps."""
+        return {name: site.with_(steps=None) for name, site in self.plan.sites.items()}
+
     def record(self, places: Sequence[Place], *, keep_base: bool = False) -> Recorded:
         """Evaluate source and base at some places.
 
@@ -117,10 +128,10 @@ class TeacherForced:
             places: The places.
             keep_base: Keep the base's value of every hook point.
         """
-        with self.model.caching(list(self.plan.sites.values()), branches=HOLDS) as values:
+        with self.model.caching(list(self.sites.values()), branches=HOLDS) as values:
             source = self.evaluate(self.evaluate.arguments(self.conditions["source"], places))
         wanted = {name for one in self._behind.values() for name in one.weights}
-        kept = [site for name, site in self.plan.sites.items() if keep_base or name in wanted]
+        kept = [site for name, site in self.sites.items() if keep_base or name in wanted]
         before = ActivationCache()
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.replay.recording(len(places)))

@@ -7,7 +7,7 @@ changes what later patches meet.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from diffusion_lens.analyses.patching.evaluations import decoded
 from diffusion_lens.analyses.patching.outcome import Metric, Outcome, scored
 from diffusion_lens.analyses.patching.pair import Pair
 from diffusion_lens.analyses.patching.plan import Plan
+from diffusion_lens.analyses.patching.schedule import Schedule
 from diffusion_lens.analyses.patching.scoreboard import Scoreboard
 from diffusion_lens.analyses.patching.setting import Batch, packed
 from diffusion_lens.engine.restart import TrajectoryReplay
@@ -45,7 +46,14 @@ class OnTrajectory:
 
     @torch.no_grad()
     def prepare(self, steps: Any = None) -> tuple[int, ...]:
-        """Run source and base once, without decoding; the steps that there are."""
+        """Run source and base once, without decoding.
+
+        Args:
+            steps: Steps of hook points whose Site says none; None for all.
+
+        Returns:
+            The steps that there are.
+        """
         everyone = range(len(self.pair.seeds))
         source = self.pair.batch(self.pair.source, everyone)
         with self.pair.source.encoding(self.model):
@@ -69,6 +77,7 @@ class OnTrajectory:
         self,
         board: Scoreboard,
         windows: Sequence[tuple[int, Sequence[int]]],
+        schedule: Schedule,
         metric: Metric,
         advance: Callable[[int], Any],
     ) -> None:
@@ -77,6 +86,7 @@ class OnTrajectory:
         Args:
             board: The scores.
             windows: For each of the board's steps those at which cells are patched.
+            schedule: At which of them each hook point is.
             metric: The metric.
             advance: Told how many patched runs are done.
         """
@@ -85,10 +95,14 @@ class OnTrajectory:
         for label, steps in windows:
             places = [(label, sample) for sample in everyone]
             board.put_sides(places, *sides)
-            missing = [cell for cell in self.plan.cells if not board.has(cell, places)]
-            advance((len(self.plan.cells) - len(missing)) * len(places))
+            cells = schedule.active(steps)
+            missing = [cell for cell in cells if not board.has(cell, places)]
+            advance((len(cells) - len(missing)) * len(places))
+            at = {
+                name: [step for step in steps if step in its] for name, its in schedule.at.items()
+            }
             for batch in packed(missing, everyone, rows=self.batch_size):
-                latents = self.patched(batch, steps)
+                latents = self.patched(batch, at, first=min(steps))
                 rows = batch.rows.tolist()
                 sources, bases = (
                     self._outcome(side.value[rows], rows) for side in (self.source, self.base)
@@ -100,11 +114,17 @@ class OnTrajectory:
                 advance(len(rows))
 
     @torch.no_grad()
-    def patched(self, batch: Batch, steps: Sequence[int]) -> Tensor:
-        """Final latents with each cell patched at some steps."""
-        hooks = batch.hooks(self.plan, self._lookup, steps=steps)
-        first = min(steps) if self.restart else 0
-        replay = self.replay.until(first, batch.rows, samples=len(self.pair.seeds))
+    def patched(self, batch: Batch, at: Mapping[str, Sequence[int]], *, first: int) -> Tensor:
+        """Final latents with each cell patched at some steps.
+
+        Args:
+            batch: The patches.
+            at: For each hook point, its steps.
+            first: The first step at which any is patched.
+        """
+        hooks = batch.hooks(self.plan, self._lookup, steps=at)
+        start = first if self.restart else 0
+        replay = self.replay.until(start, batch.rows, samples=len(self.pair.seeds))
         with self.model.hooks(hooks), replay:
             return _latents(self._run(batch.rows.tolist()))
 

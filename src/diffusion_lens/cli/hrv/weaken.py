@@ -9,7 +9,7 @@ import typer
 
 from diffusion_lens.cli.folders import save_images, save_result
 from diffusion_lens.cli.hrv.saved import Relevance, loaded
-from diffusion_lens.cli.loading import is_toy, listed_numbers, load, settings_of
+from diffusion_lens.cli.loading import is_toy, listed_numbers, load, seeds_of, settings_of
 from diffusion_lens.cli.messages import fail, messages, pipeline_messages
 from diffusion_lens.cli.options import (
     Device,
@@ -34,7 +34,9 @@ def weaken(
         str | None, typer.Option(help="How many heads at each point; the published grid.")
     ] = None,
     factor: Annotated[float, typer.Option(help="On the attention to the words.")] = -2.0,
-    seeds: Annotated[str, typer.Option(help="Every prompt is drawn with each.")] = "0",
+    seeds: Annotated[
+        str, typer.Option(help="With how many seeds every prompt is drawn (from 0 on), or which.")
+    ] = "1",
     random_orders: Annotated[int, typer.Option(help="How many random orders.")] = 3,
     score: Annotated[
         str | None,
@@ -79,7 +81,7 @@ def weaken(
                 factor=factor,
                 order=order,
                 counts=listed_numbers(counts, "counts"),
-                seeds=listed_numbers(seeds, "seeds") or [],
+                seeds=seeds_of(seeds) or [],
                 random_orders=random_orders,
                 batch_size=batch_size,
                 keep_images=True,
