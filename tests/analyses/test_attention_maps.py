@@ -419,7 +419,46 @@ def test_plots_have_a_panel_for_each_head_and_a_slide_for_each_step() -> None:
     assert len(figure.frames) == len(found.steps) > 1
     np.testing.assert_allclose(figure.frames[0].data[3].z, found.word("cat")[0, 0, 3])
     figure = found.overlay("cat")
-    np.testing.assert_allclose(figure.frames[1].data[0].z, found.word("cat")[0, 1].mean(0))
+    assert [one.text for one in figure.layout.annotations] == [f"cat, {title}" for title in titles]
+    np.testing.assert_allclose(figure.frames[1].data[3].z, found.word("cat")[0, 1, 3])
+
+
+@pytest.mark.parametrize("keep", ["head", "block", ["step", "block"]])
+def test_overlays_show_what_was_kept_apart(keep: Any) -> None:
+    words = ["cat", "glass table"]
+    found = maps("sd", words=words, keep=keep, blocks=[0, 3], output_type="pil")
+    names = [f"block {block}, head {head}" for block, head in found.heads]
+    names = names if keep == "head" else ["block 0", "block 3"]
+    figure = found.overlay(words)
+    titles = [one.text for one in figure.layout.annotations]
+    assert titles == [f"{word}, {name}" for word in words for name in names]
+    step = (-1,) if "step" in keep else ()  # a figure opens on its last step
+    for panel, title in enumerate(titles):
+        word, name = title.split(", ", 1)
+        expected = found.word(word)[(0, *step, names.index(name))]
+        np.testing.assert_allclose(figure.data[panel].z, expected)
+    figure = found.plot()
+    assert len(figure.data) == len(found.labels) * len(names)
+    np.testing.assert_allclose(figure.data[1].z, found.maps[(0, *step, 1, 0)])
+
+
+def test_more_panels_than_anyone_sees_say_how_to_have_fewer() -> None:
+    found = maps("sd", keep="head", output_type="pil")
+    said = rf"{len(found.labels)} words times 28 heads are .* panels; at most 64 .*without keep='h"
+    with pytest.raises(ResultError, match=said):
+        found.overlay()
+    assert len(found.overlay(["cat", "table"]).data) == 56
+
+
+def test_bicubic_interpolation_overshoots_and_bilinear_does_not() -> None:
+    pattern = torch.zeros(1, 1, 4, 1)
+    pattern[0, 0, 0] = 1.0
+    found = {}
+    for mode in ("bicubic", "bilinear"):
+        sums = PatternSums(Plan(upsample=mode))
+        sums(pattern, context(0, 0, (2, 2), 1))
+        found[mode] = float(sums.result((8, 8)).max())
+    assert found["bicubic"] > 1.0 and found["bilinear"] == 1.0
 
 
 def test_masks_are_cut_between_least_and_largest() -> None:

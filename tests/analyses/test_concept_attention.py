@@ -262,6 +262,8 @@ def test_the_seed_of_a_run_is_that_of_the_noise() -> None:
         ("'  ' is empty", {"concepts": ["cat", "  "]}),
         ("takes 48; shorten it", {"concepts": ["cat " * 600]}),
         ("no concepts were given", {"concepts": []}),
+        ('over one concept is 1 at every .* softmax_over="patches"', {"concepts": "cat"}),
+        ("over one concept is 1 at every place", {"concepts": ["cat"], "preset": "flux-release"}),
         ("block 7 has none", {"blocks": [7]}),
         ("branch='all' is none of", {"branch": "all"}),
     ],
@@ -270,6 +272,20 @@ def test_the_seed_of_a_run_is_that_of_the_noise() -> None:
 def test_bad_input_is_refused(message: str, more: dict[str, Any]) -> None:
     with pytest.raises(ConceptError, match=message):
         maps("flux", **more)
+
+
+@pytest.mark.parametrize(
+    ("family", "more"),
+    [
+        ("flux", {"softmax_over": "patches"}),
+        ("flux", {"softmax_over": "nothing"}),
+        ("cogvideox", {"preset": "cogvideox"}),  # its empty slots share the softmax
+    ],
+)
+def test_a_lone_concept_has_a_map_where_it_is_not_1_everywhere(
+    family: str, more: dict[str, Any]
+) -> None:
+    assert maps(family, concepts="cat", **more).maps.std() > 0
 
 
 def test_a_map_that_does_not_exist() -> None:

@@ -94,6 +94,51 @@ def test_some_words_can_be_chosen() -> None:
         weaken_words(model(), PROMPTS[0], [(0, 0)], words=["fox"])
 
 
+def test_one_word_needs_no_list() -> None:
+    # Its letters would be words of many prompts.
+    (_, hook), *_ = weaken_words(model(), PROMPTS[0], [(0, 0)], words="red cat")
+    assert hook.columns == ((0, 1),)
+
+
+def test_what_would_weaken_nothing_is_refused() -> None:
+    with pytest.raises(
+        RunError, match=r"heads= is empty: no head would be weakened.*relevance\.top"
+    ):
+        weaken_words(model(), PROMPTS, [])
+    with pytest.raises(RunError, match=r"heads= names \(0, 1\) twice"):
+        weaken_words(model(), PROMPTS, [(0, 1), (3, 0), (0, 1)])
+    with pytest.raises(WordError, match=r"words= is empty: nothing would be weakened"):
+        weaken_words(model(), PROMPTS, [(0, 0)], words=[])
+    with pytest.raises(WordError, match="the prompt '' has no word"):
+        weaken_words(model(), ["a red cat", ""], [(0, 0)])
+
+
+def test_settings_go_with_their_prompts() -> None:
+    given = {"concept": "Color", "counts": [], "seeds": (1, 2), "show_progress": False}
+    given |= settings(output_type="np", order="most")
+    seen: list[list[Any]] = []
+
+    def kept(images: list[Any], _texts: list[str]) -> list[float]:
+        seen[-1] += [torch.as_tensor(image) for image in images]
+        return [0.0] * len(images)
+
+    negative = ["a dog", "red"]
+    for size, rows in ((1, [0, 1]), (2, [0, 1]), (1, [1])):
+        seen.append([])
+        ordered_weakening(
+            model(),
+            [PROMPTS[row] for row in rows],
+            relevance(),
+            score=kept,
+            batch_size=size,
+            negative_prompt=[negative[row] for row in rows],
+            **given,
+        )
+    one, two, second = (torch.stack(images) for images in seen)
+    torch.testing.assert_close(one, two, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(one[1::2], second, atol=1e-3, rtol=1e-3)
+
+
 def test_what_cannot_be_weakened_says_why() -> None:
     with pytest.raises(RunError, match="block 40 has no head that reads text"):
         weaken_words(model(), PROMPTS, [(40, 0)])
@@ -116,6 +161,12 @@ def test_what_cannot_be_weakened_says_why() -> None:
         ({"seeds": []}, RunError, "give how many samples"),
         ({"order": "random", "random_orders": 0}, RunError, "random_orders: nothing to draw"),
         ({"batch_size": 0}, RunError, "batch_size: nothing to draw"),
+        ({"negative_prompt": ["x"] * 3}, RunError, "negative_prompt= has 3 rows for 2 prompts"),
+        (
+            {"num_images_per_prompt": 2},
+            RunError,
+            "2 images of each prompt .* one for each of seeds=",
+        ),
         ({"output_type": "latent"}, RunError, "no images to score"),
         ({"score": lambda *_: 0.5}, ResultError, r"shape \(\) for 1 images"),
         (
@@ -124,7 +175,17 @@ def test_what_cannot_be_weakened_says_why() -> None:
             r"'grey' gave .* \(2,\) for 1 images",
         ),
     ],
-    ids=["prompts", "seeds", "random", "batch", "latents", "one number", "two numbers"],
+    ids=[
+        "prompts",
+        "seeds",
+        "random",
+        "batch",
+        "rows",
+        "images",
+        "latents",
+        "one number",
+        "two numbers",
+    ],
 )
 def test_what_cannot_be_drawn_or_scored_says_why(
     changes: dict[str, Any], error: type[Exception], message: str

@@ -134,7 +134,7 @@ def flipped(folder: Path) -> None:
     [
         (cut(TENSORS, 20), r"tensors\.safetensors and the result\.json .* do not belong together"),
         (cut(TENSORS, 0), r"tensors\.safetensors and the result\.json .* do not belong together"),
-        (flipped, r"one of them is of another result or was changed; save the result again"),
+        (flipped, r"cut short or changed, or is of another result; save the result again"),
         (
             lambda folder: (folder / TENSORS).unlink(),
             r"tensors\.safetensors cannot be read .*missing",

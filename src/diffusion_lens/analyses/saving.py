@@ -185,8 +185,8 @@ def _tensors(folder: Path, named: set[str], digest: str | None) -> dict[str, Ten
         ) from error
     if not same or set(tensors) != named:
         raise ResultError(
-            f"{file} and the {RESULT} beside it do not belong together: one of them is of another "
-            "result or was changed; save the result again"
+            f"{file} and the {RESULT} beside it do not belong together: one of them was cut "
+            "short or changed, or is of another result; save the result again"
         )
     return tensors
 

@@ -16,6 +16,9 @@ from diffusion_lens.border import Number, Size, public
 from diffusion_lens.engine.words import PromptTokens
 from diffusion_lens.errors import ResultError, WordError, closest, listing
 
+MOST_PANELS = 64
+"""How many panels a figure of several words has at most, where blocks or heads are kept apart."""
+
 CITATION = "Tang et al., What the DAAM, ACL 2023, arXiv 2210.04885"
 
 
@@ -25,7 +28,8 @@ class AttentionMaps(Saved):
 
     Attributes:
         maps: Not negative. With `aggregate="mean"` a value is a share of attention, in [0, 1] up
-            to the overshoot of the interpolation; with `"sum"` it grows with the number of steps.
+            to the overshoot of bicubic interpolation, which reaches beyond the values around it
+            (`upsample="bilinear"` does not); with `"sum"` it grows with the number of steps.
         axes: Names of the axes: batch, (step), (block or head), token, (frame), height, width.
         positions: For each entry of the token axis its place in the text stream; foreign words come
             after them.
@@ -222,13 +226,14 @@ class AttentionMaps(Saved):
         """Maps of words over an image: a plotly figure, with a slider over kept steps or frames.
 
         Args:
-            words: Panels; None for every word or token that was mapped.
+            words: Panels, one for each word and each block or head that was kept; None for every
+                word or token that was mapped.
             sample: Which sample.
             images: The image to draw over, where the run gave none.
             **settings: Further arguments of `viz.overlays`, such as `alpha`.
 
         Raises:
-            ResultError: If there is no image.
+            ResultError: If there is no image, or there are more than `MOST_PANELS`.
         """
         asked = [words] if isinstance(words, str) else words
         if asked is None:
@@ -236,10 +241,19 @@ class AttentionMaps(Saved):
             titles = list(self.labels)
         else:
             rows = torch.stack([self.word(word, sample=sample) for word in asked], -3)
-            titles = list(asked)
-        for axis in ("head", "block"):
-            if axis in self.axes:
-                rows = rows.mean(self.axes.index(axis) - 1)
+            titles = [str(one) for one in asked]
+        kept, names = self._kept()
+        if kept is None:
+            return self._drawn(rows, titles, sample, images, settings)
+        count = len(titles) * len(names)
+        if count > MOST_PANELS:
+            raise ResultError(
+                f"{len(titles)} words times {len(names)} {kept}s are {count} panels; at most "
+                f"{MOST_PANELS} are drawn. Name fewer words, or make the maps with fewer of them "
+                f"(heads=, blocks=), or without keep={kept!r} for their mean"
+            )
+        rows = rows.movedim(self.axes.index(kept) - 1, -3).flatten(-4, -3)
+        titles = [f"{title}, {name}" for title in titles for name in names]
         return self._drawn(rows, titles, sample, images, settings)
 
     @public
@@ -265,15 +279,18 @@ class AttentionMaps(Saved):
         if word is None:
             return self.overlay(sample=sample, images=images, **settings)
         rows = self.word(word, sample=sample)
-        titles = [str(word)]
-        if "head" in self.axes:
-            titles = [f"block {block}, head {head}" for block, head in self.heads]
-        elif "block" in self.axes:
-            titles = [f"block {block}" for block in self.blocks]
-        kept = next((axis for axis in ("head", "block") if axis in self.axes), None)
+        kept, titles = self._kept()
         at = 1 if "step" in self.axes else 0
         rows = rows.unsqueeze(-3) if kept is None else rows.movedim(at, -3)
-        return self._drawn(rows, titles, sample, images, settings)
+        return self._drawn(rows, titles or [str(word)], sample, images, settings)
+
+    def _kept(self) -> tuple[str | None, list[str]]:
+        """The axis of blocks or heads that were kept apart, and what its entries are called."""
+        if "head" in self.axes:
+            return "head", [f"block {block}, head {head}" for block, head in self.heads]
+        if "block" in self.axes:
+            return "block", [f"block {block}" for block in self.blocks]
+        return None, []
 
     def _drawn(
         self, rows: Tensor, titles: Sequence[str], sample: int, images: Any, settings: Any

@@ -65,7 +65,8 @@ def concept_attention(
     Args:
         model: A Flux, SD3 or CogVideoX model.
         prompts: A prompt, several, or a `Run`; for a given image its caption, or `""`.
-        concepts: Words, phrases, or embeddings with axes batch, concept, d_text.
+        concepts: Words, phrases, or embeddings with axes batch, concept, d_text; two or more, where
+            a softmax goes over them.
         preset: Which published way; a name in `PRESETS`, or a `Preset`.
         space: Which vectors, in place of the preset's: `"z"`, `"attn_out"`, `"value"`,
             `"query-key"` or `"query-query"`.
@@ -92,8 +93,8 @@ def concept_attention(
         height, width), and the images that they lie over.
 
     Raises:
-        ConceptError: On bad concepts, blocks or images, and on an unknown preset, branch or other
-            choice.
+        ConceptError: On bad concepts, blocks or images, on a softmax over a single concept, and on
+            an unknown preset, branch or other choice.
         UnsupportedModelError: If the model has no concept streams, such as a UNet.
         HookNeverFiredError: If a step does not exist.
 
@@ -122,6 +123,7 @@ def concept_attention(
         slots=chosen.slots,
         image_queries=chosen.image_vectors == "concepts",
     ) as streams:
+        _refuse_lone(chosen, streams.names)
         pairs = VectorPairs(chosen, streams, _sums(chosen, len(streams.names), keep))
         used = _used_blocks(model, streams, chosen, blocks)
         hooks = pairs.hooks(used, steps=steps, branch=branch)
@@ -155,6 +157,17 @@ def _refuse_bad(chosen: Preset, keep: Sequence[str], frames: str, branch: str) -
             "this preset averages vectors over steps before it scores them, so there are no maps "
             'of single steps; leave "step" out of keep=, or run it with steps= one at a time'
         )
+
+
+def _refuse_lone(chosen: Preset, names: Sequence[str]) -> None:
+    """Refuse a softmax over one concept, unless fillers share it."""
+    if len(names) > 1 or chosen.softmax_over != "concepts" or chosen.slots is not None:
+        return
+    raise ConceptError(
+        f"concepts={list(names)}: a softmax over one concept is 1 at every place. Name what else "
+        'is in the image, such as "background"; or use softmax_over="patches" (where it is most) '
+        'or "nothing" (the products themselves)'
+    )
 
 
 def _refuse_of_image(noise_level: float | None, num_samples: int) -> None:

@@ -26,7 +26,8 @@ def concept_scores(
             `"nothing"`: the products themselves.
 
     Returns:
-        In [0, 1] after a softmax, summing to 1 over the axis that it went over.
+        In [0, 1] after a softmax, summing to 1 over the axis that it went over (so that a single
+        concept has 1 everywhere after one over concepts).
 
     Raises:
         ConceptError: If `softmax_over` is unknown.

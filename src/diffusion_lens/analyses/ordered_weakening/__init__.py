@@ -18,4 +18,4 @@ from diffusion_lens.analyses.ordered_weakening.weakening import (
 from diffusion_lens.analyses.ordered_weakening.weakening import (
     published_counts as published_counts,
 )
-from diffusion_lens.analyses.ordered_weakening.weakening import weaken_words as weaken_words
+from diffusion_lens.analyses.ordered_weakening.words import weaken_words as weaken_words

@@ -6,7 +6,7 @@ Text-to-Image Generative Models, arXiv 2412.02237, section 4 and appendix C.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,100 +15,19 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from diffusion_lens import HookContext, HookedDiffusion, Site
+from diffusion_lens import HookedDiffusion, Run, Site
+from diffusion_lens.analyses.batching import batches
 from diffusion_lens.analyses.concept_steering import refuse_other_heads
 from diffusion_lens.analyses.head_relevance.result import ORDERS, HeadRelevance
 from diffusion_lens.analyses.ordered_weakening.curves import WeakeningCurves
 from diffusion_lens.analyses.ordered_weakening.prompts import PUBLISHED_SEEDS
+from diffusion_lens.analyses.ordered_weakening.words import WeakenWords, weaken_words
 from diffusion_lens.analyses.seeds import listed_seeds, refuse_one_seed
 from diffusion_lens.border import Number, PipelineSetting, Size, public
 from diffusion_lens.errors import ResultError, RunError
 
 Score = Callable[[list[Any], list[str]], Any]
 """From images and texts to a number for each image; nan where it does not apply."""
-
-
-@dataclass(frozen=True)
-class WeakenWords:
-    """A hook that multiplies the pattern columns of each prompt's own words.
-
-    Attributes:
-        factor: The factor.
-        columns: For each sample of the batch, columns as the hook sees them.
-    """
-
-    factor: float
-    columns: tuple[tuple[int, ...], ...]
-
-    def __call__(
-        self, activation: Float[Tensor, "batch head query key"], hook: HookContext
-    ) -> Float[Tensor, "batch head query key"]:
-        """Scale the columns."""
-        if len(activation) != len(self.columns):
-            raise RunError(
-                f"{hook.name}: a batch of {len(activation)} for {len(self.columns)} prompts; the "
-                "hooks were made for other prompts, or with num_images_per_prompt above 1"
-            )
-        factors = activation.new_ones(len(self.columns), activation.shape[-1])
-        for row, columns in enumerate(self.columns):
-            factors[row, list(columns)] = self.factor
-        return activation * factors[:, None, None]
-
-
-@public
-def weaken_words(
-    model: HookedDiffusion,
-    prompts: str | Sequence[str],
-    heads: Sequence[tuple[int, int] | list[int]],
-    *,
-    factor: Number = -2.0,
-    words: Sequence[str] | None = None,
-    steps: Any = None,
-    branch: str = "cond",
-) -> list[tuple[Site, WeakenWords]]:
-    """Make the hooks that multiply the attention of some heads to the words of the prompt.
-
-    Start, end and padding tokens are left alone, and rows are not renormalised. The published
-    factor of −2 is no ablation: it turns round and doubles what a head reads from the words; 0 and
-    0.5 are the milder controls.
-
-    Args:
-        model: The model.
-        prompts: The prompts of the batch, in order.
-        heads: (block, head) pairs, as `HeadRelevance.top` gives them.
-        factor: The factor.
-        words: Only these words or phrases, each in every prompt; None for every space-separated
-            word, articles included, as published.
-        steps: At which steps; None for all.
-        branch: In which guidance branch.
-
-    Returns:
-        (Site, hook) pairs for `fwd_hooks`; none without heads.
-
-    Raises:
-        WordError: If a word is not in a prompt.
-        RunError: If a head does not read the text.
-
-    Source: arXiv 2412.02237, section 4.
-    """
-    each = [prompts] if isinstance(prompts, str) else list(prompts)
-    tokens = [
-        sorted({at for word in words or prompt.split() for at in model.words(prompt, word)})
-        for prompt in each
-    ]
-    union = sorted({at for some in tokens for at in some})
-    hook = WeakenWords(factor, tuple(tuple(map(union.index, some)) for some in tokens))
-    by_block: dict[int, list[int]] = {}
-    for block, head in heads:
-        by_block.setdefault(block, []).append(head)
-    sites = {model.points[str(site.name)].block: site for site in model.text_pattern_sites()}
-    missing = [block for block in by_block if block not in sites]
-    if missing:
-        raise RunError(
-            f"block {missing[0]} has no head that reads text; blocks that do are {list(sites)}"
-        )
-    selection = {"key": ("txt", union), "steps": steps, "branch": branch}
-    return [(sites[block].with_(heads=some, **selection), hook) for block, some in by_block.items()]
 
 
 @public
@@ -125,7 +44,7 @@ def ordered_weakening(
     seeds: int | Sequence[int] = PUBLISHED_SEEDS,
     random_orders: int = 3,
     targets: Sequence[str] | None = None,
-    words: Sequence[str] | None = None,
+    words: str | Sequence[str] | None = None,
     steps: Any = None,
     batch_size: int = 1,
     keep_images: bool = False,
@@ -158,7 +77,8 @@ def ordered_weakening(
         batch_size: Prompts drawn at once.
         keep_images: Keep every image.
         show_progress: Show a progress bar.
-        **settings: Arguments of the pipeline's own call.
+        **settings: Arguments of the pipeline's own call. Negative prompts, embeddings and images
+            may be one for all prompts or one for each; latents are one for each.
 
     Returns:
         Scores of every image, curves and the area between them.
@@ -167,8 +87,8 @@ def ordered_weakening(
         ConceptError: If the concept is unknown or the vectors are of other heads.
         ResultError: If an order is unknown, targets and prompts do not pair, or a score does not
             give one number for each image.
-        RunError: If more heads are to be weakened than there are, nothing is to be drawn, or the
-            pipeline gives latents instead of images.
+        RunError: If more heads are to be weakened than there are, nothing is to be drawn, a setting
+            does not pair with the prompts, or the pipeline gives latents instead of images.
 
     Source: arXiv 2412.02237, section 4 and appendix C.
     """
@@ -196,8 +116,8 @@ def ordered_weakening(
         ]
         for name in orders
     }
-    batches = list(_batches(listed, texts, drawn, batch_size))
-    drawing = _Drawing(model, relevance, scores, factor, words, steps, settings)
+    samples = _samples(Run(listed, **settings), texts, drawn, batch_size)
+    drawing = _Drawing(model, relevance, scores, factor, words, steps)
     cells = [
         (name, draw, count)
         for name, some in sequences.items()
@@ -209,7 +129,7 @@ def ordered_weakening(
         name: [[] for _ in some] for name, some in sequences.items()
     }
     for name, draw, count in tqdm(cells, disable=not show_progress, unit="point"):
-        point = same.get(count) or drawing.point(sequences[name][draw][:count], batches)
+        point = same.get(count) or drawing.point(sequences[name][draw][:count], samples)
         if count in (grid[0], grid[-1]):
             same[count] = point
         found[name][draw].append(point)
@@ -221,8 +141,8 @@ def ordered_weakening(
             for name, some in found.items()
         },
         score_names=tuple(scores),
-        prompts=tuple(prompt for batch in batches for prompt in batch[0]),
-        seeds=tuple(batch[2] for batch in batches for _ in batch[0]),
+        prompts=tuple(prompt for _ in drawn for prompt in listed),
+        seeds=tuple(int(seed) for seed in drawn for _ in listed),
         images={name: [[at[1] for at in one] for one in some] for name, some in found.items()}
         if keep_images
         else None,
@@ -230,7 +150,7 @@ def ordered_weakening(
             "model": model.name,
             "relevance": relevance.made_by,
             "factor": factor,
-            "words": None if words is None else list(words),
+            "words": [words] if isinstance(words, str) else words and list(words),
             "targets": None if targets is None else texts,
             "steps": repr(steps),
             "settings": repr(settings),
@@ -246,25 +166,16 @@ class _Drawing:
     relevance: HeadRelevance
     scores: Mapping[str, Score]
     factor: float
-    words: Sequence[str] | None
+    words: str | Sequence[str] | None
     steps: Any
-    settings: Mapping[str, Any]
 
     def point(
-        self, heads: Sequence[int], batches: Sequence[tuple[list[str], list[str], int]]
+        self, heads: Sequence[int], samples: Sequence[tuple[Run, list[str]]]
     ) -> tuple[Float[Tensor, "score sample"], list[Any]]:
         pairs = [self.relevance.heads[index][:2] for index in heads]
         found, images = [], []
-        for prompts, texts, seed in batches:
-            hooks = weaken_words(
-                self.model,
-                prompts,
-                pairs,
-                factor=self.factor,
-                words=self.words,
-                steps=self.steps,
-            )
-            out = self.model.run_with_hooks(prompts, seed=seed, fwd_hooks=hooks, **self.settings)
+        for run, texts in samples:
+            out = self.model.run_with_hooks(run, fwd_hooks=self._hooks(run, pairs))
             if out.images is None:
                 raise RunError("there are no images to score; leave out output_type='latent'")
             drawn = list(out.images)
@@ -272,6 +183,12 @@ class _Drawing:
             found.append(torch.stack(rows))
             images += drawn
         return torch.cat(found, 1), images
+
+    def _hooks(self, run: Run, pairs: Sequence[tuple[int, int]]) -> list[tuple[Site, WeakenWords]]:
+        if not pairs:
+            return []
+        more = {"factor": self.factor, "words": self.words, "steps": self.steps}
+        return weaken_words(self.model, run.prompts, pairs, **more)
 
 
 def _scored(
@@ -312,10 +229,17 @@ def _refuse_nothing(**sizes: int) -> None:
         raise RunError(f"{' and '.join(empty)}: nothing to draw; give at least one")
 
 
-def _batches(
-    prompts: Sequence[str], texts: Sequence[str], seeds: Sequence[int], size: int
-) -> Iterator[tuple[list[str], list[str], int]]:
-    for seed in seeds:
-        for start in range(0, len(prompts), size):
-            part = slice(start, start + size)
-            yield list(prompts[part]), list(texts[part]), int(seed)
+def _samples(
+    run: Run, texts: Sequence[str], seeds: Sequence[int], size: int
+) -> list[tuple[Run, list[str]]]:
+    """What is drawn at every point, batch after batch, and what it is scored against."""
+    if run.images_per_prompt > 1:
+        raise RunError(
+            f"{run.images_per_prompt} images of each prompt were asked for; here a prompt gets one "
+            "for each of seeds=, so that all points have the same noise"
+        )
+    return [
+        (part.with_(seed=int(seed)), [texts[at] for at in numbers])
+        for seed in seeds
+        for numbers, part in batches(run, size)
+    ]
