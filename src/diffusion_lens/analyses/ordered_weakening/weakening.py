@@ -80,15 +80,21 @@ def weaken_words(
         branch: In which guidance branch.
 
     Returns:
-        (Site, hook) pairs for `fwd_hooks`; none without heads.
+        (Site, hook) pairs for `fwd_hooks`.
 
     Raises:
         WordError: If a word is not in a prompt.
-        RunError: If a head does not read the text.
+        RunError: If a head does not read the text, or there are no heads or words.
 
     Source: arXiv 2412.02237, section 4.
     """
-    each = [prompts] if isinstance(prompts, str) else list(prompts)
+    each, heads = [prompts] if isinstance(prompts, str) else list(prompts), list(heads)
+    if not heads or (words is not None and not words):
+        what = "words=" if heads else "heads="
+        raise RunError(
+            f"weaken_words with an empty {what} weakens nothing; give (block, head) pairs as "
+            "`relevance.top(...)` does, and words, or None for every word"
+        )
     tokens = [
         sorted({at for word in words or prompt.split() for at in model.words(prompt, word)})
         for prompt in each
@@ -251,14 +257,7 @@ class _Drawing:
         pairs = [self.relevance.heads[index][:2] for index in heads]
         found, images = [], []
         for prompts, texts, seed in batches:
-            hooks = weaken_words(
-                self.model,
-                prompts,
-                pairs,
-                factor=self.factor,
-                words=self.words,
-                steps=self.steps,
-            )
+            hooks = self._hooks(prompts, pairs) if pairs else []
             out = self.model.run_with_hooks(prompts, seed=seed, fwd_hooks=hooks, **self.settings)
             if out.images is None:
                 raise RunError("there are no images to score; leave out output_type='latent'")
@@ -267,6 +266,18 @@ class _Drawing:
             found.append(torch.stack(rows))
             images += drawn
         return torch.cat(found, 1), images
+
+    def _hooks(
+        self, prompts: list[str], pairs: list[tuple[int, int]]
+    ) -> list[tuple[Site, WeakenWords]]:
+        return weaken_words(
+            self.model,
+            prompts,
+            pairs,
+            factor=self.factor,
+            words=self.words,
+            steps=self.steps,
+        )
 
 
 def _scored(
