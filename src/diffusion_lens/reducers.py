@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
@@ -9,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lens.border import public
-from diffusion_lens.errors import RunError
+from diffusion_lens.errors import RunError, closest
 from diffusion_lens.hook_points.context import HookContext
 
 
@@ -35,7 +37,8 @@ class RunningSum:
     """Sum over steps, in float32 for half-precision models.
 
     Args:
-        over: Axes to average over in every activation before it is added, such as `"head"`.
+        over: Axes to average over in every activation before it is added, such as `"head"`. They
+            are gone from the result.
     """
 
     keeps = False
@@ -48,17 +51,35 @@ class RunningSum:
         self.count = 0
 
     def update(self, value: Tensor, hook: HookContext) -> None:
-        """Add one activation."""
+        """Add one activation.
+
+        Raises:
+            RunError: If it lacks an axis to average over.
+        """
         value = value.detach()
+        wide = torch.promote_types(value.dtype, torch.float32)
         if self.over:
-            value = value.mean([hook.axis(name) for name in self.over])
+            value = value.mean([self._axis(name, hook) for name in self.over], dtype=wide)
         self.count += 1
         if self.total is None:
-            wide = torch.promote_types(value.dtype, torch.float32)
             mine = hook.owned or bool(self.over)
             self.total = value.to(wide) if mine or value.dtype != wide else value.clone()
         else:
             self.total.add_(value)
+
+    def _axis(self, name: str, hook: HookContext) -> int:
+        if name not in hook.axes:
+            near = closest(name, hook.axes)
+            hint = f" Closest: {near[0]!r}." if near else ""
+            raise RunError(
+                f"{self!r} at {hook.name}, whose axes are {hook.axes}: there is no axis {name!r}."
+                f"{hint}"
+            )
+        return hook.axis(name)
+
+    def __repr__(self) -> str:
+        """The call that makes it."""
+        return f"{type(self).__name__}({f'over={self.over}' if self.over else ''})"
 
     def result(self) -> Tensor:
         """The sum.
@@ -111,12 +132,21 @@ NAMED: dict[str, Callable[[], Reducer]] = {"mean": RunningMean, "sum": RunningSu
 
 
 @public
-def reducer_factory(reduce: str | Callable[[], Reducer]) -> Callable[[], Reducer]:
-    """A maker of fresh reducers from a name (`mean`, `sum`, `last`) or a class.
+def reducer_factory(reduce: str | Reducer | Callable[[], Reducer]) -> Callable[[], Reducer]:
+    """A maker of fresh reducers from a name (`mean`, `sum`, `last`), a class, or a reducer.
+
+    A reducer such as `RunningMean(over="head")` is copied for each hook point and branch, and sees
+    nothing itself.
 
     Raises:
-        RunError: If the name is unknown, or the maker makes something else.
+        RunError: If the name is unknown, the maker makes something else, or a reducer has seen
+            values already.
     """
+    if isinstance(reduce, Reducer) and not isinstance(reduce, type):
+        used = getattr(reduce, "total", None), getattr(reduce, "value", None)
+        if isinstance(reduce, RunningSum | Last) and used != (None, None):
+            raise RunError(f"reduce={reduce!r} has reduced values already; give a new one")
+        return functools.partial(copy.deepcopy, copy.deepcopy(reduce))
     if isinstance(reduce, str):
         if reduce not in NAMED:
             raise RunError(

@@ -9,14 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion_lens.activation_cache import storage
+from diffusion_lens.activation_cache import stacking, storage
+from diffusion_lens.activation_cache.stacking import ranges
 from diffusion_lens.border import public
 from diffusion_lens.border.devices import Device
 from diffusion_lens.errors import CacheKeyError, closest, listing
-from diffusion_lens.hook_points.names import match_names
 
 GUIDED = "guided"
 Part = tuple[tuple[int, slice | tuple[int, ...]], ...]
+MIXED: Part = ((-1, ()),)
+"""A part that is not the same wherever a point was recorded."""
+
 Key = tuple[str, str]
 """(name, branch)"""
 
@@ -34,7 +37,9 @@ class ActivationCache:
         axes: Axis names of the entries by name, without `step`.
         times: Timestep of each cached step.
         parts: What was kept of a point, by name, as (dimension, index) pairs without the step axis;
-            a missing name was kept whole.
+            a missing name was kept whole. Where words stand at other tokens in another branch or
+            run, the part is `MIXED`.
+        sizes: For what was not kept whole, the full length of each axis, by name and axis.
         info: What made the run, for saved files.
     """
 
@@ -45,6 +50,7 @@ class ActivationCache:
         axes: Mapping[str, tuple[str, ...]] | None = None,
         times: Mapping[int, float | Tensor] | None = None,
         parts: Mapping[str, Part] | None = None,
+        sizes: Mapping[str, Mapping[str, int]] | None = None,
         info: Mapping[str, Any] | None = None,
     ) -> None:
         """Hold what is given, or start empty."""
@@ -54,6 +60,7 @@ class ActivationCache:
         self.axes = dict(axes or {})
         self.times = dict(times or {})
         self.parts = dict(parts or {})
+        self.sizes = {name: dict(lengths) for name, lengths in (sizes or {}).items()}
         self.info = dict(info or {})
 
     # -- reading ------------------------------------------------------------------------------
@@ -105,13 +112,10 @@ class ActivationCache:
             CacheKeyError: If the step is not in the cache.
         """
         if step not in self.steps:
-            raise CacheKeyError(f"step {step} is not in this cache, it holds {_ranges(self.steps)}")
+            raise CacheKeyError(f"step {step} is not in this cache, it holds {ranges(self.steps)}")
         return _OneStep(
             {key: {step: at[step]} for key, at in self.entries.items() if step in at},
-            axes=self.axes,
-            times=self.times,
-            parts=self.parts,
-            info=self.info,
+            **self._beside(),
         )
 
     def __getitem__(self, asked: Any) -> Tensor:
@@ -124,15 +128,30 @@ class ActivationCache:
         steps = self.entries[key]
         if -1 in steps:
             return steps[-1]
+        shapes = {tuple(value.shape) for value in steps.values()}
+        if len(shapes) > 1:
+            raise CacheKeyError(
+                f"{key[0]!r} has other shapes at other steps ({listing(sorted(shapes))}): runs of "
+                "several sizes came into one cache; read single steps with `cache.at(step=...)`, "
+                "and use one context for one run"
+            )
         return torch.stack([steps[step] for step in sorted(steps)])
 
+    def steps_of(self, asked: Any) -> list[int]:
+        """The steps along the step axis of one name; none where it is reduced.
+
+        Raises:
+            CacheKeyError: If it is not in the cache, or if several branches are.
+        """
+        return sorted(step for step in self.entries[self._key(asked)] if step >= 0)
+
     def __contains__(self, asked: object) -> bool:
-        """Whether a name (or (short name, block)) is in the cache."""
+        """Whether a name (or (short name, block)) is in the cache, in whichever branch."""
         try:
-            self._key(asked)
+            name, branch = self._name(asked)
         except CacheKeyError:
             return False
-        return True
+        return any(one == name and branch in (None, at) for one, at in self.entries)
 
     def __iter__(self) -> Iterator[str]:
         """The names in the cache."""
@@ -159,25 +178,22 @@ class ActivationCache:
         """One quantity of all blocks on a new `block` axis in front.
 
         Args:
-            name: A short name such as `img.hook_resid_post`, a pattern over whole names, or
-                several whole names.
+            name: A short name such as `img.hook_resid_post` or a pattern over whole names, whose
+                rows come in the order of blocks; or several names, in whose order they come.
 
         Raises:
-            CacheKeyError: If shapes differ (a U-Net has several resolutions); the message lists
-                the groups that stack.
+            CacheKeyError: If shapes (a U-Net has several resolutions), steps or branches differ;
+                the message lists the groups that stack.
         """
-        pattern = f"**.{name}" if isinstance(name, str) and "*" not in name else name
-        found = match_names(pattern, self.keys(), model="this cache")
-        groups: dict[tuple[int, ...], list[str]] = {}
-        for one in found:
-            groups.setdefault(tuple(self[one].shape), []).append(one)
-        if len(groups) > 1:
-            lines = "; ".join(f"{shape}: {listing(names)}" for shape, names in groups.items())
-            raise CacheKeyError(
-                f"{name!r} has {len(groups)} shapes in this model, which do not stack: {lines}. "
-                "Stack one group by giving its names."
-            )
+        found = stacking.names(name, self.keys())
+        stacking.refuse_unequal(name, found, {one: self._kind(one) for one in found})
         return torch.stack([self[one] for one in found])
+
+    def _kind(self, name: str) -> stacking.Kind:
+        key = self._key(name)
+        steps = self.entries[key]
+        shape = tuple(next(iter(steps.values())).shape)
+        return stacking.Kind(shape, self.axes.get(name), key[1], tuple(sorted(steps)))
 
     # -- changing -----------------------------------------------------------------------------
 
@@ -210,7 +226,7 @@ class ActivationCache:
 
     @public
     def save(self, folder: str | Path) -> Path:
-        """Write safetensors and json into a folder (made if missing).
+        """Write safetensors and json into a folder (made if missing); a cache there is replaced.
 
         Raises:
             CacheFileError: If the folder holds something else.
@@ -220,7 +236,9 @@ class ActivationCache:
     @classmethod
     @public
     def load(cls, folder: str | Path, *, device: str = "cpu") -> ActivationCache:
-        """Read a folder written by `save`. Nothing is unpickled.
+        """Read a folder written by `save` or by a run with `spool=`. Nothing is unpickled.
+
+        The tensors of a spooled cache are mapped, not read: the folder must stay in place.
 
         Raises:
             CacheFileError: If files are missing, cut short, or something else.
@@ -231,15 +249,23 @@ class ActivationCache:
         """Size and contents in one line."""
         return (
             f"ActivationCache({len(self)} hook points, branches {self.branches}, steps "
-            f"{_ranges(self.steps)}, {readable_bytes(self.nbytes)})"
+            f"{ranges(self.steps)}, {readable_bytes(self.nbytes)})"
         )
 
     # -- inside -------------------------------------------------------------------------------
 
     def _with(self, entries: Mapping[Key, Mapping[int, Tensor]]) -> ActivationCache:
-        return type(self)(
-            entries, axes=self.axes, times=self.times, parts=self.parts, info=self.info
-        )
+        return type(self)(entries, **self._beside())
+
+    def _beside(self) -> dict[str, Any]:
+        """What is known of the entries."""
+        return {
+            "axes": self.axes,
+            "times": self.times,
+            "parts": self.parts,
+            "sizes": self.sizes,
+            "info": self.info,
+        }
 
     def _key(self, asked: object) -> Key:
         name, branch = self._name(asked)
@@ -283,21 +309,6 @@ class _OneStep(ActivationCache):
     def __getitem__(self, asked: Any) -> Tensor:
         """The tensor of a hook point at this step."""
         return next(iter(self.entries[self._key(asked)].values()))
-
-
-def _ranges(steps: Sequence[int]) -> str:
-    """Numbers as ranges: `0-4, 7`."""
-    if not steps:
-        return "none"
-    groups: list[list[int]] = []
-    for step in steps:
-        if groups and groups[-1][-1] == step - 1:
-            groups[-1].append(step)
-        else:
-            groups.append([step])
-    return ", ".join(
-        str(group[0]) if len(group) == 1 else f"{group[0]}-{group[-1]}" for group in groups
-    )
 
 
 def readable_bytes(count: float) -> str:

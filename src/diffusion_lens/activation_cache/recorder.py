@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion_lens.activation_cache.cache import ActivationCache, readable_bytes
+from diffusion_lens.activation_cache.cache import MIXED, ActivationCache, readable_bytes
 from diffusion_lens.activation_cache.spool import Spool
 from diffusion_lens.errors import CacheBudgetError
 from diffusion_lens.hook_points.context import HookContext
@@ -37,7 +37,7 @@ class CacheRecorder:
         *,
         device: str | torch.device | None = None,
         dtype: torch.dtype | None = None,
-        reduce: str | Callable[[], Reducer] | None = None,
+        reduce: str | Reducer | Callable[[], Reducer] | None = None,
         spool: str | Path | None = None,
         max_bytes: int | None = None,
     ) -> None:
@@ -57,7 +57,10 @@ class CacheRecorder:
         """Record one activation."""
         key = (hook.name, hook.branch)
         if hook.part:
-            self.cache.parts[hook.name] = hook.part
+            known = self.cache.parts.setdefault(hook.name, hook.part)
+            if known != hook.part:
+                self.cache.parts[hook.name] = MIXED
+            self.cache.sizes[hook.name] = dict(hook.whole)
         if self.make_reducer is not None:
             reducer = self.reducers.get(key)
             if reducer is None:
@@ -76,7 +79,7 @@ class CacheRecorder:
         again = self.cache.entries.get(key, {}).get(hook.step)
         self._count(kept.nbytes - (0 if again is None else again.nbytes), steps=hook.step + 1)
         steps = self.cache.entries.setdefault(key, {})
-        steps[hook.step] = kept if self.spool is None else self.spool.add(kept)
+        steps[hook.step] = kept if self.spool is None else self.spool.add(*key, hook.step, kept)
         if hook.evaluation is not None and (again is not None or hook.step not in self.cache.times):
             self.cache.times[hook.step] = hook.evaluation.timestep_known()
 
@@ -88,8 +91,13 @@ class CacheRecorder:
     def finish(self) -> ActivationCache:
         """Put reduced values into the cache and give it back."""
         for key, reducer in self.reducers.items():
-            self.cache.entries[key] = {-1: reducer.result()}
+            result = reducer.result().to(device=self.device, dtype=self.dtype)
+            self.cache.entries[key] = {
+                -1: result if self.spool is None else self.spool.add(*key, -1, result)
+            }
         self.cache.times.update({step: float(time) for step, time in self.cache.times.items()})
+        if self.spool is not None:
+            self.spool.finish(self.cache)
         return self.cache
 
     def __repr__(self) -> str:

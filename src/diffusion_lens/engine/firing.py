@@ -173,12 +173,14 @@ class Place:
         part: The same as (dimension, index) pairs, whole axes left out.
         heads: The selected heads as numbers.
         streams: For each token axis, where each stream lies in what is selected.
+        whole: Full length of each of these axes.
     """
 
     index: Mapping[str, Index | None]
     part: Part
     heads: tuple[int, ...] | None
     streams: Mapping[str, Mapping[str, slice | tuple[int, ...]]]
+    whole: Mapping[str, int]
 
     @classmethod
     def of(
@@ -190,7 +192,13 @@ class Place:
             for axis, sequence in point.sequences.items()
         }
         heads = None if point.heads is None else numbers(index["head"], point.heads)
-        return cls(index, axis_part(point.axes, index), heads, streams)
+        whole = {
+            axis: sum(lengths[name] for name in sequence)
+            for axis, sequence in point.sequences.items()
+        }
+        if point.heads is not None:
+            whole["head"] = point.heads
+        return cls(index, axis_part(point.axes, index), heads, streams, whole)
 
 
 @dataclass(eq=False)
@@ -269,6 +277,7 @@ class Tap:
             heads=place.heads,
             streams=place.streams.get("key", place.streams.get("pos", {})),
             queries=place.streams.get("query", {}),
+            whole=place.whole,
             owned=owned,
             part=place.part,
             point=self.point,

@@ -56,6 +56,7 @@ class HookContext:
         queries: The same along the query axis of a pattern; empty elsewhere.
         part: What the Site selects, as (dimension, index) pairs of the whole activation; empty for
             all of it.
+        whole: Full length of each axis that a Site can select from, by axis name.
         owned: Whether the activation belongs to the hook alone, so that keeping it needs no copy.
 
     `timestep`, `sigma`, `grid` and `words` are worked out when they are read. On an accelerator
@@ -73,6 +74,7 @@ class HookContext:
     streams: Mapping[str, slice | tuple[int, ...]] = field(default_factory=dict)
     queries: Mapping[str, slice | tuple[int, ...]] = field(default_factory=dict)
     part: tuple[tuple[int, slice | tuple[int, ...]], ...] = ()
+    whole: Mapping[str, int] = field(default_factory=dict)
     owned: bool = False
     point: HookPoint | None = field(default=None, repr=False)
     evaluation: Evaluation | None = field(default=None, repr=False)

@@ -40,7 +40,7 @@ class CacheOptions:
         branch: Guidance branch, where a Site does not say it; `"all"` for each separately.
         device: Keep tensors there.
         dtype: Keep them in this precision.
-        reduce: `"mean"`, `"sum"`, `"last"`, or a maker of reducers.
+        reduce: `"mean"`, `"sum"`, `"last"`, a reducer, or a maker of reducers.
         max_bytes: Refuse to take more; by default half of what is free.
         spool: Keep tensors in this folder in place of memory.
     """
@@ -50,7 +50,7 @@ class CacheOptions:
     branch: str = "cond"
     device: str | torch.device | None = None
     dtype: torch.dtype | None = None
-    reduce: str | Callable[[], Reducer] | None = None
+    reduce: str | Reducer | Callable[[], Reducer] | None = None
     max_bytes: int | None = None
     spool: str | Path | None = None
 

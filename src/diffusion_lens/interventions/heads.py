@@ -31,9 +31,19 @@ class AblateHeads:
         self, activation: Float[Tensor, "batch ..."], hook: HookContext
     ) -> Float[Tensor, "batch ..."]:
         """Replace the activation."""
+        refuse_no_heads("ablated", hook)
         if self.value == "zero":
             return torch.zeros_like(activation)
         given = activation if self.source is None else cached_part(self.source, hook)
+        wanted = (
+            activation.shape if self.value == "resample" else (len(given), *activation.shape[1:])
+        )
+        if given.shape != wanted:
+            raise RunError(
+                f"{hook.name}: the source holds shape {tuple(given.shape)} where {self.value} "
+                f"needs {tuple(wanted)}; prompts, image size and Site must be those of the cached "
+                "run"
+            )
         if self.value == "mean":
             axes = [hook.axis("batch"), hook.axis("pos" if "pos" in hook.axes else "query")]
             return given.to(activation).mean(axes, keepdim=True).expand_as(activation).clone()
@@ -77,7 +87,8 @@ def ablate_heads(
         A hook for `hook_z`, `hook_result`, `hook_q`, `hook_k`, `hook_v` or `hook_pattern`.
 
     Raises:
-        RunError: When it runs, if there is no other sample to take from.
+        RunError: When it runs, if there is no other sample to take from, the source does not fit,
+            or the hook point has no heads.
 
     Example:
         >>> site = Site("blocks.3.cross_attn.img.hook_z", heads=[5], branch="cond")
@@ -85,6 +96,8 @@ def ablate_heads(
     """
     if value not in ("zero", "mean", "resample"):
         raise RunError(f"ablate_heads({value!r}): the value is 'zero', 'mean' or 'resample'")
+    if value == "zero" and source is not None:
+        raise RunError("ablate_heads('zero') takes nothing from source=; leave it out")
     return AblateHeads(value, source, seed)
 
 

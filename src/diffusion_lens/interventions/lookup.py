@@ -23,7 +23,7 @@ def cached_part(
 
     Raises:
         CacheKeyError: If the cache does not hold the point or the branch.
-        RunError: If it does not hold the step.
+        RunError: If it does not hold the step, or another part, or is of another size.
     """
     wanted = name or hook.name
     branches = [branch for one, branch in cache.entries if one == wanted]
@@ -42,7 +42,14 @@ def cached_part(
             "hook fired; record that step too, or give the hook's Site steps= that are there"
         )
     value = steps[at] if at in steps else steps[-1]
+    axes = cache.axes.get(wanted, hook.axes)
+    if axes != hook.axes:
+        raise RunError(
+            f"the cache holds {wanted} with the axes {axes}, the hook sees {hook.name} with "
+            f"{hook.axes}; take a point of the same axes, recorded without averaging over them"
+        )
     kept = cache.parts.get(wanted, ())
+    _refuse_other_lengths(cache, wanted, value, hook)
     if kept == hook.part:
         return value
     if kept:
@@ -51,3 +58,23 @@ def cached_part(
             "(dimension, index) pairs; record the whole point, or use the same Site for both"
         )
     return take(value, hook.part)
+
+
+def _refuse_other_lengths(
+    cache: ActivationCache, name: str, value: Tensor, hook: HookContext
+) -> None:
+    """Refuse values of a run with other token counts, whose indices mean other tokens.
+
+    Raises:
+        RunError: With both lengths.
+    """
+    lengths = cache.sizes.get(name, {})
+    if name not in cache.parts:
+        lengths = {axis: value.shape[hook.axes.index(axis)] for axis in hook.whole}
+    for axis, length in hook.whole.items():
+        if lengths.get(axis, length) != length:
+            raise RunError(
+                f"{hook.name}: the cache holds {name} with {lengths[axis]} entries along {axis!r} "
+                f"where the hook sees {length}; prompts, image size and Site must be those of the "
+                "cached run"
+            )

@@ -36,6 +36,22 @@ class ReplaceWith:
         return value.expand_as(activation).clone()
 
 
+@dataclass(frozen=True)
+class FreezePattern(ReplaceWith):
+    """A hook that replaces a pattern by a cached one."""
+
+    def __call__(
+        self, activation: Float[Tensor, "batch head query key"], hook: HookContext
+    ) -> Float[Tensor, "batch head query key"]:
+        """The cached pattern."""
+        if hook.name.rpartition(".")[2] != "hook_pattern":
+            raise RunError(
+                f"freeze_pattern works on patterns, not on {hook.name}; give a Site on "
+                "hook_pattern, or use replace_with"
+            )
+        return super().__call__(activation, hook)
+
+
 @public
 def replace_with(
     cache: ActivationCache, *, name: str | None = None, step: int | None = None
@@ -61,7 +77,7 @@ def replace_with(
 
 
 @public
-def freeze_pattern(cache: ActivationCache, *, step: int | None = None) -> ReplaceWith:
+def freeze_pattern(cache: ActivationCache, *, step: int | None = None) -> FreezePattern:
     """Make a hook that holds attention patterns as they were in another run.
 
     With the patterns of one run and everything else of another, what differs comes through the
@@ -71,5 +87,9 @@ def freeze_pattern(cache: ActivationCache, *, step: int | None = None) -> Replac
     Args:
         cache: A cache of `hook_pattern`.
         step: Freeze to the pattern of this one step; by default each step's own.
+
+    Raises:
+        CacheKeyError: When it runs, if the cache does not hold the pattern.
+        RunError: When it runs, if step or shape do not fit, or the hook point is no pattern.
     """
-    return ReplaceWith(cache, None, step)
+    return FreezePattern(cache, None, step)
