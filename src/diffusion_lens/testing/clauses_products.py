@@ -151,11 +151,14 @@ def _mixed_values_are_z(
     clause: int,
 ) -> None:
     mixed: Tensor | None = None
+    terms = 0.0
     for product in products_of(block, attention):
         value = torch.cat([values[name] for name in product.values], 1)
         pattern = values[product.pattern]
         part = einsum(pattern, value.to(pattern.dtype), "b h q k, b k h d -> b q h d")
         mixed = part if mixed is None else mixed + part
+        apart = einsum(pattern, value.abs().to(pattern.dtype), "b h q k, b k h d -> b q h d")
+        terms += float(apart.max())
     assert mixed is not None
     lengths = {
         stream: values[f"{block.prefix}.{attention.name}.{stream}.hook_q"].shape[1]
@@ -168,8 +171,9 @@ def _mixed_values_are_z(
         name = f"{block.prefix}.{attention.name}.{stream}.hook_z"
         if name not in values:
             continue
-        holds, found = close(values[name], mixed[:, rows], subject.tolerance.sum)
-        findings.check(holds, clause, name, expected="pattern @ v, head by head", found=found)
+        compared = close(values[name], mixed[:, rows], subject.tolerance.sum, largest_term=terms)
+        expected = "pattern @ v, head by head"
+        findings.check(**vars(compared), clause=clause, where=name, expected=expected)
 
 
 def _edit_arrived(findings: Findings, name: str, before: Tensor, after: Tensor) -> None:
@@ -195,10 +199,14 @@ def _scores_are_products(
     raw = einsum(query, key, "b q h d, b k h d -> b h q k")
     seen = scores > MASKED
     factor = (scores * raw)[seen].sum() / (raw * raw)[seen].sum()
-    holds, found = close(scores[seen], (factor * raw)[seen], subject.tolerance.sum)
+    apart = einsum(query.abs(), key.abs(), "b q h d, b k h d -> b h q k")[seen]
+    terms = float(factor.abs() * apart.max())
+    compared = close(scores[seen], (factor * raw)[seen], subject.tolerance.sum, largest_term=terms)
     expected = "q @ k of the same head, times one factor"
-    findings.check(holds, 5, product.scores, expected=expected, found=found)
+    findings.check(**vars(compared), clause=5, where=product.scores, expected=expected)
     pattern = torch.softmax(scores, -1).nan_to_num(0.0)
-    holds, found = close(values[product.pattern], pattern, subject.tolerance.sum)
+    # The softmax turns a rounding of its scores into a share of each weight.
+    terms = max(1.0, float(scores[seen].abs().max()))
+    compared = close(values[product.pattern], pattern, subject.tolerance.sum, largest_term=terms)
     expected = "the softmax of the scores of the same head"
-    findings.check(holds, 5, product.pattern, expected=expected, found=found)
+    findings.check(**vars(compared), clause=5, where=product.pattern, expected=expected)

@@ -97,9 +97,9 @@ def points_fire_once(subject: Subject, findings: Findings) -> None:
             continue
         # Patterns are computed branch by branch, and a product of half the rows rounds differently.
         joined = torch.cat([part[0] for part in parts])
-        holds, found = close(joined, whole.seen[name, "cond"][0], subject.tolerance.sum)
+        compared = close(joined, whole.seen[name, "cond"][0], subject.tolerance.sum)
         expected = "the branches, one after the other, to be the batch"
-        findings.check(holds, 2, name, expected=expected, found=found)
+        findings.check(**vars(compared), clause=2, where=name, expected=expected)
     _branches_are_apart(subject, findings)
 
 

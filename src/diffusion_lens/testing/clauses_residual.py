@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffusion_lens.architectures.spec import Attention, BlockSite
 from diffusion_lens.hook_points import HookContext
-from diffusion_lens.testing.comparing import close, same_effect
+from diffusion_lens.testing.comparing import adds_up, close, same_effect
 from diffusion_lens.testing.report import Findings
 from diffusion_lens.testing.subject import Subject, noise_like
 
@@ -24,12 +24,10 @@ def updates_add_up(subject: Subject, findings: Findings) -> None:
     values = subject.record(wanted).values() if wanted else {}
     for block in subject.blocks:
         for start, end, updates in _stretches(block):
-            total = values[start]
-            for update in updates:
-                total = total + values[update]
-            holds, found = close(values[end], total, subject.tolerance.sum)
+            added = [values[update] for update in updates]
+            compared = adds_up(values[end], values[start], added, subject.tolerance.sum)
             expected = " + ".join([start, *updates])
-            findings.check(holds, 6, end, expected=expected, found=found)
+            findings.check(**vars(compared), clause=6, where=end, expected=expected)
     for before, after in _neighbours(subject):
         equal = torch.equal(values[before], values[after])
         expected = f"{before}, bit for bit"
@@ -92,15 +90,16 @@ def _result_adds_up(
 ) -> None:
     raw = f"{block.prefix}.{stream}.hook_{attention.name}_out"
     values = subject.record([result, raw]).values()
-    total = values[result].sum(-2)
+    total, terms = values[result].sum(-2), float(values[result].abs().sum(-2).max())
     projection = attention.projections[stream]
     module = subject.denoiser.get_submodule(block.inside(projection.module))
     bias = getattr(module, "bias", None)
     if isinstance(bias, Tensor) and not projection.fused:
         total = total + bias.detach()
-    holds, found = close(values[raw], total, subject.tolerance.sum)
+        terms += float(bias.detach().abs().max())
+    compared = close(values[raw], total, subject.tolerance.sum, largest_term=terms)
     expected = f"the sum of {result} over heads, plus the bias"
-    findings.check(holds, 6, raw, expected=expected, found=found)
+    findings.check(**vars(compared), clause=6, where=raw, expected=expected)
 
 
 def _stretches(block: BlockSite) -> Iterator[Stretch]:

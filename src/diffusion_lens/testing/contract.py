@@ -23,6 +23,7 @@ from diffusion_lens.testing.clauses_reading import (
 )
 from diffusion_lens.testing.clauses_residual import edits_add_up, results_add_up, updates_add_up
 from diffusion_lens.testing.clauses_streams import streams_are_what_they_are_called
+from diffusion_lens.testing.precise import PreciseCopy, settle
 from diffusion_lens.testing.report import ContractReport, Findings
 from diffusion_lens.testing.subject import Subject
 
@@ -63,13 +64,14 @@ def inspect_architecture(
         UnknownHookPointError: If `points` matches nothing.
     """
     subject = Subject(denoiser, inputs, points=points)
-    findings = Findings()
+    findings, precise = Findings(), PreciseCopy(subject)
     for clause, check in CHECKS:
         try:
             check(subject, findings)
         except Exception as error:  # whatever a wrong description leads to is a finding
             found = f"{type(error).__name__}: {error}"
             findings.check(False, clause, check.__name__, expected="a run", found=found)
+        settle(precise, check, findings)
     precision = str(subject.model.dtype).removeprefix("torch.")
     return findings.report(f"{type(subject.model.denoiser).__name__} in {precision}")
 

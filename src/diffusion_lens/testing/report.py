@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from enum import Enum
 
 CLAUSES = {
     1: "the output is bit-identical without hooks and with hooks that only read",
@@ -36,6 +37,14 @@ class Failure:
     def __str__(self) -> str:
         """One line."""
         return f"{self.where}: expected {self.expected}; found {self.found}"
+
+
+class Doubt(Enum):
+    """Why a comparison says nothing certain in the precision that it was made in."""
+
+    ROUNDING = "it differs by no more than rounding can explain"
+    LOST = "it holds, but what is compared is no larger than rounding"
+    SILENT = "nothing changes, which a small effect that is rounded away would look like"
 
 
 @dataclass(frozen=True)
@@ -83,18 +92,32 @@ class Findings:
     Attributes:
         checked: Comparisons made, by clause.
         failures: Where a clause does not hold.
+        doubts: Comparisons that their precision cannot decide.
         skipped: What could not be checked; a dict, since reasons come up more than once.
     """
 
     checked: Counter[int] = field(default_factory=Counter)
     failures: list[Failure] = field(default_factory=list)
+    doubts: list[tuple[Failure, Doubt]] = field(default_factory=list)
     skipped: dict[str, None] = field(default_factory=dict)
 
-    def check(self, holds: bool, clause: int, where: str, *, expected: str, found: str) -> None:
-        """Count one comparison, and keep it where it fails."""
+    def check(
+        self,
+        holds: bool,
+        clause: int,
+        where: str,
+        *,
+        expected: str,
+        found: str,
+        doubt: Doubt | None = None,
+    ) -> None:
+        """Count one comparison, and keep it where it fails or says nothing certain."""
         self.checked[clause] += 1
-        if not holds:
-            self.failures.append(Failure(clause, where, expected, found))
+        failure = Failure(clause, where, expected, found)
+        if doubt is not None:
+            self.doubts.append((failure, doubt))
+        elif not holds:
+            self.failures.append(failure)
 
     def skip(self, reason: str) -> None:
         """Note what could not be checked."""

@@ -35,3 +35,10 @@ TOLERANCES: dict[torch.dtype, Tolerance] = {
     torch.bfloat16: Tolerance(sum=3e-2, softmax=1e-5, effect=0.2),
 }
 """Other precisions (8 bits) have no tolerance that would still tell right from wrong."""
+
+PRECISE = Tolerance(sum=1e-6, softmax=1e-5, effect=1e-3)
+"""For a copy in float64, which decides where the precision above cannot.
+
+Families compute norms, rotary embeddings and sums in float32 whatever they are cast to: 1e-6 is
+about ten roundings there.
+"""
