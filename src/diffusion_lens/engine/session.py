@@ -45,6 +45,7 @@ from diffusion_lens.engine.projection import (
     on_columns,
     on_fused_outputs,
     on_result,
+    same_length,
     stream_slice,
 )
 from diffusion_lens.engine.residual import StreamHooks
@@ -255,7 +256,7 @@ class Session:
                 return prediction
             # As a difference, so that patching in the same value again changes no bit.
             before, after = (level.prediction_for(image, sample) for image in (clean, changed))
-            return prediction + (after - before)
+            return prediction + (after - before).to(prediction.dtype)
 
         if source.which == "sample":
             return self._at_sample(taps)
@@ -314,6 +315,7 @@ class Session:
             lengths = dict(self._lengths[block])
             sequence = taps[0].point.sequences["pos"]
             if len(sequence) == 1:
+                same_length(sequence[0], value.shape[1], lengths)
                 lengths[sequence[0]] = value.shape[1]
             return fire(taps, value, self.tracker.evaluation(), lengths)
 
