@@ -78,8 +78,11 @@ def test_a_step_that_is_spooled_again_takes_the_place_of_the_one_before(
 def test_a_spool_is_not_added_to(model: HookedDiffusion, tmp_path: Path) -> None:
     folder = tmp_path / "spool"
     first = recorded(model, Z, spool=folder)
-    with pytest.raises(CacheFileError, match=r"holds a cache already, which cannot be added to: "
-                       r"spool into a new folder; read that one with `ActivationCache.load\("):  # fmt: skip
+    refusal = (
+        r"holds a cache already, which cannot be added to: spool into a new folder; read that one "
+        r"with `ActivationCache.load\("
+    )
+    with pytest.raises(CacheFileError, match=refusal):
         recorded(model, Z, spool=folder)
     with pytest.raises(CacheFileError, match="holds other files"):
         recorded(model, "hook_latents").save(folder)
@@ -214,8 +217,11 @@ def test_every_hook_point_gets_a_reducer_of_its_own(model: HookedDiffusion) -> N
 
 
 def test_reducers_that_do_not_fit(model: HookedDiffusion) -> None:
-    with pytest.raises(RunError, match=r"RunningMean\(over=\('heads',\)\) at blocks.0.attn.img.hook"
-                       r"_z, whose axes are .*: there is no axis 'heads'. Closest: 'head'."):  # fmt: skip
+    refusal = (
+        r"RunningMean\(over=\('heads',\)\) at blocks.0.attn.img.hook_z, whose axes are .*: "
+        r"there is no axis 'heads'. Closest: 'head'."
+    )
+    with pytest.raises(RunError, match=refusal):
         recorded(model, Z, reduce=RunningMean(over="heads"))
     used = RunningMean()
     used.update(torch.ones(1), HookContext(Z, 0, "img", ("batch",), 0, "cond"))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
+
+from diffusion_lens.tables import write_table
 
 if TYPE_CHECKING:
     from diffusion_lens.app.parts import Part
@@ -28,16 +29,6 @@ def save_images(images: Iterable[Any], folder: Path, *, name: str = "image") -> 
     return paths
 
 
-def save_table(rows: Sequence[dict[str, Any]], path: Path) -> Path:
-    """Write rows as csv, which every program reads; the first row names the columns."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]) if rows else [], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    return path
-
-
 def save_result(
     folder: Path, result: Any, title: str, *parts: Part, rows: Sequence[dict[str, Any]] = ()
 ) -> None:
@@ -49,7 +40,7 @@ def save_result(
     report = Report(title)
     report.add("Figures", *parts)
     if rows:
-        save_table(rows, folder / "table.csv")
+        write_table(rows, folder / "table.csv")
         report.add("Table", Table(rows[:200]))
     made_by = json.dumps(result.made_by, indent=1, default=str, ensure_ascii=False)
     report.add("What made it", f"Cite: {result.citation}.", Code(made_by))

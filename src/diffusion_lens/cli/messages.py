@@ -22,10 +22,10 @@ def fail(message: str, *, code: int = 2) -> NoReturn:
 
 @contextlib.contextmanager
 def messages() -> Iterator[None]:
-    """Print an error of this library as its message alone."""
+    """Print an error of this library, or of reading and writing files, as its message alone."""
     try:
         yield
-    except DiffusionLensError as error:
+    except (DiffusionLensError, OSError) as error:
         fail(str(error))
 
 

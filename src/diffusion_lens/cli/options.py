@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
+from diffusion_lens.cli import checks
+
 Model = Annotated[
     str, typer.Argument(help="A Hub id, a folder, or a toy model such as toy:shapes-unet.")
 ]
 Prompt = Annotated[str, typer.Argument(help="What to generate; for a given image its caption.")]
-Out = Annotated[Path, typer.Option(help="Folder for the results.")]
+Out = Annotated[Path, typer.Option(help="Folder for the results.", callback=checks.writable)]
 Seed = Annotated[int, typer.Option(help="Of the noise.")]
 InferenceSteps = Annotated[
     int | None, typer.Option("--num-inference-steps", help="Denoising steps.")
@@ -21,7 +23,10 @@ Setting = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="Any argument of the pipeline's call."),
 ]
-Device = Annotated[str | None, typer.Option(help="Where to compute, such as cuda or cpu.")]
+Device = Annotated[
+    str | None,
+    typer.Option(help="Where to compute, such as cuda or cpu.", callback=checks.device),
+]
 Dtype = Annotated[
     str | None, typer.Option("--torch-dtype", help="float32, bfloat16 or float16.", metavar="DTYPE")
 ]
@@ -34,7 +39,13 @@ Blocks = Annotated[
 Branch = Annotated[str, typer.Option(help="Guidance branch: cond or uncond.")]
 Keep = Annotated[list[str] | None, typer.Option(help="Keep apart: step, block. Repeatable.")]
 Image = Annotated[
-    Path | None, typer.Option(help="A real image, in place of a generated one.", exists=True)
+    Path | None,
+    typer.Option(
+        help="A real image, in place of a generated one.",
+        exists=True,
+        dir_okay=False,
+        callback=checks.picture,
+    ),
 ]
 NoiseLevel = Annotated[
     float | None, typer.Option(help="How far to noise the image, in (0, 1]; 0.5 by default.")

@@ -337,7 +337,7 @@ class HookedDiffusion:
         wiring = self.wiring
         with recording(wiring, options) as cache, progress(wiring, cache, show=show_progress):
             output = self(prompt, seed=seed, **settings)
-        cache.info.update({"model": self.name, **output.made_by.as_dict()})
+            cache.info.update({"model": self.name, **output.made_by.as_dict()})
         return output, cache
 
     @public(names_filter=Sites | None, device=Device | None)

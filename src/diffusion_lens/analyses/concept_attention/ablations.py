@@ -6,7 +6,6 @@ exact masks in place of ImageNet-Segmentation, with foreground and background mI
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from typing import Any
 
 from diffusion_lens import HookedDiffusion
 from diffusion_lens.analyses.concept_attention.toy_benchmark import Scores, saliency_method
+from diffusion_lens.tables import write_table
 from diffusion_lens.toys.benchmark.segmentation import (
     KINDS,
     score_segmentation,
@@ -67,10 +67,7 @@ class Ablations:
         ]
         about = {"noise_level": self.noise_level, "scenes": self.count, "scores": rows}
         (path / "ablations.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
-        with (path / "ablations.csv").open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
-            writer.writeheader()
-            writer.writerows(rows)
+        write_table(rows, path / "ablations.csv")
         (path / "ablations.md").write_text(self.markdown(), encoding="utf-8")
         return path
 
