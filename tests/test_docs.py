@@ -1,5 +1,6 @@
-"""The Python examples of the documentation run, page by page, top to bottom."""
+"""The Python examples of README and documentation run, page by page, top to bottom."""
 
+import ast
 import re
 from pathlib import Path
 
@@ -9,27 +10,71 @@ from diffusion_lens.architectures import registry
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-DOWNLOADS = "from_pretrained("
+FENCE = re.compile(r"^[ >]*(```|~~~)[ \t]*\{?\.?(py|ipython)", re.MULTILINE | re.IGNORECASE)
 PAGES = [
     *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").rglob("*.md"))),
     "README.md",
+    "CONTRIBUTING.md",
 ]
+NEED_THE_HUB = {("docs/getting_started.md", 1)}
+"""Page and number of the examples that load published weights, which no test does."""
+
+
+def text_of(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
 
 
 def examples(page: str) -> list[str]:
-    return BLOCK.findall((ROOT / page).read_text(encoding="utf-8"))
+    return BLOCK.findall(text_of(page))
 
 
-def test_there_are_examples() -> None:
-    assert sum(len(examples(page)) for page in PAGES) > 20
+def downloads(source: str) -> bool:
+    """Whether code, not a comment or a text, loads weights by a name."""
+    return any(
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "from_pretrained"
+        for node in ast.walk(ast.parse(source))
+    )
+
+
+def run(page: str) -> list[int]:
+    """Run a page's examples in one namespace; the numbers of those that ran."""
+    namespace: dict[str, object] = {"__name__": "example"}
+    ran = []
+    for number, source in enumerate(examples(page)):
+        code = compile(source, f"{page}, example {number}", "exec")
+        if not downloads(source):
+            exec(code, namespace)
+            ran.append(number)
+    return ran
+
+
+def test_every_python_fence_is_an_example() -> None:
+    """Others, indented ones for instance, would never run."""
+    for page in PAGES:
+        assert len(FENCE.findall(text_of(page))) == len(examples(page)), page
+    assert sum(len(examples(page)) for page in PAGES) > 60
+
+
+def test_only_what_loads_published_weights_is_left_out() -> None:
+    left_out = {
+        (page, number)
+        for page in PAGES
+        for number, source in enumerate(examples(page))
+        if downloads(source)
+    }
+    assert left_out == NEED_THE_HUB
+    assert not downloads('model = toy()  # or from_pretrained("...")\ntext = "a.from_pretrained()"')
+    assert downloads('model = HookedDiffusion.from_pretrained("some/model")')
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if examples(page)])
 def test_examples_run(page: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(registry, "_REGISTERED", dict(registry._REGISTERED))
-    namespace: dict[str, object] = {"__name__": "example"}
-    for number, source in enumerate(examples(page)):
-        code = compile(source, f"{page}, example {number}", "exec")
-        if DOWNLOADS not in source:
-            exec(code, namespace)
+    ran = run(page)
+    everything = set(range(len(examples(page))))
+    assert set(ran) == {number for number in everything if (page, number) not in NEED_THE_HUB}
+    if page == "README.md":
+        assert ran == [0]
