@@ -64,7 +64,6 @@ def same(found: Any, expected: Any) -> bool:
         ("crops_coords_top_left", (0, 0), [(0, 0)] * 2),
         ("guidance_scale", 7.5, [7.5, 7.5]),
     ],
-    ids=str,
 )
 def test_what_belongs_to_a_prompt_goes_with_it(name: str, value: Any, expected: Any) -> None:
     found = given(name, value)

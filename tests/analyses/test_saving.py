@@ -68,7 +68,6 @@ def test_a_result_saves_and_loads_itself(tmp_path):
         {(0, 1): "head"},
         {"tensor": "a dict with the name of a kind"},
     ],
-    ids=str,
 )
 def test_plain_values_come_back_with_their_types(value: Any, tmp_path: Any) -> None:
     loaded = load_fields(Held, save_fields(Held(value), tmp_path))
