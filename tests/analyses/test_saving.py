@@ -148,7 +148,6 @@ def flipped(folder: Path) -> None:
             r"do not belong together",
         ),
     ],
-    ids=str,
 )
 def test_damaged_results_name_the_file(
     change: Callable[[Path], None], message: str, tmp_path: Path
