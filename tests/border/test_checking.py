@@ -85,7 +85,6 @@ class Result:
         (Pictures, [np.ones((2, 2)), [[torch.ones(2)]]], [None, "a.png", [None], 3]),
         (Any, [None, object()], []),
     ],
-    ids=str,
 )
 def test_a_hint_takes_what_it_says(hint: Any, right: list[Any], wrong: list[Any]) -> None:
     test = accepts(hint)
