@@ -60,6 +60,7 @@ def test_one_text_serves_every_image_and_arrays_are_images(score: ClipScore) -> 
     arrays = [np.array(picture) for picture in pictures()]
     found = score(arrays, TEXTS[0])
     assert torch.equal(found, score(pictures(), [TEXTS[0]] * 3))
+    assert torch.equal(found, score(np.stack(arrays), TEXTS[0]))
     assert len(found.unique()) == 3
 
 
