@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from diffusion_lens import HookedDiffusion, Site
 from diffusion_lens.analyses import attribution_patching
@@ -36,17 +37,22 @@ def settings_of(family: str = "sd3", **more: Any) -> dict[str, Any]:
 
 
 def patched(model: HookedDiffusion, sites: Any, **more: Any) -> PatchingResult:
-    given = {"seeds": (3, 4), "show_progress": False, **settings_of(steps=4), **more}
+    given = {"seeds": (3,), "show_progress": False, **settings_of(steps=4), **more}
     return activation_patching(model, CLEAN, CORRUPTED, sites=sites, **given)
+
+
+def assert_close(found: Tensor, expected: Tensor, **more: Any) -> None:
+    """Equal but for rounding, which depends on what else is in a batch."""
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5, **more)
 
 
 def test_a_sites_steps_are_those_that_are_patched(model: HookedDiffusion) -> None:
     whole = patched(model, Z, axes=("block", "step"))
     some = patched(model, Site(Z, steps=range(1, 3)), axes=("block", "step"))
     assert some.labels["step"] == (1, 2)
-    torch.testing.assert_close(some.effects, whole.effects[:, 1:3])
+    assert_close(some.effects, whole.effects[:, 1:3])
     mean = patched(model, Site(Z, steps=range(1, 3)))
-    torch.testing.assert_close(mean.effects, whole.effects[:, 1:3].mean(1))
+    assert_close(mean.effects, whole.effects[:, 1:3].mean(1))
     text = patched(model, f"{Z}[step=1:3]")
     assert torch.equal(text.samples, mean.samples)
 
@@ -60,19 +66,17 @@ def test_steps_of_a_site_go_before_those_of_the_sweep(model: HookedDiffusion) ->
     expected = whole.effects[:, [0, 1, 3]]
     expected[0, :2] = torch.nan
     expected[1, 2] = torch.nan
-    torch.testing.assert_close(found.effects, expected, equal_nan=True)
+    assert_close(found.effects, expected, equal_nan=True)
     mean = patched(model, sites, steps=[0, 1])
-    torch.testing.assert_close(
-        mean.effects, torch.stack([whole.effects[0, 3], whole.effects[1, :2].mean()])
-    )
+    assert_close(mean.effects, torch.stack([whole.effects[0, 3], whole.effects[1, :2].mean()]))
 
 
 def test_parts_of_one_patch_may_have_steps_of_their_own(model: HookedDiffusion) -> None:
     both = patched(model, [FIRST, SECOND], axes=("stream", "step"))
     first = patched(model, FIRST, axes=("stream", "step"))
     found = patched(model, [FIRST, Site(SECOND, steps=slice(2, None))], axes=("stream", "step"))
-    torch.testing.assert_close(found.effects[:, :2], first.effects[:, :2])
-    torch.testing.assert_close(found.effects[:, 2:], both.effects[:, 2:])
+    assert_close(found.effects[:, :2], first.effects[:, :2])
+    assert_close(found.effects[:, 2:], both.effects[:, 2:])
 
 
 def test_whole_runs_are_patched_at_a_sites_steps(model: HookedDiffusion) -> None:
@@ -92,7 +96,7 @@ def test_whole_runs_are_patched_at_a_sites_steps(model: HookedDiffusion) -> None
     ]
     one = model.run_with_hooks(CORRUPTED, seed=3, fwd_hooks=hooks, **settings)
     expected = recovery(*(latents_of(out) for out in (one, source, base)))
-    torch.testing.assert_close(found.effects.float(), expected[0], rtol=1e-4, atol=1e-5)
+    assert_close(found.effects.float(), expected[0])
 
 
 def test_windows_go_over_the_steps_at_which_something_is_patched(model: HookedDiffusion) -> None:
@@ -102,12 +106,20 @@ def test_windows_go_over_the_steps_at_which_something_is_patched(model: HookedDi
     assert found.labels["step"] == (1, 2)
     expected = whole.effects[:, 1:3]
     expected[0, 1] = torch.nan
-    torch.testing.assert_close(found.effects, expected, equal_nan=True, rtol=1e-4, atol=1e-5)
+    assert_close(found.effects, expected, equal_nan=True)
     assert len(found.records()) == 3
 
 
-@pytest.mark.parametrize("mode", ["teacher-forced", "on-trajectory", "window"])
-@pytest.mark.parametrize("steps", [range(2, 6), [7], slice(4, None), [0, 4]])
+@pytest.mark.parametrize(
+    ("mode", "steps"),
+    [
+        ("teacher-forced", range(2, 6)),
+        ("teacher-forced", slice(4, None)),
+        ("on-trajectory", [7]),
+        ("on-trajectory", [0, 4]),
+        ("window", [0, 4]),
+    ],
+)
 def test_steps_that_the_run_has_not_are_refused(
     model: HookedDiffusion, mode: str, steps: Any
 ) -> None:
@@ -123,7 +135,7 @@ def test_heads_of_a_site_are_patched_together_or_apart(model: HookedDiffusion) -
     pairs = patched(
         model, Site(Z, heads=[(0, 0), (0, 1)]), axes=("head",), metric=latent_projection
     )
-    torch.testing.assert_close(pairs.effects, apart.effects)
+    assert_close(pairs.effects, apart.effects)
     together = patched(model, Site(FIRST, heads=[0, 1]), axes=(), metric=latent_projection)
     assert together.effects.ndim == 0
     assert not torch.isclose(together.effects, apart.effects[0])
@@ -158,4 +170,4 @@ def test_attribution_estimates_a_sites_steps_alone(model: HookedDiffusion) -> No
     found = attribution_patching(model, CLEAN, CORRUPTED, sites=sites, **given)
     expected = whole.effects.clone()
     expected[0, 0] = torch.nan
-    torch.testing.assert_close(found.effects, expected, equal_nan=True)
+    assert_close(found.effects, expected, equal_nan=True)
