@@ -2,12 +2,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
 from diffusers.models.transformers.transformer_flux import FluxIPAdapterAttnProcessor
 from torch import Tensor
 
-from diffusion_lens import HookedDiffusion
+from diffusion_lens import HookedDiffusion, read_only
+from diffusion_lens.errors import EngineError, HookNeverFiredError
 from diffusion_lens.testing import tiny_denoiser
 
 SCALE = 0.5
@@ -156,3 +158,74 @@ def test_an_image_prompt_is_a_product_of_its_own_in_flux() -> None:
     own = [(name, lambda value, _hook: value * 1) for name in ("blocks.0.img.hook_mlp_update",)]
     with model.hooks(own):
         torch.testing.assert_close(call(), plain, atol=1e-6, rtol=1e-6)
+
+
+def _prompted(scale: Any) -> tuple[Any, dict[str, Any]]:
+    """A U-Net with one image prompt of two images, and a call of it."""
+    torch.manual_seed(0)
+    unet: Any
+    unet, inputs = tiny_denoiser("sd1")
+    width = unet.config.cross_attention_dim
+    unet.set_attn_processor(
+        {
+            name: IPAdapterAttnProcessor2_0(
+                unet.get_submodule(name.removesuffix(".processor")).query_dim,
+                width,
+                num_tokens=(4,),
+                scale=scale,
+            )
+            if "attn2" in name
+            else processor
+            for name, processor in unet.attn_processors.items()
+        }
+    )
+    text = inputs["encoder_hidden_states"]
+    return unet, inputs | {"encoder_hidden_states": (text, [torch.randn(len(text), 2, 4, width)])}
+
+
+@read_only
+def _look(_value: Tensor, _hook: Any) -> None:
+    return None
+
+
+@torch.no_grad()
+def test_an_image_prompt_of_scale_zero_is_absent_and_says_so_where_it_is_named() -> None:
+    unet, inputs = _prompted(0.5)
+    inputs["encoder_hidden_states"][1][0] = inputs["encoder_hidden_states"][1][0][:, :1]
+    model = HookedDiffusion(unet)
+    prompted = [
+        p for p in unet.attn_processors.values() if isinstance(p, IPAdapterAttnProcessor2_0)
+    ]
+    for off in (0.0, [0.0]):  # a list has one scale for each image
+        prompted[0].scale = [off]
+        for pattern in ("**", "blocks.*.cross_attn.ip.hook_pattern"):
+            with model.hooks([(pattern, _look)]):
+                unet(**inputs)
+        with (
+            pytest.raises(HookNeverFiredError, match="the scale of its image prompt is 0 there"),
+            model.hooks([("blocks.0.cross_attn.ip.hook_k", _look)]),
+        ):
+            unet(**inputs)
+    seen: list[str] = []
+    with model.hooks([("blocks.*.cross_attn.ip.*", lambda _v, hook: seen.append(hook.name))]):
+        unet(**inputs)
+    assert seen and not any(name.startswith("blocks.0.") for name in seen)
+    for processor in prompted:
+        processor.scale = [0.0]
+    with model.hooks([("**", _look)]):
+        unet(**inputs)
+
+
+@torch.no_grad()
+def test_a_product_for_each_image_of_a_masked_prompt_is_refused() -> None:
+    unet, inputs = _prompted([[0.5, 0.5]])
+    masks = {"ip_adapter_masks": [torch.ones(1, 2, 8, 8)]}
+    unet(**inputs, cross_attention_kwargs=masks)
+    model = HookedDiffusion(unet)
+    with (
+        pytest.raises(EngineError, match="with ip_adapter_masks each image has one of its own"),
+        model.hooks([("blocks.0.cross_attn.hook_pattern", _look)]),
+    ):
+        unet(**inputs, cross_attention_kwargs=masks)
+    with model.hooks([("blocks.0.cross_attn.img.hook_z", _look)]):
+        unet(**inputs, cross_attention_kwargs=masks)
