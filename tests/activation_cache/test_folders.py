@@ -174,6 +174,7 @@ def test_an_empty_cache_and_strange_names_survive(tmp_path: Path) -> None:
     strange = ActivationCache(
         {("blocks.*.x/..\\", "üncond"): {7: torch.ones(0, 3).T, 0: torch.ones(3, 0)}},
         parts={"blocks.*.x/..\\": MIXED},
+        times={7: 1.5, 0: 999.0},
     )
     assert_same(ActivationCache.load(strange.save(tmp_path / "strange")), strange)
 

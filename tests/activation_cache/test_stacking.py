@@ -57,7 +57,8 @@ def test_blocks_of_different_steps_do_not_stack(model: HookedDiffusion) -> None:
     cache = recorded(model, sites)
     with refused(
         "'img.hook_resid_post' has 2 groups in this cache that do not stack, since they differ in "
-        "steps: shape (1, 64, 24), branch cond, steps 0: blocks.1.img.hook_resid_post, blocks.2.img"
+        "steps: shape (1, 64, 24), branch cond, steps 2: blocks.0.img.hook_resid_post; shape (1, "
+        "64, 24), branch cond, steps 0: blocks.1.img.hook_resid_post, blocks.2.img"
     ):
         cache.stack("img.hook_resid_post")
     assert torch.equal(cache.stack([POST[0], POST[2]])[1], cache[POST[2]])
@@ -65,7 +66,7 @@ def test_blocks_of_different_steps_do_not_stack(model: HookedDiffusion) -> None:
 
 def test_branches_and_reduced_values_do_not_stack_with_others(model: HookedDiffusion) -> None:
     sites = [Site(POST[0], branch="cond"), Site(POST[1], branch="uncond")]
-    with refused("since they differ in branch: shape (1, 64, 24), branch uncond, steps 0-2"):
+    with refused("since they differ in branch: shape (1, 64, 24), branch cond, steps 0-2"):
         recorded(model, sites).stack(POST[:2])
     value = torch.zeros(3, 2)
     entries = {("blocks.0.x", "cond"): {0: value}, ("blocks.1.x", "cond"): {-1: value}}
