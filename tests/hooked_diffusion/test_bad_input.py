@@ -599,7 +599,7 @@ def test_caches_over_budget_keep_nothing(model: HookedDiffusion, tmp_path: Path)
         model(**short("sd"))
     assert not cache.keys()
     (tmp_path / "file").touch()
-    with pytest.raises(CacheFileError, match="holds other files"):
+    with pytest.raises(CacheFileError, match="is not empty: spool into a new folder"):
         model.run_with_cache(names_filter=Z, spool=tmp_path, **short("sd"))
 
 
