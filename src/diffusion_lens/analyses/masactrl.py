@@ -11,6 +11,7 @@ from diffusion_lens import HookedDiffusion, Run, Site
 from diffusion_lens.analyses.edited_images import EditedImages, edited_run, inference_steps
 from diffusion_lens.analyses.reference_run import blocks_of, run_with_reference
 from diffusion_lens.errors import RunError
+from diffusion_lens.hooked_diffusion.run import DEFAULT_SEED
 
 CITATION = (
     "Cao et al., MasaCtrl: Tuning-Free Mutual Self-Attention Control for Consistent Image "
@@ -28,7 +29,7 @@ def masactrl(
     first_step: int = FIRST_STEP,
     blocks: Iterable[int] | None = None,
     record: bool | str | Path = False,
-    seed: int | Sequence[int] = 0,
+    seed: int | Sequence[int] = DEFAULT_SEED,
     **settings: Any,
 ) -> EditedImages:
     """Generate a source and edits that move its things and keep their looks.

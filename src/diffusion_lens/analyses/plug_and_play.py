@@ -10,6 +10,7 @@ from diffusion_lens import HookedDiffusion, Run, Site
 from diffusion_lens.analyses.edited_images import EditedImages, edited_run, inference_steps
 from diffusion_lens.analyses.reference_run import blocks_of, run_with_reference
 from diffusion_lens.errors import RunError, UnsupportedModelError
+from diffusion_lens.hooked_diffusion.run import DEFAULT_SEED
 
 CITATION = (
     "Tumanyan et al., Plug-and-Play Diffusion Features for Text-Driven Image-to-Image Translation, "
@@ -29,7 +30,7 @@ def plug_and_play(
     blocks: Iterable[int] | None = None,
     resnet: str = FEATURES,
     record: bool | str | Path = False,
-    seed: int | Sequence[int] = 0,
+    seed: int | Sequence[int] = DEFAULT_SEED,
     **settings: Any,
 ) -> EditedImages:
     """Generate a source and edits that keep its layout by features of the decoder.

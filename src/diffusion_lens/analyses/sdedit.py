@@ -12,6 +12,7 @@ from diffusion_lens import HookedDiffusion
 from diffusion_lens.analyses.edited_images import EditedImages, edited_run
 from diffusion_lens.analyses.inversion import fitting
 from diffusion_lens.errors import RunError, UnsupportedModelError
+from diffusion_lens.hooked_diffusion.run import DEFAULT_SEED
 
 CITATION = (
     "Meng et al., SDEdit: Guided Image Synthesis and Editing with Stochastic Differential "
@@ -25,7 +26,7 @@ def sdedit(
     targets: str | Sequence[str],
     *,
     strength: float = 0.5,
-    seed: int | Sequence[int] = 0,
+    seed: int | Sequence[int] = DEFAULT_SEED,
     **settings: Any,
 ) -> EditedImages:
     """Noise an image part of the way and draw it again for other prompts.

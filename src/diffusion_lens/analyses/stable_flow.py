@@ -15,6 +15,7 @@ from diffusion_lens.analyses.edited_images import EditedImages, edited_run
 from diffusion_lens.analyses.reference_run import blocks_of, run_with_reference
 from diffusion_lens.analyses.saving import Saved
 from diffusion_lens.errors import ResultError, UnsupportedModelError
+from diffusion_lens.hooked_diffusion.run import DEFAULT_SEED
 from diffusion_lens.interventions import bypass_block
 
 CITATION = (
@@ -77,7 +78,7 @@ def vital_blocks(
     prompts: str | Sequence[str] | Run,
     *,
     distance: Distance | None = None,
-    seed: int | Sequence[int] = 0,
+    seed: int | Sequence[int] = DEFAULT_SEED,
     **settings: Any,
 ) -> VitalBlocks:
     """Skip each block in turn, and measure how far the images move.
@@ -131,7 +132,7 @@ def stable_flow(
     *,
     blocks: Iterable[int] | VitalBlocks,
     record: bool | str | Path = False,
-    seed: int | Sequence[int] = 0,
+    seed: int | Sequence[int] = DEFAULT_SEED,
     **settings: Any,
 ) -> EditedImages:
     """Generate a source and edits that keep it through the vital blocks of a transformer.

@@ -13,6 +13,7 @@ from torch import Tensor
 from diffusion_lens.errors import RunError
 from diffusion_lens.hook_points.site import Site
 from diffusion_lens.hooked_diffusion import HookedDiffusion, Output, Run
+from diffusion_lens.hooked_diffusion.run import DEFAULT_SEED
 from diffusion_lens.interventions.pattern_gradient import LossAt, LossFunction, PatternGradient
 
 Evaluate = Callable[[Tensor], LossAt]
@@ -75,7 +76,7 @@ def run_with_latent_update(
     prompts: str | Sequence[str] | Run,
     update: LatentUpdate,
     *,
-    seed: int | Sequence[int] | None = 0,
+    seed: int | Sequence[int] | None = DEFAULT_SEED,
     **settings: Any,
 ) -> Output:
     """Generate while a loss over activations changes the latents before each step.

@@ -33,6 +33,7 @@ from diffusion_lens.errors import (
     WordError,
     refuse_unknown,
 )
+from diffusion_lens.hooked_diffusion.run import DEFAULT_SEED
 from diffusion_lens.interventions.latent_update import LatentUpdate, run_with_latent_update
 
 COMPETING = ("all", "without_last", "prompt")
@@ -88,7 +89,7 @@ def attend_and_excite(
     resolution: int | None = None,
     competing: str = "all",
     checkpoint: bool = True,
-    seed: int | Sequence[int] = 0,
+    seed: int | Sequence[int] = DEFAULT_SEED,
     **settings: Any,
 ) -> ExcitedImages:
     """Generate while the latents are moved so that every named word is attended to somewhere.

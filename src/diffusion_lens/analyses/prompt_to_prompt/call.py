@@ -36,6 +36,7 @@ from diffusion_lens.analyses.prompt_to_prompt.word_maps import (
     map_sites,
 )
 from diffusion_lens.errors import ConceptError, RunError, UnsupportedModelError
+from diffusion_lens.hooked_diffusion.run import DEFAULT_SEED
 
 CITATION = (
     "Hertz et al., Prompt-to-Prompt Image Editing with Cross Attention Control, arXiv 2208.01626"
@@ -59,7 +60,7 @@ def prompt_to_prompt(
     clamp: float | None = None,
     self_max_tokens: int = 256,
     keep_maps: bool = False,
-    seed: int | Sequence[int] = 0,
+    seed: int | Sequence[int] = DEFAULT_SEED,
     **settings: Any,
 ) -> EditedImages:
     """Generate a source image and edits of it that keep its layout.
@@ -182,10 +183,10 @@ def _cross_hooks(
     if not active:
         return []
     hook = EditCrossAttention(edit, plan, factors)
-    return [
-        (site.with_(branch="cond", steps=range(active[0], active[-1] + 1)), hook)
-        for site in model.text_pattern_sites()
-    ]
+    # The released code counts one step more than most schedulers make: it need not come.
+    last = None if active[-1] >= steps else active[-1] + 1
+    during = slice(active[0], last)
+    return [(site.with_(branch="cond", steps=during), hook) for site in model.text_pattern_sites()]
 
 
 def self_attention_hooks(
