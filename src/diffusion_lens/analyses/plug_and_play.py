@@ -102,8 +102,9 @@ def decoder_blocks(model: HookedDiffusion) -> list[int]:
     return [block for block, module in sorted(modules.items()) if module != first]
 
 
-def _until(share: float, count: int) -> range:
-    return range(int(share * count) + 1)
+def _until(share: float, count: int) -> slice:
+    last = int(share * count)
+    return slice(0, None if last >= count else last + 1)
 
 
 def _residual(model: HookedDiffusion, resnet: str) -> str:
