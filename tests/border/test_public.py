@@ -163,7 +163,7 @@ NOT_YET = {
     "vital_blocks",
     "weights_told",
 }
-"""Editing, its metrics and what checkpoints compare: still to be decorated; nothing new goes here."""
+"""Editing, its metrics and what checkpoints compare: still to be decorated; nothing new goes in."""
 
 UNCHECKED = (
     NOT_YET | INSIDE_HOOKS | SAY_MORE | FOR_THE_ENGINE | {f"{name}.__init__" for name in MADE_HERE}
