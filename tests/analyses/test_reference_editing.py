@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import itertools
 from collections.abc import Callable
@@ -55,6 +56,7 @@ CASES = [
 ]
 
 
+@functools.cache
 def model(name: str = "sd") -> HookedDiffusion:
     return HookedDiffusion(shared_pipe(name))
 

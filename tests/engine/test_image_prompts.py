@@ -197,7 +197,7 @@ def test_an_image_prompt_of_scale_zero_is_absent_and_says_so_where_it_is_named()
         p for p in unet.attn_processors.values() if isinstance(p, IPAdapterAttnProcessor2_0)
     ]
     for off in (0.0, [0.0]):  # a list has one scale for each image
-        prompted[0].scale = [off]
+        prompted[0].scale = [off]  # type: ignore[assignment]
         for pattern in ("**", "blocks.*.cross_attn.ip.hook_pattern"):
             with model.hooks([(pattern, _look)]):
                 unet(**inputs)
@@ -211,7 +211,7 @@ def test_an_image_prompt_of_scale_zero_is_absent_and_says_so_where_it_is_named()
         unet(**inputs)
     assert seen and not any(name.startswith("blocks.0.") for name in seen)
     for processor in prompted:
-        processor.scale = [0.0]
+        processor.scale = [0.0]  # type: ignore[assignment]
     with model.hooks([("**", _look)]):
         unet(**inputs)
 

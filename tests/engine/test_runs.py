@@ -418,7 +418,7 @@ def test_pipelines_without_a_step_callback_are_run() -> None:
     pipe = SemanticStableDiffusionPipeline(**parts, requires_safety_checker=False)
     pipe.set_progress_bar_config(disable=True)
     settings = {"prompt": "a cat", "num_inference_steps": 2, "height": 32, "width": 32}
-    plain = pipe(output_type="latent", generator=torch.Generator().manual_seed(0), **settings)
+    plain: Any = pipe(output_type="latent", generator=torch.Generator().manual_seed(0), **settings)
     out = HookedDiffusion(pipe)(seed=0, output_type="np", **settings)
     assert out.latents is not None and torch.equal(out.latents, plain.images)
     assert out.made_by.steps == 3  # PNDM's

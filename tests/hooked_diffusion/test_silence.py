@@ -202,8 +202,8 @@ def test_one_hook_on_several_sites_shares_its_heads(model: HookedDiffusion) -> N
     model.run_with_hooks(fwd_hooks=[(site, hook) for site in sites], **short("sd3"))
     with model.hooks([(site, hook) for site in sites]):
         refuse_heads_that_are_not_there(model.wiring.taps_of(model.wiring.registrations))
-    with model.hooks([(sites[0], hook)]), missed("pairs (1, 3)"):
-        refuse_heads_that_are_not_there(model.wiring.taps_of(model.wiring.registrations))
+    with missed("pairs (1, 3)"), model.hooks([(sites[0], hook)]):
+        pass
     every = scale_heads({(block, head): 0.5 for block in (0, 1) for head in range(4)})
     with model.hooks([("blocks.*.attn.img.hook_z", every)]):
         refuse_heads_that_are_not_there(model.wiring.taps_of(model.wiring.registrations))

@@ -113,7 +113,7 @@ def _weakened(prompt: str, words: Sequence[str] | None) -> Sequence[str]:
     return found
 
 
-def _refuse_odd_heads(heads: Sequence[tuple[int, int]]) -> None:
+def _refuse_odd_heads(heads: Sequence[tuple[int, int] | list[int]]) -> None:
     if not heads:
         raise RunError(
             "heads= is empty: no head would be weakened. Give (block, head) pairs, such as "
