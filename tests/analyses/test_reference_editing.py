@@ -113,7 +113,7 @@ def test_what_is_injected_and_where() -> None:
 
 def _cached(run: Callable[[], Any]) -> tuple[Any, Any]:
     names = [f"blocks.*.attn.img.hook_{one}" for one in "qkv"]
-    with model().caching(names, branch="all") as cache:
+    with model("sd").caching(names, branch="all") as cache:
         return run(), cache
 
 
