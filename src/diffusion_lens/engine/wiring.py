@@ -178,7 +178,7 @@ class Wiring:
         planned = None
         if registrations:
             self.refuse_other_wrappers()
-            self._follow_denoiser()
+            self.tracker.follow(self.denoiser)
             points, tracker = self.points, self.tracker
             beside = None if self.companion is None else self.companion.start(tracker)
             planned = Session(tracker, points, registrations, model=self.called, concepts=beside)
@@ -288,7 +288,7 @@ class Wiring:
             self._follow_new_parts()
             yield self.tracker
             return
-        self._follow_denoiser()
+        self.tracker.follow(self.denoiser)
         with self.tracker.attached() as tracker:
             try:
                 yield tracker
@@ -342,6 +342,3 @@ class Wiring:
             self.register(self.registrations)
         else:
             self._session.refuse_what_hides_hooks()
-
-    def _follow_denoiser(self) -> None:
-        self.tracker.follow(self.denoiser)
