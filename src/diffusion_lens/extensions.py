@@ -8,12 +8,39 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from diffusion_lens.errors import ExtensionError
 
 _REPORTED: set[str] = set()
+
+
+@runtime_checkable
+class EntryPoint(Protocol):
+    """What is used of an entry point.
+
+    Its class is the standard library's, or the one of `importlib_metadata`, whose finder answers
+    for both once it is imported (diffusers imports it).
+    """
+
+    @property
+    def name(self) -> str:
+        """Under which it is declared."""
+        ...
+
+    @property
+    def value(self) -> str:
+        """What it refers to: `module:attribute`."""
+        ...
+
+    @property
+    def group(self) -> str:
+        """What it is declared for."""
+        ...
+
+    def load(self) -> Any:
+        """Import what it refers to."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from importlib.metadata import EntryPoint
 from typing import Any
 
+import importlib_metadata
 import pytest
 
 from diffusion_lens import analyses as package
@@ -24,8 +25,12 @@ def test_the_shipped_analyses_are_those_of_the_package() -> None:
         assert registry.analysis(name) is getattr(package, name)
 
 
-def test_an_analysis_of_another_package_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    declare(monkeypatch, [EntryPoint("count", "math:fsum", registry.GROUP)])
+@pytest.mark.parametrize("of", [EntryPoint, importlib_metadata.EntryPoint], ids=["std", "backport"])
+def test_an_analysis_of_another_package_is_found(
+    of: type[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once `importlib_metadata` is imported, as diffusers does, its class answers as well."""
+    declare(monkeypatch, [of("count", "math:fsum", registry.GROUP)])
     assert registry.analysis("count")([1, 2]) == 3
 
 

@@ -33,10 +33,14 @@ def family(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def model(family: str) -> Iterator[HookedDiffusion]:
     pipe = shared_pipe(family)
-    for part in pipe.components.values():
-        if isinstance(part, torch.nn.Module):
-            part.requires_grad_(False)
+    parts = [part for part in pipe.components.values() if isinstance(part, torch.nn.Module)]
+    weights = [weight for part in parts for weight in part.parameters()]
+    before = [weight.requires_grad for weight in weights]
+    for weight in weights:
+        weight.requires_grad_(False)
     yield HookedDiffusion(pipe)
+    for weight, was in zip(weights, before, strict=True):
+        weight.requires_grad_(was)
 
 
 def settings_of(family: str, **more: Any) -> dict[str, Any]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from importlib import import_module
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from typing import Any
 
 from diffusion_lens.border import public
 from diffusion_lens.errors import ExtensionError, closest
-from diffusion_lens.extensions import load, load_all, owner_of
+from diffusion_lens.extensions import EntryPoint, load, load_all, owner_of
 
 GROUP = "diffusion_lens.analyses"
 SHIPPED = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from typing import Any
 
 from diffusion_lens.architectures.cogvideox import COGVIDEOX
@@ -14,7 +14,7 @@ from diffusion_lens.architectures.spec import DenoiserSpec
 from diffusion_lens.architectures.unet import UNET
 from diffusion_lens.border import public
 from diffusion_lens.errors import ExtensionError, UnsupportedModelError, closest
-from diffusion_lens.extensions import Declared, load_all, owner_of
+from diffusion_lens.extensions import Declared, EntryPoint, load_all, owner_of
 
 GROUP = "diffusion_lens.architectures"
 SHIPPED = (UNET, SD3, FLUX, COGVIDEOX)

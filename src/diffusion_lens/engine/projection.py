@@ -38,7 +38,8 @@ def same_length(stream: str, found: int, lengths: Mapping[str, int]) -> None:
         raise EngineError(
             f"the block got {known} tokens of stream {stream!r}, and {found} arrive inside it: it "
             "merges or adds tokens on the way (tomesd does), so places cannot be told; take that "
-            "patch off (`tomesd.remove_patch(pipe)`)"
+            "patch off (`tomesd.remove_patch(pipe)`). In a description that is being written: this "
+            "is another stream's projection"
         )
 
 
