@@ -32,7 +32,7 @@ from diffusion_lens import HookedDiffusion
 from diffusion_lens.analyses.attention_maps.call import _middle
 from diffusion_lens.analyses.attention_maps.collecting import PatternSums, Plan
 from diffusion_lens.analyses.attention_maps.selecting import choose
-from diffusion_lens.engine.firing import Registration
+from diffusion_lens.engine.registration import Registration
 
 MODELS = {"unet": unet, "flux": flux}
 WORDS = {"unet": (2, 5, 6), "flux": (1, 3, 4)}

@@ -22,7 +22,7 @@ from models import flux, unet
 
 from diffusion_lens import ActivationCache, HookedDiffusion, Site
 from diffusion_lens.activation_cache.recorder import CacheRecorder
-from diffusion_lens.engine.firing import Registration
+from diffusion_lens.engine.registration import Registration
 from diffusion_lens.reducers import RunningMean
 
 WORDS = {"unet": (2, 5, 6, 9, 11, 12), "flux": (1, 3, 4, 7, 9, 12, 15, 20)}

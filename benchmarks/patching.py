@@ -36,9 +36,9 @@ def prepared(model: HookedDiffusion, rows: int, *, restart: bool) -> TeacherForc
     """A sweep whose trajectory is there and whose prompts are encoded."""
     settings = call_defaults(model.pipe, steps=STEPS)
     pair = Pair.of(CLEAN, CORRUPTED, direction="denoise", seeds=range(SEEDS), settings=settings)
-    alignment = align(model, CLEAN, CORRUPTED)
+    alignment = align(model, pair.source.run, pair.base.run)
     grid = plan(
-        model, SITES, AXES, alignment=alignment, base=CORRUPTED, positions=None, branch="cond"
+        model, SITES, AXES, alignment=alignment, base=pair.base.run, positions=None, branch="cond"
     )
     forced = TeacherForced(model, pair, grid, rows, restart)
     forced.prepare()

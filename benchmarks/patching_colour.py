@@ -20,7 +20,6 @@ from typing import Any
 import torch
 
 from diffusion_lens import HookedDiffusion
-from diffusion_lens.analyses.attribution import attribution_patching
 from diffusion_lens.analyses.patching import (
     PatchingResult,
     activation_patching,
@@ -28,6 +27,7 @@ from diffusion_lens.analyses.patching import (
     latent_projection,
     patch_steps,
 )
+from diffusion_lens.analyses.patching.attribution import attribution_patching
 from diffusion_lens.toys import call_defaults
 
 DOCS = Path(__file__).parents[1] / "docs"

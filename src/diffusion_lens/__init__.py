@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from diffusion_lens.activation_cache import ActivationCache as ActivationCache
     from diffusion_lens.architectures import register_architecture as register_architecture
-    from diffusion_lens.engine.firing import read_only as read_only
+    from diffusion_lens.engine.registration import read_only as read_only
     from diffusion_lens.hook_points import HookContext as HookContext
     from diffusion_lens.hook_points import HookPoint as HookPoint
     from diffusion_lens.hook_points import Site as Site
@@ -26,7 +26,7 @@ _HOMES = {
     "Prediction": "hooked_diffusion",
     "Run": "hooked_diffusion",
     "Site": "hook_points",
-    "read_only": "engine.firing",
+    "read_only": "engine.registration",
     "register_architecture": "architectures",
 }
 __all__ = [

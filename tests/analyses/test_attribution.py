@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from diffusion_lens import HookContext, HookedDiffusion
-from diffusion_lens.analyses.attribution import attribution_patching
 from diffusion_lens.analyses.patching import (
     Outcome,
     PatchingResult,
@@ -17,6 +16,7 @@ from diffusion_lens.analyses.patching import (
     latent_projection,
     latent_recovery,
 )
+from diffusion_lens.analyses.patching.attribution import attribution_patching
 from diffusion_lens.errors import PatchingError
 from diffusion_lens.metrics.recovery import projection
 from tests.pipelines import fresh_pipe, shared_pipe, short, traces

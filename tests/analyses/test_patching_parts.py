@@ -44,23 +44,26 @@ def patched(model: HookedDiffusion, clean: Any, corrupted: Any, **more: Any) -> 
 
 class TestAlignment:
     def test_every_occurrence_of_a_word_has_its_own_tokens(self, model: HookedDiffusion) -> None:
-        spans = word_spans(model, "a cat on a table")
+        spans = word_spans(model, Run("a cat on a table"))
         assert [word for word, _ in spans] == ["a", "cat", "on", "a", "table"]
         positions = [position for _, tokens in spans for position in tokens]
         assert len(set(positions)) == len(positions)
         both = sorted(model.words("a cat on a table", "a"))
         assert sorted([*spans[0][1], *spans[3][1]]) == both
         assert all(any(one >= 77 for one in tokens) for _, tokens in spans)  # CLIP's and T5's
+        cut = word_spans(model, Run("a cat on a table", max_sequence_length=3))
+        kept = max(position for _, tokens in cut for position in tokens)
+        assert kept < 77 + 2  # the last place is the end mark's, and no word's
 
     def test_alike_prompts_have_the_same_positions(self) -> None:
         toy = HookedDiffusion.toy("shapes-unet")
-        found = align(toy, "a red circle", "a blue circle")
+        found = align(toy, Run("a red circle"), Run("a blue circle"))
         assert found.tokens is None and found.unmatched == ()
         assert found.words == (("a", "a"), ("blue", "red"), ("circle", "circle"))
 
     def test_words_are_matched_where_lengths_differ(self) -> None:
         toy = HookedDiffusion.toy("shapes-unet")
-        found = align(toy, "a small red circle", "a blue circle")
+        found = align(toy, Run("a small red circle"), Run("a blue circle"))
         assert found.words == (("a", "a"), ("circle", "circle"))
         assert set(found.unmatched) == {"blue", "small", "red"}
         (circle,), (there,) = (
@@ -68,13 +71,13 @@ class TestAlignment:
             toy.words("a small red circle", "circle"),
         )
         assert found.tokens is not None and found.tokens[circle] == there != circle
-        replaced = align(toy, "a striped red circle", "a large blue circle on black")
+        replaced = align(toy, Run("a striped red circle"), Run("a large blue circle on black"))
         assert ("blue", "red") in replaced.words and "on" in replaced.unmatched
 
     def test_prompts_without_a_common_word_are_refused(self) -> None:
         toy = HookedDiffusion.toy("shapes-unet")
         with pytest.raises(PatchingError, match="no word of 'two words' has a partner in 'one'"):
-            align(toy, "one", "two words")
+            align(toy, Run("one"), Run("two words"))
 
     def test_only_aligned_words_are_patched(self) -> None:
         toy = HookedDiffusion.toy("shapes-unet")

@@ -97,13 +97,13 @@ def test_words_by_their_characters() -> None:
 @pytest.mark.parametrize("name", ["sd", "sd3", "flux"])
 @pytest.mark.parametrize("edit", ["replace", "refine"])
 def test_a_prompt_is_aligned_with_itself_token_by_token(name: str, edit: str) -> None:
-    found = align(model(name), SOURCE, SOURCE, edit=edit, length=120)
+    found = align(model(name), Run(SOURCE), SOURCE, edit=edit, length=120)
     assert torch.equal(found.mapper, torch.eye(120))
     assert found.edited == ()
 
 
 def test_both_tokenizers_of_a_joined_stream_are_aligned() -> None:
-    found = align(model("sd3"), SOURCE, TARGET, edit="replace", length=100)
+    found = align(model("sd3"), Run(SOURCE), TARGET, edit="replace", length=100)
     assert {token for token in found.edited if token < 77} == set(model("sd").words(TARGET, "blue"))
     assert found.edited == model("sd3").words(TARGET, "blue")
     assert found.source_edited == model("sd3").words(SOURCE, "red")

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from diffusion_lens import HookContext, HookedDiffusion, Site
-from diffusion_lens.engine.concept_pass import AskingHooks
+from diffusion_lens.concept_streams.concept_pass import AskingHooks
 from diffusion_lens.errors import DeadHookPointError, UnknownHookPointError
 from tests.pipelines import latents_of, shared_pipe, short
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from diffusion_lens.architectures import architecture_of, registry
 from diffusion_lens.architectures.spec import BlockSpec, Gate, Mid
 from diffusion_lens.engine import attention as attention_engine
-from diffusion_lens.engine import firing, session
+from diffusion_lens.engine import firing, readers
 from diffusion_lens.engine.steps import StepTracker
 from diffusion_lens.testing import ContractReport, inspect_architecture, tiny_denoiser
 
@@ -204,7 +204,7 @@ def test_permuted_heads_fail_only_clauses_5_and_7(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_z_with_permuted_heads_fails_clauses_3_and_5(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = session.on_columns
+    original = readers.on_columns
 
     def permuted(module: Any, rows: Any, columns: Any, heads: Any, fire: Any) -> Any:
         if heads is None:
@@ -217,7 +217,7 @@ def test_a_z_with_permuted_heads_fails_clauses_3_and_5(monkeypatch: pytest.Monke
 
         return original(module, rows, columns, heads, shown)
 
-    monkeypatch.setattr(session, "on_columns", permuted)
+    monkeypatch.setattr(readers, "on_columns", permuted)
     report = inspect("flux")
     assert {3, 5} <= set(report.failed)
     assert {1, 2, 4}.isdisjoint(report.failed)
@@ -226,13 +226,13 @@ def test_a_z_with_permuted_heads_fails_clauses_3_and_5(monkeypatch: pytest.Monke
 def test_a_reading_hook_that_changes_the_value_fails_clause_1(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    original = session.fire
+    original = readers.fire
 
     def rounding(taps: Any, value: Tensor, *rest: Any, **more: Any) -> Tensor:
         after = original(taps, value, *rest, **more)
         return after * (1 + 1e-6) if taps[0].point.name == "blocks.1.img.hook_resid_pre" else after
 
-    monkeypatch.setattr(session, "fire", rounding)
+    monkeypatch.setattr(readers, "fire", rounding)
     report = inspect("sd3", points="blocks.0.img.*")
     assert 1 in report.failed
     (first, *_) = report.failures
@@ -240,14 +240,14 @@ def test_a_reading_hook_that_changes_the_value_fails_clause_1(
 
 
 def test_a_point_that_fires_twice_fails_clause_2(monkeypatch: pytest.MonkeyPatch) -> None:
-    original = session.fire
+    original = readers.fire
 
     def twice(taps: Any, *rest: Any, **more: Any) -> Tensor:
         if taps[0].point.name == "blocks.1.txt.hook_mlp_out":
             original(taps, *rest, **more)
         return original(taps, *rest, **more)
 
-    monkeypatch.setattr(session, "fire", twice)
+    monkeypatch.setattr(readers, "fire", twice)
     report = inspect("sd3")
     assert report.failed == (2,)
     assert {failure.where for failure in report.failures} == {"blocks.1.txt.hook_mlp_out"}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from diffusion_lens.architectures import architecture_of, registry
 from diffusion_lens.architectures.spec import BlockSpec, Gate
 from diffusion_lens.engine import attention as attention_engine
-from diffusion_lens.engine import firing, session
+from diffusion_lens.engine import firing, readers
 from diffusion_lens.testing import ContractReport, inspect_architecture, precise, tiny_denoiser
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -103,14 +103,14 @@ def test_permuted_heads_of_little_effect_fail_clauses_5_and_7(
 def test_an_edit_that_half_arrives_fails_clause_6(
     monkeypatch: pytest.MonkeyPatch, weak: tuple[nn.Module, dict[str, Any]]
 ) -> None:
-    original = session.fire
+    original = readers.fire
 
     def halved(taps: Any, value: Tensor, *rest: Any, **more: Any) -> Tensor:
         after = original(taps, value, *rest, **more)
         name = taps[0].point.name
         return (after + value) / 2 if name == "blocks.1.img.hook_resid_post" else after
 
-    monkeypatch.setattr(session, "fire", halved)
+    monkeypatch.setattr(readers, "fire", halved)
     lines = found(inspect(weak), 6)
     assert any("img.hook_resid_post: expected setting it back" in line for line in lines)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diffusion_lens import HookContext, HookedDiffusion, Site
 from diffusion_lens.errors import EngineError
+from diffusion_lens.testing import tiny_denoiser
 from tests.pipelines import (
     FAMILIES,
     branches_of,
@@ -363,3 +364,26 @@ def test_results_of_heads_change_the_attention_and_not_the_mlp_of_a_joint_projec
     torch.testing.assert_close(edited[outs[1]], plain[outs[1]], atol=1e-5, rtol=1e-5)
     assert change.abs().max() > 1e-3
     assert (edited[outs[2]] - plain[outs[2]]).abs().max() > 1e-4
+
+
+def test_edited_updates_keep_to_the_range_of_float16() -> None:
+    """As the blocks of diffusers do for what they add up themselves."""
+    denoiser, inputs = tiny_denoiser("flux")
+    denoiser.half()
+    halves = {
+        name: value.half() if isinstance(value, Tensor) and value.is_floating_point() else value
+        for name, value in inputs.items()
+    }
+    seen: list[Tensor] = []
+
+    def large(update: Tensor, _hook: HookContext) -> Tensor:
+        return torch.full_like(update, 60_000)
+
+    def keep(residual: Tensor, _hook: HookContext) -> None:
+        seen.append(residual.clone())
+
+    last = "blocks.0.img.hook_resid_post"
+    updates = ("blocks.0.img.hook_attn_update", "blocks.0.img.hook_mlp_update")
+    with HookedDiffusion(denoiser).hooks([*((name, large) for name in updates), (last, keep)]):
+        denoiser(**halves)
+    assert torch.equal(seen[0], torch.full_like(seen[0], 65_504))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lens import HookContext, HookedDiffusion, Site, read_only
-from diffusion_lens.engine.firing import Fired, Registration, describe
+from diffusion_lens.engine.registration import Fired, Registration, describe
 from diffusion_lens.errors import HookNeverFiredError, HookReturnError, RunError
 from diffusion_lens.hooked_diffusion.silence import (
     named,

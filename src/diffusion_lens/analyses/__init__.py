@@ -4,7 +4,6 @@ from diffusion_lens.analyses.attend_and_excite import ExcitedImages as ExcitedIm
 from diffusion_lens.analyses.attend_and_excite import attend_and_excite as attend_and_excite
 from diffusion_lens.analyses.attention_maps import AttentionMaps as AttentionMaps
 from diffusion_lens.analyses.attention_maps import attention_maps as attention_maps
-from diffusion_lens.analyses.attribution import attribution_patching as attribution_patching
 from diffusion_lens.analyses.concept_attention import ConceptMaps as ConceptMaps
 from diffusion_lens.analyses.concept_attention import concept_attention as concept_attention
 from diffusion_lens.analyses.concept_attention import concept_scores as concept_scores
@@ -33,6 +32,9 @@ from diffusion_lens.analyses.ordered_weakening import weaken_words as weaken_wor
 from diffusion_lens.analyses.ordered_weakening import weakening_prompts as weakening_prompts
 from diffusion_lens.analyses.patching import PatchingResult as PatchingResult
 from diffusion_lens.analyses.patching import activation_patching as activation_patching
+from diffusion_lens.analyses.patching.attribution import (
+    attribution_patching as attribution_patching,
+)
 from diffusion_lens.analyses.plug_and_play import plug_and_play as plug_and_play
 from diffusion_lens.analyses.prompt_to_prompt import LocalBlend as LocalBlend
 from diffusion_lens.analyses.prompt_to_prompt import prompt_to_prompt as prompt_to_prompt

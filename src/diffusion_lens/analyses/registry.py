@@ -16,7 +16,7 @@ SHIPPED = {
     "activation_patching": "patching",
     "attend_and_excite": "attend_and_excite",
     "attention_maps": "attention_maps",
-    "attribution_patching": "attribution",
+    "attribution_patching": "patching.attribution",
     "concept_attention": "concept_attention",
     "diagnose_word": "diagnose_word",
     "free_prompt_editing": "free_prompt_editing",

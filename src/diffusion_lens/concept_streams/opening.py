@@ -9,20 +9,20 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffusion_lens.architectures.concept_view import ATTENDED
 from diffusion_lens.architectures.spec import ConceptEntry
+from diffusion_lens.concept_streams.concept_pass import ConceptInput
 from diffusion_lens.concept_streams.encoding import encode_concepts, encode_together, pooled_of
-from diffusion_lens.engine.concept_pass import ConceptInput
+from diffusion_lens.concept_streams.streams import ConceptStreams, carriers
+from diffusion_lens.concept_streams.view import ATTENDED
+from diffusion_lens.engine.wiring import Wiring
 from diffusion_lens.errors import ConceptError, UnsupportedModelError, listing, refuse_unknown
-from diffusion_lens.hooked_diffusion.model import HookedDiffusion
-from diffusion_lens.hooked_diffusion.streams import ConceptStreams, carriers
 
 TOKENS = ("all", "first", "joint")
 POOLED = ("zeros", "prompt", "concepts")
 
 
 def open_streams(
-    model: HookedDiffusion,
+    wiring: Wiring,
     concepts: Sequence[str] | Tensor,
     *,
     tokens: str,
@@ -34,10 +34,10 @@ def open_streams(
     image_queries: bool,
 ) -> ConceptStreams:
     """Make the streams of `HookedDiffusion.concept_streams`, whose arguments these are."""
-    entry = model.spec.concepts
+    entry = wiring.spec.concepts
     if entry is None:
         raise UnsupportedModelError(
-            f"{type(model.denoiser).__name__} has no concept streams: they run through a text "
+            f"{wiring.called} has no concept streams: they run through a text "
             "stream's own weights, and here text enters by cross-attention only. Use "
             "`analyses.attention_maps`, which maps words that are not in the prompt as well, "
             "`analyses.head_relevance` for what single heads do, or the hook points of "
@@ -48,10 +48,10 @@ def open_streams(
     for one in attended:
         refuse_unknown("attend", one, ATTENDED, error=ConceptError)
     own = _pooled(entry, pooled)
-    chosen = _blocks(model, blocks)
+    chosen = _blocks(wiring, blocks)
     rows: Mapping[str, slice]
     if isinstance(concepts, Tensor):
-        embeddings = _checked(model, entry, concepts)
+        embeddings = _checked(wiring, entry, concepts)
         rows = {str(row): slice(row, row + 1) for row in range(embeddings.shape[1])}
         if isinstance(own, str) and own == "concepts":
             raise ConceptError(
@@ -60,17 +60,17 @@ def open_streams(
             )
     else:
         words = [concepts] if isinstance(concepts, str) else list(concepts)
-        embeddings, rows = _encoded(model, words, tokens, max_sequence_length)
+        embeddings, rows = _encoded(wiring, words, tokens, max_sequence_length)
         if isinstance(own, str) and own == "concepts":
-            own = pooled_of(model.pipe, words, device=model.device)
+            own = pooled_of(wiring.pipe, words, device=wiring.device)
     given = ConceptInput(_filled(embeddings, slots), own)
     return ConceptStreams(rows, given, attended, chosen, image_queries)
 
 
 def _encoded(
-    model: HookedDiffusion, words: Sequence[str], tokens: str, length: int | None
+    wiring: Wiring, words: Sequence[str], tokens: str, length: int | None
 ) -> tuple[Tensor, Mapping[str, slice]]:
-    if model.pipe is None:
+    if wiring.pipe is None:
         raise ConceptError(
             "a bare denoiser has no text encoder; give embeddings with axes batch, concept, "
             "d_text, or wrap the pipeline"
@@ -78,8 +78,8 @@ def _encoded(
     encode = partial(encode_concepts, first=tokens == "first")
     if tokens == "joint":
         encode = encode_together
-    parts = model.spec.text_parts
-    return encode(model.pipe, parts, words, device=model.device, max_sequence_length=length)
+    parts = wiring.spec.text_parts
+    return encode(wiring.pipe, parts, words, device=wiring.device, max_sequence_length=length)
 
 
 def _filled(embeddings: Tensor, slots: int | None) -> Tensor:
@@ -114,26 +114,26 @@ def _pooled(entry: ConceptEntry, pooled: str | Tensor | None) -> str | Tensor:
     return pooled
 
 
-def _blocks(model: HookedDiffusion, blocks: Sequence[int] | None) -> tuple[int, ...]:
-    able = carriers(model.points)
+def _blocks(wiring: Wiring, blocks: Sequence[int] | None) -> tuple[int, ...]:
+    able = carriers(wiring.points)
     found = tuple(block.index for block in able)
     if blocks is None:
         return tuple(
             block.index for block in able if block.spec.concepts and block.spec.concepts.by_default
         )
-    counted = [block + model.n_blocks if block < 0 else block for block in blocks]
+    counted = [block + wiring.n_blocks if block < 0 else block for block in blocks]
     wrong = [given for given, block in zip(blocks, counted, strict=True) if block not in found]
     if wrong or not counted:
         what = f"block {wrong[0]} has none" if wrong else "blocks= is empty"
         raise ConceptError(
-            f"{what}: of the {model.n_blocks} blocks of {type(model.denoiser).__name__}, these "
+            f"{what}: of the {wiring.n_blocks} blocks of {wiring.called}, these "
             f"can carry concepts: {listing(found, most=60)}"
         )
     return tuple(sorted(set(counted)))
 
 
-def _checked(model: HookedDiffusion, entry: ConceptEntry, embeddings: Tensor) -> Tensor:
-    module: Any = model.denoiser.get_submodule(entry.projection)
+def _checked(wiring: Wiring, entry: ConceptEntry, embeddings: Tensor) -> Tensor:
+    module: Any = wiring.denoiser.get_submodule(entry.projection)
     width = getattr(module, "in_features", None)
     wrong_width = width is not None and embeddings.shape[-1:] != (width,)
     if embeddings.ndim != 3 or 0 in embeddings.shape or wrong_width:

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from diffusion_lens.architectures.sources import ProductInput, ProductOutput, ProductWeights
 from diffusion_lens.architectures.spec import Attention
 from diffusion_lens.engine.evaluation import Evaluation
-from diffusion_lens.engine.firing import Tap, axis_part, edited, fire, run, same_batch
+from diffusion_lens.engine.firing import edited, fire, run, same_batch
 from diffusion_lens.engine.product import Product, Workspace, safe_softmax
 from diffusion_lens.engine.product_mode import ProductMode
 from diffusion_lens.engine.projection import same_length
 from diffusion_lens.engine.selection import Index, contiguous, numbers, put, take
 from diffusion_lens.engine.softmax_product import SoftmaxProduct
+from diffusion_lens.engine.taps import Tap, axis_part
 from diffusion_lens.errors import DeadHookPointError, EngineError
 
 PATTERN_AXES = ("batch", "head", "query", "key")

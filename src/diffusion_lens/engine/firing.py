@@ -9,39 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffusion_lens.border import public
 from diffusion_lens.engine.branches import Rows
 from diffusion_lens.engine.evaluation import Evaluation
-from diffusion_lens.engine.selection import (
-    Index,
-    Part,
-    contiguous,
-    numbers,
-    put,
-    size_of,
-    take,
-    token_index,
-)
+from diffusion_lens.engine.registration import Registration, describe
+from diffusion_lens.engine.selection import put, take
 from diffusion_lens.engine.steps import recomputing
-from diffusion_lens.errors import DeadHookPointError, EngineError, HookReturnError, RunError
+from diffusion_lens.engine.taps import Tap, firing_order
+from diffusion_lens.errors import DeadHookPointError, EngineError, HookReturnError
 from diffusion_lens.hook_points.context import HookContext
 from diffusion_lens.hook_points.point import HookPoint
-from diffusion_lens.hook_points.site import Site
-
-HookFunction = Callable[[Tensor, HookContext], Tensor | None]
-PLACES_KEPT = 8
-"""How many prompts and sizes a hook remembers its selection for."""
-
-GUIDED = "guided"
-"""The branch of what comes after guidance, where the branches are one."""
 
 
 class Running(threading.local):
@@ -52,256 +34,6 @@ class Running(threading.local):
 
 RUNNING = Running()
 """A hook may run another model: what listens to products listens to its own call alone."""
-
-
-@dataclass
-class Fired:
-    """How often one hook fired at one point, and what it changed.
-
-    Attributes:
-        shown: How often it was shown a value, or waited for its gradient.
-        steps: At which steps.
-        heads: The heads that it saw, as (block, head) pairs.
-        calls: How often it was called.
-        edits: How often it changed what it saw.
-        change: Sum of the mean absolute changes.
-        absent: Why the run had no such value, where it is known.
-    """
-
-    shown: int = 0
-    steps: set[int] = field(default_factory=set)
-    heads: set[tuple[int | None, int]] = field(default_factory=set)
-    calls: int = 0
-    edits: int = 0
-    change: Tensor | None = None
-    absent: str = ""
-
-    def saw(self, context: HookContext) -> None:
-        """Note that the hook is shown a value."""
-        self.shown += 1
-        if context.step not in self.steps:
-            self.steps.add(context.step)
-            self.heads.update((context.block, head) for head in context.heads or ())
-
-    def edited(self, before: Tensor, after: Tensor) -> None:
-        """Count an edit and add up its mean absolute change, on the device."""
-        difference = (after.detach() - before.detach()).abs().mean(dtype=torch.float32)
-        self.change = difference if self.change is None else self.change + difference
-        self.edits += 1
-
-
-@dataclass(eq=False)
-class Registration:
-    """A hook function and where it goes.
-
-    Attributes:
-        site: Where.
-        fn: The function.
-        backward: Whether it gets gradients instead of activations.
-        read_only: Whether it promises to leave the activation alone.
-        permanent: Whether `reset_hooks` leaves it in place.
-        fired: What happened, by hook-point name.
-        memory: What the engine uses again from step to step, for readers that keep nothing.
-        thread: The thread whose context keeps it on; None where it stays on until taken off.
-    """
-
-    site: Site
-    fn: HookFunction
-    backward: bool = False
-    read_only: bool = False
-    permanent: bool = False
-    fired: dict[str, Fired] = field(default_factory=lambda: defaultdict(Fired))
-    memory: Any = None
-    thread: int | None = None
-
-    def __repr__(self) -> str:
-        """Site and function, as a report shows them."""
-        return f"{self.site!r}: {describe(self.fn)}"
-
-
-def describe(fn: object) -> str:
-    """A short name of a hook function: its repr where it has a readable one."""
-    name = getattr(fn, "__qualname__", None)
-    return repr(fn) if name is None else name.rsplit("<locals>.", 1)[-1]
-
-
-@public
-def read_only(fn: HookFunction) -> HookFunction:
-    """Promise that a hook function never edits, so that it is shown the value without a copy.
-
-    Changing the value all the same is an error.
-
-    Args:
-        fn: Any callable. One that takes no attributes (a bound method) comes back wrapped.
-    """
-    if not callable(fn):
-        raise RunError(f"read_only takes a hook function fn(activation, hook), got {fn!r}")
-    try:
-        fn.read_only = True  # type: ignore[attr-defined]
-    except AttributeError:  # of methods, of builtins, of classes with slots or frozen ones
-        return ReadOnly(fn)
-    return fn
-
-
-@dataclass(frozen=True)
-class ReadOnly:
-    """A hook function that cannot be marked itself, with the mark of `read_only`."""
-
-    fn: HookFunction
-    read_only = True
-
-    @property
-    def keeps(self) -> bool:
-        """Whether tensors are kept as they come."""
-        return getattr(self.fn, "keeps", True)
-
-    def __call__(self, activation: Tensor, hook: HookContext) -> Tensor | None:
-        """Call it."""
-        return self.fn(activation, hook)
-
-    def __repr__(self) -> str:
-        """As a report shows it."""
-        return describe(self.fn)
-
-
-@dataclass(frozen=True)
-class Place:
-    """What a Site selects at one hook point, for given token counts.
-
-    Attributes:
-        index: Indices by axis name; None is the whole axis.
-        part: The same as (dimension, index) pairs, whole axes left out.
-        heads: The selected heads as numbers.
-        streams: For each token axis, where each stream lies in what is selected.
-        whole: Full length of each of these axes.
-    """
-
-    index: Mapping[str, Index | None]
-    part: Part
-    heads: tuple[int, ...] | None
-    streams: Mapping[str, Mapping[str, slice | tuple[int, ...]]]
-    whole: Mapping[str, int]
-
-    @classmethod
-    def of(
-        cls, point: HookPoint, index: Mapping[str, Index | None], lengths: Mapping[str, int]
-    ) -> Place:
-        """Work out the rest from the indices."""
-        streams = {
-            axis: _stream_parts(sequence, lengths, index.get(axis))
-            for axis, sequence in point.sequences.items()
-        }
-        heads = None if point.heads is None else numbers(index["head"], point.heads)
-        whole = {
-            axis: sum(lengths[name] for name in sequence)
-            for axis, sequence in point.sequences.items()
-        }
-        if point.heads is not None:
-            whole["head"] = point.heads
-        return cls(index, axis_part(point.axes, index), heads, streams, whole)
-
-
-@dataclass(eq=False)
-class Tap:
-    """One registration at one hook point."""
-
-    registration: Registration
-    point: HookPoint
-    heads: tuple[int, ...] | None
-    places: dict[Any, Place] = field(default_factory=dict)
-
-    def active(self, evaluation: Evaluation, branch: str) -> bool:
-        """Whether the hook fires at this step in this branch."""
-        site = self.registration.site
-        if not site.has_step(evaluation.step):
-            return False
-        return branch == GUIDED or site.fires_in(branch)
-
-    def place(self, evaluation: Evaluation, branch: str, lengths: Mapping[str, int]) -> Place:
-        """What the Site selects here; worked out once for each prompt and size."""
-        site = self.registration.site
-        by_axis = {"query": site.query, "key": site.key, "pos": site.pos}
-        worded = bool(site.words)
-        prompts = evaluation.known_prompts(branch) if worded else ()
-        state = (branch if worded else "", tuple(lengths.items()), prompts)
-        if state not in self.places:
-            index: dict[str, Index | None] = {"head": contiguous(self.heads)}
-            for axis, sequence in self.point.sequences.items():
-                index[axis] = contiguous(
-                    token_index(
-                        by_axis.get(axis),
-                        sequence,
-                        lengths,
-                        lambda word: evaluation.word(branch, word),
-                        where=f"{axis} of {self.point.name}",
-                    )
-                )
-            if len(self.places) > PLACES_KEPT:
-                self.places.clear()
-            self.places[state] = Place.of(self.point, index, lengths)
-        return self.places[state]
-
-    def index(
-        self, evaluation: Evaluation, branch: str, lengths: Mapping[str, int]
-    ) -> Mapping[str, Index | None]:
-        """The selected indices by axis name; missing or None is the whole axis."""
-        return self.place(evaluation, branch, lengths).index
-
-    def shape(self, evaluation: Evaluation, branch: str, rows: slice) -> tuple[int, ...] | None:
-        """What the hook will see, None where the weights do not tell."""
-        lengths = evaluation.tokens(self.point.level)
-        whole = self.point.shape(lengths, batch=rows.stop - rows.start)
-        if None in whole:
-            return None
-        index = self.index(evaluation, branch, lengths)
-        sizes = zip(self.point.axes, whole, strict=True)
-        return tuple(size_of(index.get(axis), size or 0) for axis, size in sizes)
-
-    def context(
-        self,
-        evaluation: Evaluation,
-        branch: str,
-        lengths: Mapping[str, int],
-        *,
-        owned: bool,
-    ) -> HookContext:
-        """What the hook is told."""
-        place = self.place(evaluation, branch, lengths)
-        return HookContext(
-            name=self.point.name,
-            block=self.point.block,
-            stream=self.point.stream,
-            axes=self.point.axes,
-            step=evaluation.step,
-            branch=branch,
-            heads=place.heads,
-            streams=place.streams.get("key", place.streams.get("pos", {})),
-            queries=place.streams.get("query", {}),
-            whole=place.whole,
-            owned=owned,
-            part=place.part,
-            point=self.point,
-            evaluation=evaluation,
-        )
-
-
-def _stream_parts(
-    sequence: Sequence[str], lengths: Mapping[str, int], index: Index | None
-) -> dict[str, slice | tuple[int, ...]]:
-    """Where each stream lies in what is left of an axis after a selection."""
-    found: dict[str, slice | tuple[int, ...]] = {}
-    start = 0
-    kept = None if index is None else numbers(index, sum(lengths[name] for name in sequence))
-    for name in sequence:
-        stop = start + lengths[name]
-        if kept is None:
-            found[name] = slice(start, stop)
-        else:
-            places = tuple(place for place, at in enumerate(kept) if start <= at < stop)
-            if places:
-                found[name] = contiguous(places) or places
-        start = stop
-    return found
 
 
 def call(tap: Tap, given: Tensor, context: HookContext) -> Tensor:
@@ -477,22 +209,6 @@ def edited(tap: Tap, before: Tensor, after: Tensor) -> None:
             f"the output: {tap.point.dead}. Read it, or edit an earlier block."
         )
     tap.registration.fired[tap.point.name].edited(before, after)
-
-
-def firing_order(
-    taps: Sequence[Tap], evaluation: Evaluation, rows: Rows
-) -> Iterator[tuple[Tap, str, slice]]:
-    """Every (tap, branch, rows) that fires now, in the order of the taps."""
-    for tap in taps:
-        for branch, at in rows:
-            if tap.active(evaluation, branch):
-                yield tap, branch, at
-
-
-def axis_part(axes: Sequence[str], index: Mapping[str, Index | None]) -> Part:
-    """Indices by axis name as a part; whole axes are left out."""
-    found = ((axes.index(name), at) for name, at in index.items() if name in axes)
-    return tuple((dim, at) for dim, at in found if at is not None)
 
 
 def _copy(value: Tensor) -> Tensor:

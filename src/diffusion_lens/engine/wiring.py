@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Iterator, Sequence
+from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
@@ -14,10 +14,11 @@ from torch import nn
 from diffusion_lens.architectures.catalogue import find_points, native_points
 from diffusion_lens.architectures.registry import architecture_of
 from diffusion_lens.engine.branches import check_stated
-from diffusion_lens.engine.concept_pass import ConceptPass
-from diffusion_lens.engine.firing import Registration, Tap
-from diffusion_lens.engine.session import Session, expand
+from diffusion_lens.engine.companion import Companion
+from diffusion_lens.engine.registration import Registration
+from diffusion_lens.engine.session import Session
 from diffusion_lens.engine.steps import StepTracker
+from diffusion_lens.engine.taps import Tap, expand
 from diffusion_lens.errors import (
     NestedRunError,
     RunError,
@@ -32,23 +33,6 @@ DENOISERS = ("transformer", "unet")
 
 _HOOKED: WeakKeyDictionary[nn.Module, WeakSet[Wiring]] = WeakKeyDictionary()
 """Who has hooks on a denoiser: two wrappers of one pipeline would act on each other's runs."""
-
-
-@runtime_checkable
-class Companion(Protocol):
-    """What runs beside the main pass and brings hook points of its own."""
-
-    def tokens(self) -> Mapping[str, int]:
-        """Length of each stream that it adds."""
-        ...
-
-    def points(self, denoiser: nn.Module, main: Mapping[str, HookPoint]) -> dict[str, HookPoint]:
-        """Every hook point while it is there."""
-        ...
-
-    def start(self, tracker: StepTracker) -> ConceptPass:
-        """A pass for one session of hooks."""
-        ...
 
 
 class Wiring:
@@ -181,7 +165,7 @@ class Wiring:
             self.tracker.follow(self.denoiser)
             points, tracker = self.points, self.tracker
             beside = None if self.companion is None else self.companion.start(tracker)
-            planned = Session(tracker, points, registrations, model=self.called, concepts=beside)
+            planned = Session(tracker, points, registrations, model=self.called, beside=beside)
         before, self.registrations = self.registrations, list(registrations)
         self._detach()
         if planned is None:

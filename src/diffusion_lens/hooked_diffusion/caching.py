@@ -19,7 +19,8 @@ from diffusion_lens.activation_cache.recorder import (
     refuse_over_budget,
 )
 from diffusion_lens.engine.evaluation import Evaluation
-from diffusion_lens.engine.firing import GUIDED, Registration, Tap
+from diffusion_lens.engine.registration import Registration
+from diffusion_lens.engine.taps import GUIDED, Tap
 from diffusion_lens.engine.wiring import Wiring
 from diffusion_lens.errors import RunError
 from diffusion_lens.hook_points.site import Site

@@ -18,7 +18,9 @@ from diffusion_lens.architectures.spec import DenoiserSpec
 from diffusion_lens.border import Size, public
 from diffusion_lens.border.devices import Device
 from diffusion_lens.border.pictures import Pictures
-from diffusion_lens.engine.firing import HookFunction, Registration
+from diffusion_lens.concept_streams.opening import open_streams
+from diffusion_lens.concept_streams.streams import ConceptStreams
+from diffusion_lens.engine.registration import HookFunction, Registration
 from diffusion_lens.engine.wiring import Wiring
 from diffusion_lens.engine.words import PromptTokens
 from diffusion_lens.errors import ConceptError, RunError, UnsupportedModelError
@@ -33,7 +35,6 @@ from diffusion_lens.hooked_diffusion.hook_table import HookRow, HookTable
 from diffusion_lens.hooked_diffusion.output import Output
 from diffusion_lens.hooked_diffusion.run import DEFAULT_SEED, Run
 from diffusion_lens.hooked_diffusion.silence import hooks_on, refuse_silent
-from diffusion_lens.hooked_diffusion.streams import ConceptStreams
 
 Where = str | Site | Callable[[str], bool]
 Hook = tuple[Where, HookFunction]
@@ -625,15 +626,13 @@ class HookedDiffusion:
         Source: ConceptAttention, arXiv 2502.04320, section 4. Differs: concepts of several tokens
         keep all of them; the published code keeps the first.
         """
-        from diffusion_lens.concept_streams import open_streams
-
         if self.wiring.companion is not None:
             raise ConceptError(
                 "concept streams are open already; leave that context first, or give all concepts "
                 "to one"
             )
         streams = open_streams(
-            self,
+            self.wiring,
             concepts,
             tokens=tokens,
             pooled=pooled,

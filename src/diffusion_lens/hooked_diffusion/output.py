@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from diffusion_lens.engine.firing import Registration
+from diffusion_lens.engine.registration import Registration
 from diffusion_lens.hooked_diffusion.report import Report
 from diffusion_lens.hooked_diffusion.run import Run
 
@@ -116,12 +117,14 @@ def provenance(
     )
 
 
+@functools.cache
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed as a package"
+
+
 def versions() -> dict[str, str]:
     """Installed versions of the packages that results depend on."""
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed as a package"
-    return found
+    return {package: _version(package) for package in PACKAGES}

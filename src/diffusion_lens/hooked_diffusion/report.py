@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from diffusion_lens.engine.firing import Registration, describe
+from diffusion_lens.engine.registration import Registration, describe
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,11 @@ class Run:
                 return int(self.settings[name])
         return 1
 
+    @property
+    def text_length(self) -> int | None:
+        """The `max_sequence_length` that it asks for, which may cut words away."""
+        return self.settings.get("max_sequence_length")
+
     def seeds(self) -> list[int]:
         """The seed of each sample.
 

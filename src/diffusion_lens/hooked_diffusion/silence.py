@@ -6,8 +6,9 @@ import contextlib
 import itertools
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
-from diffusion_lens.engine.firing import Fired, Registration, Tap, describe
+from diffusion_lens.engine.registration import Fired, Registration, describe
 from diffusion_lens.engine.run_state import Seen
+from diffusion_lens.engine.taps import Tap
 from diffusion_lens.engine.wiring import Wiring
 from diffusion_lens.errors import HookNeverFiredError, listing
 from diffusion_lens.hook_points.names import is_pattern

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
+from diffusion_lens.engine.observing import observed
 from diffusion_lens.errors import RunError
 from diffusion_lens.hook_points.site import Site
 from diffusion_lens.hooked_diffusion import HookedDiffusion, Output, Run
@@ -154,21 +154,16 @@ class _Loop:
     def starting(self) -> Iterator[None]:
         """Change the latents that the loop begins with, too."""
         pipe: Any = self.model.pipe
-        original = getattr(pipe, "prepare_latents", None)
-        if original is None:
+        if not hasattr(pipe, "prepare_latents"):
             raise RunError(
                 f"{type(pipe).__name__} has no `prepare_latents`, so it cannot be entered"
             )
 
-        @functools.wraps(original)
-        def prepare_latents(*args: Any, **kwargs: Any) -> Any:
-            prepared = original(*args, **kwargs)
+        def changed(prepare_latents: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            prepared = prepare_latents(*args, **kwargs)
             if isinstance(prepared, Tensor):
                 return self.change(prepared, 0)
             return (self.change(prepared[0], 0), *prepared[1:])
 
-        object.__setattr__(pipe, "prepare_latents", prepare_latents)
-        try:
+        with observed(pipe, "prepare_latents", changed):
             yield
-        finally:
-            del pipe.__dict__["prepare_latents"]

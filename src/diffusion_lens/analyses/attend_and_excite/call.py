@@ -26,6 +26,7 @@ from diffusion_lens.analyses.attend_and_excite.rule import THRESHOLDS, Excite
 from diffusion_lens.analyses.concept_steering import refuse_other_heads
 from diffusion_lens.analyses.head_relevance import HeadRelevance
 from diffusion_lens.analyses.prompt_to_prompt.word_maps import map_sites
+from diffusion_lens.engine.words import PromptTokens
 from diffusion_lens.errors import (
     ConceptError,
     RunError,
@@ -140,13 +141,14 @@ def attend_and_excite(
     """
     run = _one_prompt(prompt, seed, settings)
     sites = _sites(model, resolution, relevance)
-    subjects = _subjects(model, run.prompts[0], words)
+    tokens = model.prompt_tokens(run.prompts[0], max_sequence_length=run.text_length)
+    subjects = _subjects(run.prompts[0], tokens, words)
     refuse_unknown("competing", competing, COMPETING, error=RunError)
     loss = NeglectLoss(
         tuple(token for tokens in subjects.values() for token in tokens),
         _factors(model, relevance, concepts, subjects),
         resolution,
-        _columns(model, run.prompts[0], competing),
+        _columns(tokens, competing),
         smooth,
     )
     rule = Excite(step_size, scale_range, dict(thresholds), max_iter_to_alter, max_rounds)
@@ -203,12 +205,11 @@ def _sites(
 
 
 def _subjects(
-    model: HookedDiffusion, prompt: str, words: str | int | Sequence[str | int]
+    prompt: str, tokens: PromptTokens, words: str | int | Sequence[str | int]
 ) -> dict[str | int, tuple[int, ...]]:
     listed = [words] if isinstance(words, str | int) else list(words)
     if not listed:
         raise WordError("words= is empty; name the words that must not be neglected")
-    tokens = model.prompt_tokens(prompt)
     for word in listed:
         if isinstance(word, int) and word not in tokens.positions:
             raise WordError(
@@ -217,8 +218,7 @@ def _subjects(
     return {word: (word,) if isinstance(word, int) else tokens.find(word) for word in listed}
 
 
-def _columns(model: HookedDiffusion, prompt: str, competing: str) -> Columns:
-    tokens = model.prompt_tokens(prompt)
+def _columns(tokens: PromptTokens, competing: str) -> Columns:
     first = 1 if tokens.spans[0][0] == tokens.spans[0][1] else 0
     if competing == "all":
         return Columns(first)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -202,36 +201,12 @@ def tokens_of(model: HookedDiffusion, run: Run, branch: str | None) -> tuple[Pro
     for part in model.spec.text_parts:
         given = run.settings.get(kind + part.prompt) or main
         columns.append([given] * count if isinstance(given, str) else list(given))
-    limit = _limit(model, run)
     found: dict[tuple[str, ...], PromptTokens] = {}
     for texts in zip(*columns, strict=True):
         if texts not in found:
-            found[texts] = _within(model.prompt_tokens(texts), limit)
+            found[texts] = model.prompt_tokens(texts, max_sequence_length=run.text_length)
     rows = zip(*columns, strict=True)
     return tuple(found[texts] for texts in rows for _ in range(run.images_per_prompt))
-
-
-def _limit(model: HookedDiffusion, run: Run) -> int | None:
-    """Length of the text stream, where the pipeline lets the caller choose it."""
-    parameters = inspect.signature(type(model.pipe).__call__).parameters
-    if "max_sequence_length" not in parameters:
-        return None
-    default = parameters["max_sequence_length"].default
-    before = sum(part.length or 0 for part in model.spec.text_parts)
-    return before + int(run.settings.get("max_sequence_length") or default)
-
-
-def _within(tokens: PromptTokens, limit: int | None) -> PromptTokens:
-    """Tokens before a limit; what lies behind it was cut off."""
-    if limit is None or not tokens.positions or tokens.positions[-1] < limit:
-        return tokens
-    kept = [at for at, position in enumerate(tokens.positions) if position < limit]
-    return PromptTokens(
-        tokens.texts,
-        tuple(tokens.positions[at] for at in kept),
-        tuple(tokens.parts[at] for at in kept),
-        tuple(tokens.spans[at] for at in kept),
-    )
 
 
 def positions_of(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 
-from diffusion_lens import HookedDiffusion
+from diffusion_lens import HookedDiffusion, Run
 from diffusion_lens.engine.words import WORD, words_of
 from diffusion_lens.errors import PatchingError, WordError, listing
 
@@ -47,7 +47,7 @@ class Alignment:
         return tuple(self.tokens[position] for position in positions)
 
 
-def align(model: HookedDiffusion, source: str | None, base: str | None) -> Alignment:
+def align(model: HookedDiffusion, source: Run, base: Run) -> Alignment:
     """Match the tokens of two prompts.
 
     Prompts whose words have equally many tokens are aligned token by token, with everything after
@@ -57,14 +57,13 @@ def align(model: HookedDiffusion, source: str | None, base: str | None) -> Align
 
     Args:
         model: The model, for its tokenizers.
-        source: Prompt that values come from; None where it was given as embeddings, which are
-            taken to be aligned.
-        base: Prompt that is patched.
+        source: Run that values come from; embeddings are taken to be aligned.
+        base: Run that is patched.
 
     Raises:
         PatchingError: If no word of one has a partner in the other.
     """
-    if source is None or base is None:
+    if not source.prompts or not base.prompts:
         return Alignment()
     theirs, ours = word_spans(model, source), word_spans(model, base)
     if [tokens for _, tokens in theirs] == [tokens for _, tokens in ours]:
@@ -73,8 +72,8 @@ def align(model: HookedDiffusion, source: str | None, base: str | None) -> Align
     pairs = list(_partners(ours, theirs))
     if not pairs:
         raise PatchingError(
-            f"no word of {base!r} has a partner in {source!r}: their tokens cannot be aligned. "
-            "Word the prompts alike, or give embeddings of equal length"
+            f"no word of {base.prompts[0]!r} has a partner in {source.prompts[0]!r}: their tokens "
+            "cannot be aligned. Word the prompts alike, or give embeddings of equal length"
         )
     before = range(min(ours[0][1][0], theirs[0][1][0]))
     tokens = {position: position for position in before}
@@ -87,12 +86,14 @@ def align(model: HookedDiffusion, source: str | None, base: str | None) -> Align
     return Alignment(tokens, words, tuple(lone), tuple(ours[mine][1] for mine, _ in pairs))
 
 
-def word_spans(model: HookedDiffusion, prompt: str) -> Spans:
-    """Every word of a prompt, in order, with its positions in the text stream."""
+def word_spans(model: HookedDiffusion, run: Run) -> Spans:
+    """Every word of a run's prompt, in order, with its positions in the text stream."""
+    prompt = run.prompts[0]
+    tokens = model.prompt_tokens(prompt, max_sequence_length=run.text_length)
     owner: dict[int, str] = {}
     for word in sorted(words_of(prompt), key=len):  # longer words take the place of their parts
         try:
-            owner |= dict.fromkeys(model.words(prompt, word), word)
+            owner |= dict.fromkeys(tokens.find(word), word)
         except WordError:  # behind the last token that is kept
             continue
     order = WORD.findall(prompt)

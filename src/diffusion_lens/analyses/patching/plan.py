@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from diffusion_lens import HookedDiffusion, Site
+from diffusion_lens import HookedDiffusion, Run, Site
 from diffusion_lens.analyses.patching.alignment import Alignment
 from diffusion_lens.architectures.catalogue import native_points
 from diffusion_lens.engine.selection import heads_in, selects
@@ -76,7 +76,7 @@ def plan(
     axes: Sequence[str],
     *,
     alignment: Alignment,
-    base: str | None,
+    base: Run,
     positions: Sequence[str | int] | None,
     branch: str | None,
 ) -> Plan:
@@ -87,7 +87,7 @@ def plan(
         sites: Names, patterns or Sites; all together are what is patched.
         axes: Which of `AXES` are patched apart; what is not among them is patched at once.
         alignment: Which tokens of the prompts belong to each other.
-        base: The base's prompt.
+        base: The run that is patched.
         positions: Along `pos`: words of the base's prompt, or positions; None for all its words.
         branch: Guidance branch, where a Site does not say it.
 
@@ -177,7 +177,7 @@ def _changes(
     point: HookPoint,
     axes: Sequence[str],
     alignment: Alignment,
-    base: str | None,
+    base: Run,
     places: Mapping[str | int, tuple[Index, Index]],
 ) -> list[tuple[tuple[Label, ...], Change]]:
     """Every cell that a hook point has a part in, by its labels."""
@@ -231,7 +231,7 @@ def _heads(site: Site, point: HookPoint) -> tuple[int, ...]:
 
 
 def _selected_positions(
-    model: HookedDiffusion, site: Site, point: HookPoint, alignment: Alignment, base: str | None
+    model: HookedDiffusion, site: Site, point: HookPoint, alignment: Alignment, base: Run
 ) -> tuple[Index | None, Index | None]:
     """What a Site selects along `pos`, for base and source."""
     if "pos" not in point.axes:
@@ -262,12 +262,11 @@ def _indices(tokens: Tokens, point: HookPoint) -> Index | None:
     return tokens.indices
 
 
-def _word_positions(
-    model: HookedDiffusion, prompt: str | None, words: Sequence[str]
-) -> tuple[int, ...]:
-    if prompt is None:
+def _word_positions(model: HookedDiffusion, base: Run, words: Sequence[str]) -> tuple[int, ...]:
+    if not base.prompts:
         raise PatchingError(f"no prompt was given to look up {list(words)}; give positions")
-    found = [position for word in words for position in model.words(prompt, word)]
+    tokens = model.prompt_tokens(base.prompts[0], max_sequence_length=base.text_length)
+    found = [position for word in words for position in tokens.find(word)]
     return tuple(dict.fromkeys(found))
 
 
@@ -276,7 +275,7 @@ def _fixed(
     site: Site,
     point: HookPoint,
     alignment: Alignment,
-    base: str | None,
+    base: Run,
     branch: str | None,
 ) -> Site:
     """The Site at which base and source are read and replaced; heads and pos come cell by cell."""
@@ -299,7 +298,7 @@ def _fixed(
 def _positions(
     model: HookedDiffusion,
     alignment: Alignment,
-    base: str | None,
+    base: Run,
     positions: Sequence[str | int] | None,
 ) -> dict[str | int, tuple[Index, Index]]:
     """Label of each entry along `pos`, with its positions in base and source."""

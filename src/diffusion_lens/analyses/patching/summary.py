@@ -33,13 +33,13 @@ def laid_out(
     Raises:
         PatchingError: If prompts cannot be aligned, or sites and axes do not fit together.
     """
-    alignment = align(model, pair.source.prompt, pair.base.prompt)
+    alignment = align(model, pair.source.run, pair.base.run)
     grid = plan(
         model,
         sites,
         [axis for axis in axes if axis != "step"],
         alignment=alignment,
-        base=pair.base.prompt,
+        base=pair.base.run,
         positions=positions,
         branch=branch,
     )

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from diffusion_lens import HookedDiffusion
+from diffusion_lens import HookedDiffusion, Run
 from diffusion_lens.analyses.prompt_to_prompt.alignment import (
     Alignment,
     Tokens,
@@ -15,6 +15,7 @@ from diffusion_lens.analyses.prompt_to_prompt.alignment import (
     replacement,
     word_tokens,
 )
+from diffusion_lens.engine.words import PromptTokens
 from diffusion_lens.errors import RunError, WordError, refuse_unknown
 
 EDITS = ("replace", "refine", "reweight")
@@ -37,12 +38,12 @@ class _Part(NamedTuple):
     length: int | None
 
 
-def align(model: HookedDiffusion, source: str, target: str, *, edit: str, length: int) -> Alignment:
+def align(model: HookedDiffusion, run: Run, target: str, *, edit: str, length: int) -> Alignment:
     """Align two prompts over the whole text stream.
 
     Args:
         model: The model, for its tokenizers.
-        source: The source prompt.
+        run: Its first prompt is the source.
         target: The target prompt.
         edit: `"replace"`, `"refine"`, or `"reweight"` for prompts that are the same.
         length: Number of tokens of the text stream.
@@ -52,6 +53,7 @@ def align(model: HookedDiffusion, source: str, target: str, *, edit: str, length
             differ where they must be the same.
         WordError: If they do not have equally many words, or a word was cut off.
     """
+    source = run.prompts[0]
     refuse_unknown("edit", edit, EDITS, error=RunError)
     if edit == "reweight":
         if source != target:
@@ -61,7 +63,7 @@ def align(model: HookedDiffusion, source: str, target: str, *, edit: str, length
             )
         return identity(length)
     joined: Alignment | None = None
-    for part in _parts(model, source, target):
+    for part in _parts(model, run, target):
         size = length - part.start if part.length is None else part.length
         found = _replaced(part, size) if edit == "replace" else _refined(part, size)
         joined = found if joined is None else joined.join(found)
@@ -83,8 +85,8 @@ def _refined(part: _Part, length: int) -> Alignment:
     return refinement(part.source.ids, part.target.ids, length)
 
 
-def _parts(model: HookedDiffusion, source: str, target: str) -> Iterator[_Part]:
-    ours, theirs = model.prompt_tokens(source), model.prompt_tokens(target)
+def _parts(model: HookedDiffusion, run: Run, target: str) -> Iterator[_Part]:
+    ours, theirs = tokens_of(model, run, [run.prompts[0], target])
     start = 0
     for number, part in enumerate(model.spec.text_parts):
         sides = []
@@ -100,22 +102,28 @@ def _parts(model: HookedDiffusion, source: str, target: str) -> Iterator[_Part]:
         start += part.length or 0
 
 
+def tokens_of(model: HookedDiffusion, run: Run, prompts: Sequence[str]) -> list[PromptTokens]:
+    """The tokens of prompts, as many as the run keeps."""
+    kept = run.text_length
+    return [model.prompt_tokens(prompt, max_sequence_length=kept) for prompt in prompts]
+
+
 def word_columns(
-    model: HookedDiffusion, prompts: tuple[str, ...], words: Mapping[str, Any], *, argument: str
+    model: HookedDiffusion, run: Run, words: Mapping[str, Any], *, argument: str
 ) -> list[dict[str, Tokens]]:
-    """For each prompt the tokens of those words that are in it.
+    """For each target the tokens of those words that are in it.
 
     Args:
         model: The model, for its tokenizers.
-        prompts: The prompts.
-        words: The words, each of which some prompt must have.
+        run: Its prompts after the first are the targets.
+        words: The words, each of which some target must have.
         argument: What to call them in an error.
 
     Raises:
-        WordError: If a word is in none of the prompts.
+        WordError: If a word is in none of the targets.
     """
-    tokens = [model.prompt_tokens(prompt) for prompt in prompts]
-    found: list[dict[str, Tokens]] = [{} for _ in prompts]
+    tokens = tokens_of(model, run, run.prompts[1:])
+    found: list[dict[str, Tokens]] = [{} for _ in tokens]
     for word in words:
         missing: WordError | None = None
         for number, some in enumerate(tokens):

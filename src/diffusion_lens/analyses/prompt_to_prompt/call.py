@@ -21,7 +21,7 @@ from diffusion_lens.analyses.edited_images import (
     inference_steps,
 )
 from diffusion_lens.analyses.head_relevance import HeadRelevance
-from diffusion_lens.analyses.prompt_to_prompt.aligning import align, word_columns
+from diffusion_lens.analyses.prompt_to_prompt.aligning import align, tokens_of, word_columns
 from diffusion_lens.analyses.prompt_to_prompt.controller import (
     EditCrossAttention,
     KeepSelfAttention,
@@ -115,7 +115,7 @@ def prompt_to_prompt(
     steps = inference_steps(model, run)
     hooks = _cross_hooks(
         model,
-        prompts,
+        run,
         steps,
         edit=edit,
         cross_replace=cross_replace,
@@ -124,10 +124,10 @@ def prompt_to_prompt(
         factors=_factors(model, relevance, concept, clamp, len(prompts) - 1),
     )
     hooks += self_attention_hooks(model, self_steps(self_replace, steps=steps), self_max_tokens)
-    kept = WordMaps(_edited_tokens(model, prompts, edit)) if keep_maps else None
+    kept = WordMaps(_edited_tokens(model, run, edit)) if keep_maps else None
     hooks += [(site, kept) for site in map_sites(model)] if kept is not None else []
     if local_blend is not None:
-        blend, sites = _blend(model, prompts, local_blend, run)
+        blend, sites = _blend(model, local_blend, run)
         hooks += [(site, blend.maps) for site in sites]
         run = run.with_(callback_on_step_end=blend)
     out = model.run_with_hooks(run, fwd_hooks=hooks)
@@ -148,7 +148,7 @@ def prompt_to_prompt(
 
 def _cross_hooks(
     model: HookedDiffusion,
-    prompts: Sequence[str],
+    run: Run,
     steps: int,
     *,
     edit: str,
@@ -157,13 +157,13 @@ def _cross_hooks(
     reweight: Mapping[str, float],
     factors: Sequence[Mapping[tuple[int, int], float]],
 ) -> list[tuple[Site, Any]]:
-    source, targets = prompts[0], tuple(prompts[1:])
-    ranges = word_columns(model, targets, word_ranges, argument="word_ranges")
-    weights = word_columns(model, targets, reweight, argument="reweight")
+    targets = run.prompts[1:]
+    ranges = word_columns(model, run, word_ranges, argument="word_ranges")
+    weights = word_columns(model, run, reweight, argument="reweight")
 
     @functools.cache
     def plan(length: int) -> Plan:
-        alignments = [align(model, source, target, edit=edit, length=length) for target in targets]
+        alignments = [align(model, run, target, edit=edit, length=length) for target in targets]
         alpha = cross_steps(cross_replace, word_ranges, ranges, steps=steps, length=length)
         equaliser = torch.ones(len(targets), length)
         scaled = torch.zeros(len(targets), length)
@@ -173,7 +173,7 @@ def _cross_hooks(
                 equaliser[number, list(tokens)] = float(reweight[word])
         return Plan(alignments, alpha, equaliser, scaled)
 
-    first = plan(_least_length(model, prompts))  # whatever is wrong with the words, says so now
+    first = plan(_least_length(model, run))  # whatever is wrong with the words, says so now
     if factors and not first.scaled.any(1).all():
         raise RunError(
             "relevance= scales the words that an edit changes, but a target changes none; to "
@@ -254,36 +254,32 @@ def _factors(
     return [relevance.factors(relevance.vector(one).clamp(max=bound)) for one in concepts]
 
 
-def _edited_tokens(
-    model: HookedDiffusion, prompts: Sequence[str], edit: str
-) -> list[tuple[int, ...]]:
+def _edited_tokens(model: HookedDiffusion, run: Run, edit: str) -> list[tuple[int, ...]]:
     """For each row the tokens of words that differ; all words of a row without any."""
-    length = _least_length(model, prompts)
-    found = [align(model, prompts[0], one, edit=edit, length=length) for one in prompts[1:]]
+    length = _least_length(model, run)
+    found = [align(model, run, one, edit=edit, length=length) for one in run.prompts[1:]]
     source = tuple(sorted({token for one in found for token in one.source_edited}))
     rows = [source, *(one.edited for one in found)]
     every = [
         tuple(
             at for at, span in zip(tokens.positions, tokens.spans, strict=True) if span[0] < span[1]
         )
-        for tokens in map(model.prompt_tokens, prompts)
+        for tokens in tokens_of(model, run, run.prompts)
     ]
     return [row or words for row, words in zip(rows, every, strict=True)]
 
 
-def _blend(
-    model: HookedDiffusion, prompts: Sequence[str], blend: LocalBlend, run: Run
-) -> tuple[BlendLatents, list[Site]]:
-    words = blend_words(blend, len(prompts))
+def _blend(model: HookedDiffusion, blend: LocalBlend, run: Run) -> tuple[BlendLatents, list[Site]]:
+    words = blend_words(blend, len(run.prompts))
     tokens = [
-        tuple(token for word in some for token in model.words(prompt, word))
-        for prompt, some in zip(prompts, words, strict=True)
+        tuple(position for word in some for position in tokens.find(word))
+        for tokens, some in zip(tokens_of(model, run, run.prompts), words, strict=True)
     ]
     maps = WordMaps(tokens)
     theirs = run.settings.get("callback_on_step_end")
     return BlendLatents(maps, blend.threshold, theirs), map_sites(model, blend.level)
 
 
-def _least_length(model: HookedDiffusion, prompts: Sequence[str]) -> int:
+def _least_length(model: HookedDiffusion, run: Run) -> int:
     """Number of text tokens that all prompts fit in."""
-    return 1 + max(max(model.prompt_tokens(prompt).positions) for prompt in prompts)
+    return 1 + max(max(tokens.positions) for tokens in tokens_of(model, run, run.prompts))

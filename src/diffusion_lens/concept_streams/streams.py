@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffusion_lens.architectures.concept_view import concept_view, find_concept_points
 from diffusion_lens.architectures.spec import BlockSite
-from diffusion_lens.engine.concept_pass import ConceptInput, ConceptPass
+from diffusion_lens.concept_streams.concept_pass import ConceptInput, ConceptPass
+from diffusion_lens.concept_streams.view import concept_view, find_concept_points
 from diffusion_lens.engine.steps import StepTracker
 from diffusion_lens.hook_points.point import HookPoint
 

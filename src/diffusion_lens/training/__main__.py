@@ -9,18 +9,17 @@ import torch
 from diffusers import AutoencoderTiny
 
 from diffusion_lens.toys.loading import folder
-from diffusion_lens.toys.train.config import TrainConfig, config_names, load_config
-from diffusion_lens.toys.train.loop import Limits, Trainer, train
-from diffusion_lens.toys.train.samples import GradedSamples
+from diffusion_lens.training.config import TrainConfig, config_names, load_config
+from diffusion_lens.training.loop import Limits, Trainer, train
+from diffusion_lens.training.samples import GradedSamples
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m diffusion_lens.toys.train", description=__doc__
-    )
+    parser = argparse.ArgumentParser(prog="python -m diffusion_lens.training", description=__doc__)
     parser.add_argument("--model", required=True, choices=config_names())
     parser.add_argument("--out", required=True, type=Path, help="folder of the run")
     parser.add_argument("--resume", type=Path, help="folder of a state to begin from")
+    parser.add_argument("--shipped", action="store_true", help="begin from the shipped weights")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="training time")
     parser.add_argument("--steps", type=int, help="steps of this run; default: the recipe's rest")
     parser.add_argument("--decay-steps", type=int, help="last steps, rate to zero")
@@ -61,6 +60,7 @@ def main() -> None:
         out=arguments.out,
         device=arguments.device,
         resume=arguments.resume,
+        shipped=arguments.shipped,
         compiled=arguments.compile,
     )
     graded = None

@@ -13,7 +13,7 @@ from diffusion_lens.toys.shapes.repainting import repaint
 from diffusion_lens.toys.shapes.sampling import training_examples
 from diffusion_lens.toys.shapes.world import COLOURS, SHAPES, TEXTURES, UNKNOWN_WORD
 from diffusion_lens.toys.tokenizers import PAD, UNKNOWN, VOCABULARY, caption_ids
-from diffusion_lens.toys.train.config import TrainConfig
+from diffusion_lens.training.config import TrainConfig
 
 ATTRIBUTES = frozenset((*COLOURS, *SHAPES, *TEXTURES))
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from diffusion_lens.toys.codec import half_codec
 from diffusion_lens.toys.shapes.render import render
 from diffusion_lens.toys.shapes.sampling import sample_example
-from diffusion_lens.toys.train.batches import to_pixels
+from diffusion_lens.training.batches import to_pixels
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderTiny
@@ -58,7 +58,7 @@ def train_decoder(*, steps: int, batch: int = 32, seed: int = 0) -> "Autoencoder
 
 def main() -> None:
     """Train the decoder and write the codec in fp16."""
-    parser = argparse.ArgumentParser(prog="python -m diffusion_lens.toys.train.decoder")
+    parser = argparse.ArgumentParser(prog="python -m diffusion_lens.training.decoder")
     parser.add_argument("--out", required=True, type=Path, help="folder of the codec")
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--threads", type=int, default=1)

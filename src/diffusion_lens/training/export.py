@@ -10,10 +10,10 @@ import torch
 
 from diffusion_lens.toys.loading import CARD, checksums
 from diffusion_lens.toys.pipelines import fill_unseen_words
-from diffusion_lens.toys.train.config import config_names, load_config
-from diffusion_lens.toys.train.optimizers import new_optimizers
-from diffusion_lens.toys.train.setup import TRAINED, new_pipeline, trained_parameters
-from diffusion_lens.toys.train.state import Average, load_state, refuse_other_model
+from diffusion_lens.training.config import config_names, load_config
+from diffusion_lens.training.optimizers import new_optimizers
+from diffusion_lens.training.setup import TRAINED, new_pipeline, trained_parameters
+from diffusion_lens.training.state import Average, load_state, refuse_other_model
 
 
 def export(model: str, *, state: Path, out: Path, codec: Path | None = None) -> None:
@@ -42,7 +42,9 @@ def export(model: str, *, state: Path, out: Path, codec: Path | None = None) -> 
     if codec is not None:
         pipe.register_modules(vae=AutoencoderTiny.from_pretrained(codec))
     elif config.family == "unet":
-        raise ValueError("a UNet needs its decoder: give --codec, made by toys.train.decoder")
+        raise ValueError(
+            "a UNet needs its decoder: give --codec, made by diffusion_lens.training.decoder"
+        )
     for name in TRAINED[config.family]:
         getattr(pipe, name).eval()
     pipe.to(dtype=torch.float16)
@@ -67,7 +69,7 @@ def _edit(file: Path, *, drop: Sequence[str] = (), **changed: str) -> None:
 
 def main() -> None:
     """Export one model."""
-    parser = argparse.ArgumentParser(prog="python -m diffusion_lens.toys.train.export")
+    parser = argparse.ArgumentParser(prog="python -m diffusion_lens.training.export")
     parser.add_argument("--model", required=True, choices=config_names())
     parser.add_argument("--state", required=True, type=Path)
     parser.add_argument("--out", required=True, type=Path)

@@ -22,16 +22,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from diffusion_lens.architectures.concept_view import CONCEPT, IMAGE_PRODUCT, joined
 from diffusion_lens.architectures.spec import Attention, BlockSite
+from diffusion_lens.concept_streams.idle_stream import image_layers, left_out
+from diffusion_lens.concept_streams.view import CONCEPT, IMAGE_PRODUCT, joined
 from diffusion_lens.engine.attention import AttentionHooks
 from diffusion_lens.engine.evaluation import Evaluation
-from diffusion_lens.engine.firing import Tap
 from diffusion_lens.engine.handles import Handle, Removal
-from diffusion_lens.engine.idle_stream import image_layers, left_out
 from diffusion_lens.engine.product import Product
 from diffusion_lens.engine.projection import stream_slice
 from diffusion_lens.engine.steps import StepTracker
+from diffusion_lens.engine.taps import Tap
 from diffusion_lens.errors import EngineError
 
 DUMMY = 1
@@ -136,17 +136,11 @@ class ConceptPass:
 
     # -- what a session asks ------------------------------------------------------------------
 
-    def is_running(self) -> bool:
-        """Whether a block runs for the concepts now."""
-        return self._running
-
-    def is_waiting(self) -> bool:
-        """Whether the main pass runs."""
-        return not self._running
-
-    def is_view(self, block: BlockSite | None) -> bool:
-        """Whether a block is one as concepts see it."""
-        return block in self._again
+    def listens(self, block: BlockSite | None) -> Callable[[], bool]:
+        """Whether hooks on a block may fire: those on its view while it runs for the concepts."""
+        if block in self._again:
+            return lambda: self._running
+        return lambda: not self._running
 
     def blocks(self) -> list[BlockSite]:
         """Every block that needs hooks even where nobody reads it, both ways of seeing it."""

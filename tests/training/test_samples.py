@@ -1,6 +1,6 @@
 import numpy as np
 
-from diffusion_lens.toys.train.samples import contact_sheet
+from diffusion_lens.training.samples import contact_sheet
 
 
 def test_images_stand_in_rows_and_are_enlarged_without_smoothing():

@@ -8,15 +8,15 @@ import torch
 from safetensors.torch import load_file
 
 from diffusion_lens.toys.loading import CARD, checksums
-from diffusion_lens.toys.train import __main__ as command
-from diffusion_lens.toys.train import export as export_module
-from diffusion_lens.toys.train.config import Phase, load_config
-from diffusion_lens.toys.train.export import export
-from diffusion_lens.toys.train.loop import Limits, Trainer, learning_rate, train
-from diffusion_lens.toys.train.optimizers import new_optimizers
-from diffusion_lens.toys.train.samples import GradedSamples
-from diffusion_lens.toys.train.setup import new_pipeline, trained_parameters
-from diffusion_lens.toys.train.state import STATE_FILE, Average, Progress, load_state, save_state
+from diffusion_lens.training import __main__ as command
+from diffusion_lens.training import export as export_module
+from diffusion_lens.training.config import Phase, load_config
+from diffusion_lens.training.export import export
+from diffusion_lens.training.loop import Limits, Trainer, learning_rate, train
+from diffusion_lens.training.optimizers import new_optimizers
+from diffusion_lens.training.samples import GradedSamples
+from diffusion_lens.training.setup import new_pipeline, trained_parameters
+from diffusion_lens.training.state import STATE_FILE, Average, Progress, load_state, save_state
 
 # bf16 autocast leaves the weights of an RMS norm in float32, which torch remarks on
 pytestmark = pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from diffusion_lens.toys.loading import load
 from diffusion_lens.toys.pipelines import mmdit_pipeline, unet_pipeline
-from diffusion_lens.toys.train.attention import PlainAttention
-from diffusion_lens.toys.train.config import TrainConfig
+from diffusion_lens.training.attention import PlainAttention
+from diffusion_lens.training.config import TrainConfig
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -54,6 +55,18 @@ def trained_parameters(pipe: "DiffusionPipeline", config: TrainConfig) -> dict[s
         for component in TRAINED[config.family]
         for name, parameter in getattr(pipe, component).named_parameters()
     }
+
+
+def put_shipped_weights(pipe: "DiffusionPipeline", config: TrainConfig) -> None:
+    """Give a pipeline the trained weights of the model that ships.
+
+    Args:
+        pipe: The pipeline; changed in place.
+        config: Its recipe.
+    """
+    shipped = load(config.model)
+    for name in TRAINED[config.family]:
+        getattr(pipe, name).load_state_dict(getattr(shipped, name).state_dict())
 
 
 def prepare(pipe: "DiffusionPipeline", config: TrainConfig, *, compiled: bool) -> None:

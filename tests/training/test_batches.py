@@ -5,8 +5,8 @@ import pytest
 
 from diffusion_lens.toys.shapes.world import COLOURS, SHAPES, TEXTURES
 from diffusion_lens.toys.tokenizers import UNKNOWN, caption_ids
-from diffusion_lens.toys.train.batches import batches
-from diffusion_lens.toys.train.config import load_config
+from diffusion_lens.training.batches import batches
+from diffusion_lens.training.config import load_config
 
 
 def _ids(words):

@@ -9,7 +9,7 @@ import torch
 
 from diffusion_lens import HookContext, HookedDiffusion, Site
 from diffusion_lens.architectures.catalogue import find_blocks
-from diffusion_lens.engine.idle_stream import image_layers, left_out
+from diffusion_lens.concept_streams.idle_stream import image_layers, left_out
 from tests.pipelines import fresh_pipe, shared_pipe, short
 
 OWN = {"norm1.linear", "attn.to_out.0", "ff.net.0.proj", "ff.net.2"}

@@ -6,15 +6,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from diffusion_lens.errors import TrainingStateError
-from diffusion_lens.toys.train.config import TrainConfig, load_config
-from diffusion_lens.toys.train.loop import Limits, Trainer, train
-from diffusion_lens.toys.train.optimizers import new_optimizers
-from diffusion_lens.toys.train.setup import new_pipeline, trained_parameters
-from diffusion_lens.toys.train.state import PROGRESS_FILE, STATE_FILE, Average, Progress, load_state
+from diffusion_lens.toys.loading import load
+from diffusion_lens.training.config import TrainConfig, load_config
+from diffusion_lens.training.loop import Limits, Trainer, train
+from diffusion_lens.training.optimizers import new_optimizers
+from diffusion_lens.training.setup import new_pipeline, trained_parameters
+from diffusion_lens.training.state import PROGRESS_FILE, STATE_FILE, Average, Progress, load_state
 
 UNET = replace(
     load_config("shapes-unet"),
@@ -22,7 +24,6 @@ UNET = replace(
     phases=(),
     architecture={"channels": (16, 16), "heads": 2, "text_width": 16},
 )
-COMMITTED = Path(__file__).parents[3] / "training" / "checkpoints"
 
 
 class KilledError(Exception):
@@ -92,12 +93,22 @@ def test_a_state_as_it_was_written_before_is_read(run: Path) -> None:
     assert progress.seconds > 0
 
 
-@pytest.mark.skipif(not COMMITTED.exists(), reason="not part of the source distribution")
+def test_a_state_that_was_written_before_is_read(run: Path) -> None:
+    as_it_was_written_before(run)
+    noted = json.loads((run / PROGRESS_FILE).read_text(encoding="utf-8"))
+    assert read(run, UNET) == Progress(**noted)
+
+
 @pytest.mark.parametrize("model", ["shapes-unet", "shapes-mmdit"])
-def test_the_committed_states_are_read(model: str) -> None:
-    folder = COMMITTED / model
-    noted = json.loads((folder / PROGRESS_FILE).read_text(encoding="utf-8"))
-    assert read(folder, load_config(model)) == Progress(**noted)
+def test_a_run_begins_from_the_shipped_weights(model: str, tmp_path: Path) -> None:
+    config = load_config(model)
+    trainer = Trainer(config, out=tmp_path, shipped=True)
+    shipped = trained_parameters(load(model), config)
+    assert trainer.progress == Progress()
+    assert trainer.parameters.keys() == shipped.keys()
+    for name, value in shipped.items():
+        assert torch.equal(trainer.parameters[name], value), name
+        assert torch.equal(trainer.average.values[name], value), name
 
 
 def test_an_older_state_of_another_step_than_its_progress_is_refused(run: Path) -> None:

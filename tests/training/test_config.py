@@ -1,7 +1,7 @@
 import pytest
 
-from diffusion_lens.toys.train import config as module
-from diffusion_lens.toys.train.config import config_names, load_config
+from diffusion_lens.training import config as module
+from diffusion_lens.training.config import config_names, load_config
 
 
 @pytest.mark.parametrize("name", config_names())

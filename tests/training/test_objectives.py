@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from diffusion_lens.toys.pipelines import mmdit_pipeline, unet_pipeline
-from diffusion_lens.toys.train.batches import batches
-from diffusion_lens.toys.train.config import load_config
-from diffusion_lens.toys.train.objectives import (
+from diffusion_lens.training.batches import batches
+from diffusion_lens.training.config import load_config
+from diffusion_lens.training.objectives import (
     image_positions,
     mmdit_loss,
     spread_uniform,

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_lens.toys.tokenizers import END, MAX_LENGTH, PAD, START
-from diffusion_lens.toys.train.batches import Batch
+from diffusion_lens.training.batches import Batch
 
 if TYPE_CHECKING:
     from diffusers import FluxPipeline, StableDiffusionPipeline

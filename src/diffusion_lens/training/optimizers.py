@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from diffusion_lens.toys.train.config import TrainConfig
+from diffusion_lens.training.config import TrainConfig
 
 
 def _by_muon(name: str, parameter: Tensor, config: TrainConfig) -> bool:

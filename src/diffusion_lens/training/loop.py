@@ -12,17 +12,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from diffusion_lens.toys.train.batches import Batch, batches
-from diffusion_lens.toys.train.config import TrainConfig
-from diffusion_lens.toys.train.objectives import mmdit_loss, unet_loss
-from diffusion_lens.toys.train.optimizers import new_optimizers
-from diffusion_lens.toys.train.setup import (
+from diffusion_lens.training.batches import Batch, batches
+from diffusion_lens.training.config import TrainConfig
+from diffusion_lens.training.objectives import mmdit_loss, unet_loss
+from diffusion_lens.training.optimizers import new_optimizers
+from diffusion_lens.training.setup import (
     attention_mode,
     new_pipeline,
     prepare,
+    put_shipped_weights,
     trained_parameters,
 )
-from diffusion_lens.toys.train.state import (
+from diffusion_lens.training.state import (
     STATE_FILE,
     Average,
     Progress,
@@ -65,6 +66,7 @@ class Trainer:
         out: Folder of the run: its state and its log. A state that lies there is gone on from.
         device: Where to train; bf16 autocast on each.
         resume: A state to begin from where `out` has none.
+        shipped: Begin from the weights that ship, with fresh moments, where there is no state.
         compiled: Whether to compile the denoiser.
     """
 
@@ -75,16 +77,19 @@ class Trainer:
         out: Path,
         device: str = "cpu",
         resume: Path | None = None,
+        shipped: bool = False,
         compiled: bool = False,
     ) -> None:
         """Build the pipeline and read the state, if there is one."""
         self.config, self.out, self.device = config, out, device
+        source = out if (out / STATE_FILE).exists() else resume
         self.pipe: Any = new_pipeline(config).to(device)
+        if shipped and source is None:
+            put_shipped_weights(self.pipe, config)
         self.parameters = trained_parameters(self.pipe, config)
         self.optimizers = new_optimizers(self.parameters, config)
         self.average = Average(self.parameters, decay=config.ema)
         self.progress = Progress()
-        source = out if (out / STATE_FILE).exists() else resume
         if source is not None:
             refuse_other_model(source, model=config.model, trained=self.parameters)
             self.progress = load_state(source, average=self.average, optimizers=self.optimizers)

@@ -1,7 +1,7 @@
 import torch
 import torch.nn.functional as F
 
-from diffusion_lens.toys.train.attention import PlainAttention, plain_attention
+from diffusion_lens.training.attention import PlainAttention, plain_attention
 
 
 def test_plain_attention_is_attention():
@@ -13,7 +13,7 @@ def test_plain_attention_is_attention():
 def test_the_mode_replaces_unmasked_attention_only(monkeypatch):
     calls = []
     monkeypatch.setattr(
-        "diffusion_lens.toys.train.attention.plain_attention",
+        "diffusion_lens.training.attention.plain_attention",
         lambda *given: calls.append(given) or plain_attention(*given),
     )
     q = torch.randn(1, 1, 4, 8)

@@ -9,8 +9,8 @@ from PIL import Image
 
 from diffusion_lens.toys.generating import generate
 from diffusion_lens.toys.shapes.evaluation import grade_images, test_captions
-from diffusion_lens.toys.train.config import TrainConfig
-from diffusion_lens.toys.train.state import Progress
+from diffusion_lens.training.config import TrainConfig
+from diffusion_lens.training.state import Progress
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline

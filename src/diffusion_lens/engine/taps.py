@@ -1,0 +1,260 @@
+"""Registrations at hook points: where each one goes, and what it selects there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from diffusion_lens.engine.branches import Rows
+from diffusion_lens.engine.evaluation import Evaluation
+from diffusion_lens.engine.registration import Registration
+from diffusion_lens.engine.selection import (
+    Index,
+    Part,
+    contiguous,
+    heads_in,
+    numbers,
+    selects,
+    size_of,
+    token_index,
+)
+from diffusion_lens.errors import SiteError, closest, listing
+from diffusion_lens.hook_points.context import HookContext
+from diffusion_lens.hook_points.names import match_names
+from diffusion_lens.hook_points.point import HookPoint
+from diffusion_lens.hook_points.site import Site
+
+PLACES_KEPT = 8
+"""How many prompts and sizes a hook remembers its selection for."""
+
+GUIDED = "guided"
+"""The branch of what comes after guidance, where the branches are one."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a Site selects at one hook point, for given token counts.
+
+    Attributes:
+        index: Indices by axis name; None is the whole axis.
+        part: The same as (dimension, index) pairs, whole axes left out.
+        heads: The selected heads as numbers.
+        streams: For each token axis, where each stream lies in what is selected.
+        whole: Full length of each of these axes.
+    """
+
+    index: Mapping[str, Index | None]
+    part: Part
+    heads: tuple[int, ...] | None
+    streams: Mapping[str, Mapping[str, slice | tuple[int, ...]]]
+    whole: Mapping[str, int]
+
+    @classmethod
+    def of(
+        cls, point: HookPoint, index: Mapping[str, Index | None], lengths: Mapping[str, int]
+    ) -> Place:
+        """Work out the rest from the indices."""
+        streams = {
+            axis: _stream_parts(sequence, lengths, index.get(axis))
+            for axis, sequence in point.sequences.items()
+        }
+        heads = None if point.heads is None else numbers(index["head"], point.heads)
+        whole = {
+            axis: sum(lengths[name] for name in sequence)
+            for axis, sequence in point.sequences.items()
+        }
+        if point.heads is not None:
+            whole["head"] = point.heads
+        return cls(index, axis_part(point.axes, index), heads, streams, whole)
+
+
+@dataclass(eq=False)
+class Tap:
+    """One registration at one hook point."""
+
+    registration: Registration
+    point: HookPoint
+    heads: tuple[int, ...] | None
+    places: dict[Any, Place] = field(default_factory=dict)
+
+    def active(self, evaluation: Evaluation, branch: str) -> bool:
+        """Whether the hook fires at this step in this branch."""
+        site = self.registration.site
+        if not site.has_step(evaluation.step):
+            return False
+        return branch == GUIDED or site.fires_in(branch)
+
+    def place(self, evaluation: Evaluation, branch: str, lengths: Mapping[str, int]) -> Place:
+        """What the Site selects here; worked out once for each prompt and size."""
+        site = self.registration.site
+        by_axis = {"query": site.query, "key": site.key, "pos": site.pos}
+        worded = bool(site.words)
+        prompts = evaluation.known_prompts(branch) if worded else ()
+        state = (branch if worded else "", tuple(lengths.items()), prompts)
+        if state not in self.places:
+            index: dict[str, Index | None] = {"head": contiguous(self.heads)}
+            for axis, sequence in self.point.sequences.items():
+                index[axis] = contiguous(
+                    token_index(
+                        by_axis.get(axis),
+                        sequence,
+                        lengths,
+                        lambda word: evaluation.word(branch, word),
+                        where=f"{axis} of {self.point.name}",
+                    )
+                )
+            if len(self.places) > PLACES_KEPT:
+                self.places.clear()
+            self.places[state] = Place.of(self.point, index, lengths)
+        return self.places[state]
+
+    def index(
+        self, evaluation: Evaluation, branch: str, lengths: Mapping[str, int]
+    ) -> Mapping[str, Index | None]:
+        """The selected indices by axis name; missing or None is the whole axis."""
+        return self.place(evaluation, branch, lengths).index
+
+    def shape(self, evaluation: Evaluation, branch: str, rows: slice) -> tuple[int, ...] | None:
+        """What the hook will see, None where the weights do not tell."""
+        lengths = evaluation.tokens(self.point.level)
+        whole = self.point.shape(lengths, batch=rows.stop - rows.start)
+        if None in whole:
+            return None
+        index = self.index(evaluation, branch, lengths)
+        sizes = zip(self.point.axes, whole, strict=True)
+        return tuple(size_of(index.get(axis), size or 0) for axis, size in sizes)
+
+    def context(
+        self,
+        evaluation: Evaluation,
+        branch: str,
+        lengths: Mapping[str, int],
+        *,
+        owned: bool,
+    ) -> HookContext:
+        """What the hook is told."""
+        place = self.place(evaluation, branch, lengths)
+        return HookContext(
+            name=self.point.name,
+            block=self.point.block,
+            stream=self.point.stream,
+            axes=self.point.axes,
+            step=evaluation.step,
+            branch=branch,
+            heads=place.heads,
+            streams=place.streams.get("key", place.streams.get("pos", {})),
+            queries=place.streams.get("query", {}),
+            whole=place.whole,
+            owned=owned,
+            part=place.part,
+            point=self.point,
+            evaluation=evaluation,
+        )
+
+
+def _stream_parts(
+    sequence: Sequence[str], lengths: Mapping[str, int], index: Index | None
+) -> dict[str, slice | tuple[int, ...]]:
+    """Where each stream lies in what is left of an axis after a selection."""
+    found: dict[str, slice | tuple[int, ...]] = {}
+    start = 0
+    kept = None if index is None else numbers(index, sum(lengths[name] for name in sequence))
+    for name in sequence:
+        stop = start + lengths[name]
+        if kept is None:
+            found[name] = slice(start, stop)
+        else:
+            places = tuple(place for place, at in enumerate(kept) if start <= at < stop)
+            if places:
+                found[name] = contiguous(places) or places
+        start = stop
+    return found
+
+
+def firing_order(
+    taps: Sequence[Tap], evaluation: Evaluation, rows: Rows
+) -> Iterator[tuple[Tap, str, slice]]:
+    """Every (tap, branch, rows) that fires now, in the order of the taps."""
+    for tap in taps:
+        for branch, at in rows:
+            if tap.active(evaluation, branch):
+                yield tap, branch, at
+
+
+def axis_part(axes: Sequence[str], index: Mapping[str, Index | None]) -> Part:
+    """Indices by axis name as a part; whole axes are left out."""
+    found = ((axes.index(name), at) for name, at in index.items() if name in axes)
+    return tuple((dim, at) for dim, at in found if at is not None)
+
+
+def expand(
+    registrations: Sequence[Registration],
+    points: Mapping[str, HookPoint],
+    *,
+    model: str,
+    branches: Sequence[str],
+    native: Callable[[Any], Mapping[str, HookPoint]] | None = None,
+) -> dict[str, list[Tap]]:
+    """Every registration at every point that its Site selects; readers come last at each.
+
+    Raises:
+        UnknownHookPointError: If a name matches nothing.
+        SiteError: If the names match but the other selectors fit none of the points.
+    """
+    taps: dict[str, list[Tap]] = {}
+    for registration in registrations:
+        _refuse_unknown_branch(registration.site, branches)
+        known = points if native is None else native(registration.site.name) or points
+        names = match_names(registration.site.name, list(known), model=model)
+        fitting = [known[name] for name in names if selects(known[name], registration.site)]
+        if not fitting:
+            raise SiteError(_fits_nothing(registration, known[names[0]], len(names)))
+        for point in fitting:
+            tap = Tap(registration, point, heads_in(point, registration.site))
+            taps.setdefault(point.name, []).append(tap)
+        _refuse_missing_pairs(registration.site, fitting)
+    for found in taps.values():
+        found.sort(key=lambda tap: tap.registration.read_only)
+    return taps
+
+
+def _refuse_unknown_branch(site: Site, branches: Sequence[str]) -> None:
+    if site.branch is not None and site.branch not in branches:
+        near = closest(site.branch, branches, count=1)
+        hint = f" Closest: {near[0]!r}." if near else ""
+        raise SiteError(
+            f"{site!r} names the branch {site.branch!r}, this model has {tuple(branches)}.{hint} "
+            "Leave branch= out for each in turn; a cache takes branch='all'."
+        )
+
+
+def _refuse_missing_pairs(site: Site, fitting: Sequence[HookPoint]) -> None:
+    """Every (block, head) pair must have a block among the points."""
+    blocks = {point.block for point in fitting}
+    pairs = [pair for pair in site.heads or () if isinstance(pair, tuple)]
+    missing = [pair for pair in pairs if pair[0] not in blocks]
+    if missing:
+        known = sorted(block for block in blocks if block is not None)
+        raise SiteError(
+            f"{site!r} names the (block, head) pair {missing[0]}, but matches only the blocks "
+            f"{listing(known)}; widen the name or leave the pair out"
+        )
+
+
+def _fits_nothing(registration: Registration, first: HookPoint, count: int) -> str:
+    asked = {"query": registration.site.query, "key": registration.site.key}
+    asked["pos"] = registration.site.pos
+    absent = [axis for axis, tokens in asked.items() if tokens and axis not in first.axes]
+    if absent:
+        others = [axis for axis in first.axes if axis in asked]
+        return (
+            f"{registration.site!r} selects nothing: it selects along {absent[0]!r}, which "
+            f"{first.name} has not (axes {first.axes}); its token axes are {others or 'none'}"
+        )
+    streams = {axis: list(names) for axis, names in first.sequences.items()}
+    heads = "no head axis" if first.heads is None else f"{first.heads} heads"
+    return (
+        f"{registration.site!r} selects nothing: {count} names match, but none has such tokens or "
+        f"heads; {first.name} has axes {first.axes}, streams {streams}, {heads}"
+    )
