@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from diffusion_lens.border import Positive
+from diffusion_lens.cli.checks import within
 from diffusion_lens.cli.folders import save_images
 from diffusion_lens.cli.hrv.saved import Relevance, loaded
 from diffusion_lens.cli.loading import load, settings_of, whole_numbers
@@ -34,7 +36,10 @@ def steer(
     undesired: Annotated[
         str | None, typer.Option(help="The concept that it should not mean.")
     ] = None,
-    clamp: Annotated[float | None, typer.Option(help="Largest element of a vector.")] = None,
+    clamp: Annotated[
+        float | None,
+        typer.Option(help="Largest element of a vector.", callback=within(Positive)),
+    ] = None,
     steps: Steps = None,
     seed: Seed = 0,
     num_inference_steps: InferenceSteps = None,

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from diffusion_lens.border import Count, Number
+from diffusion_lens.cli.checks import refuse_unread, within
 from diffusion_lens.cli.folders import save_images, save_result
 from diffusion_lens.cli.hrv.saved import Relevance, loaded
 from diffusion_lens.cli.loading import is_toy, listed_numbers, load, seeds_of, settings_of
@@ -33,11 +35,16 @@ def weaken(
     counts: Annotated[
         str | None, typer.Option(help="How many heads at each point; the published grid.")
     ] = None,
-    factor: Annotated[float, typer.Option(help="On the attention to the words.")] = -2.0,
+    factor: Annotated[
+        float, typer.Option(help="On the attention to the words.", callback=within(Number))
+    ] = -2.0,
     seeds: Annotated[
         str, typer.Option(help="With how many seeds every prompt is drawn (from 0 on), or which.")
     ] = "1",
-    random_orders: Annotated[int, typer.Option(help="How many random orders.")] = 3,
+    random_orders: Annotated[
+        int | None,
+        typer.Option(help="How many random orders; 3 by default.", callback=within(Count)),
+    ] = None,
     score: Annotated[
         str | None,
         typer.Option(
@@ -48,7 +55,9 @@ def weaken(
     clip: Annotated[
         str | None, typer.Option(help="Id or folder of another CLIP model than the published.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Prompts drawn at once.")] = 1,
+    batch_size: Annotated[
+        int, typer.Option(help="Prompts drawn at once.", callback=within(Count))
+    ] = 1,
     num_inference_steps: InferenceSteps = None,
     guidance_scale: Guidance = None,
     setting: Setting = None,
@@ -59,7 +68,11 @@ def weaken(
     """Weaken more and more heads in the order of their relevance, and score what is drawn."""
     with messages():
         vectors = loaded(relevance)
-        score = score or ("all" if is_toy(model) else "clip")
+        if score is None:
+            score = "all" if is_toy(model) else "clip"
+        refuse_unread({"--clip": clip}, unless="--score clip", read=score == "clip")
+        of_random = {"--random-orders": random_orders}
+        refuse_unread(of_random, unless="--order random", read="random" in order)
         held = load(model, device=device, torch_dtype=torch_dtype)
 
         from diffusion_lens.analyses import ordered_weakening
@@ -82,7 +95,7 @@ def weaken(
                 order=order,
                 counts=listed_numbers(counts, "counts"),
                 seeds=seeds_of(seeds) or [],
-                random_orders=random_orders,
+                random_orders=random_orders or 3,
                 batch_size=batch_size,
                 keep_images=True,
                 **settings,
