@@ -29,6 +29,7 @@ from diffusion_lens.cli.options import (
     Setting,
     Steps,
 )
+from diffusion_lens.errors import FigureError
 
 if TYPE_CHECKING:
     from diffusion_lens.analyses import AttentionMaps
@@ -104,8 +105,16 @@ def attention_maps(
         rows = _rows(maps, shown)
         save_images(maps.images, out)
         save_images(_drawn(maps, shown), out, name="word")
-        figures = [maps.overlay(shown)] if maps.images else []
-        save_result(out, maps, f"Attention maps: {prompt}", *figures, rows=rows)
+        save_result(out, maps, f"Attention maps: {prompt}", *_figures(maps, shown), rows=rows)
+
+
+def _figures(maps: AttentionMaps, words: list[str]) -> list[Any]:
+    """The overlay, if it can be drawn; the result is kept also where it has too many panels."""
+    try:
+        return [maps.overlay(words)] if maps.images else []
+    except FigureError as error:
+        typer.echo(f"The report has no figure: {error}", err=True)
+        return []
 
 
 def _drawn(maps: AttentionMaps, words: list[str]) -> list[Any]:

@@ -94,7 +94,7 @@ def patch(
                 corrupted,
                 sites=sites,
                 axes=axes,
-                metric=_metric(metric, clean, part or "all"),
+                metric=_metric(metric, clean, "all" if part is None else part),
                 mode=mode,
                 direction=direction,
                 seeds=seeds_of(seeds),

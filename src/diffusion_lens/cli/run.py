@@ -64,7 +64,11 @@ def run(
         )
         with pipeline_messages(held):
             if cache:
-                keep = {"names_filter": cache, "branch": branch or "cond", "reduce": reduce}
+                keep = {
+                    "names_filter": cache,
+                    "branch": "cond" if branch is None else branch,
+                    "reduce": reduce,
+                }
                 output, kept = held.run_with_cache(prompt, seed=seed, **keep, **settings)
                 typer.echo(f"{kept!r} is in {kept.save(out / 'cache')}")
             else:

@@ -12,7 +12,12 @@ from diffusion_lens.border.hints import test_of
 from diffusion_lens.border.settings import HINTS
 from diffusion_lens.border.wording import told
 
-OWN = {"prompt": "the argument PROMPT", "seed": "--seed", "generator": "--seed"}
+OWN = {
+    "self": "the argument MODEL",
+    "prompt": "the argument PROMPT",
+    "seed": "--seed",
+    "generator": "--seed",
+}
 """What the commands give themselves, and where it is said."""
 
 OBJECTS = ("latents", "embeds", "image", "callback", "callback_on_step_end", "attention_mask")

@@ -154,7 +154,7 @@ def _refuse_bad(concepts: Sequence[str]) -> None:
 
 
 def _refuse_alike(pipe: Any, concept: str, before: list[str], found: list[Tensor]) -> None:
-    """Refuse a concept that is read like one before: their maps would be one map under two names."""
+    """Refuse a concept that is read like one before: there would be one map under two names."""
     for other, embeddings in zip(before, found, strict=False):
         if torch.equal(embeddings, found[-1]):
             raise ConceptError(

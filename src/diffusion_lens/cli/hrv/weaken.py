@@ -73,6 +73,7 @@ def weaken(
         refuse_unread({"--clip": clip}, unless="--score clip", read=score == "clip")
         of_random = {"--random-orders": random_orders}
         refuse_unread(of_random, unless="--order random", read="random" in order)
+        _refuse_ungraded(score, model, prompts)
         held = load(model, device=device, torch_dtype=torch_dtype)
 
         from diffusion_lens.analyses import ordered_weakening
@@ -90,11 +91,11 @@ def weaken(
                 prompts,
                 vectors,
                 concept=concept,
-                score=_score(score, clip, model=model, device=device),
+                score=_score(score, clip, device=device),
                 factor=factor,
                 order=order,
                 counts=listed_numbers(counts, "counts"),
-                seeds=seeds_of(seeds) or [],
+                seeds=seeds_of(seeds),
                 random_orders=random_orders or 3,
                 batch_size=batch_size,
                 keep_images=True,
@@ -106,7 +107,23 @@ def weaken(
         save_result(out, curves, title, *figures, rows=_points(curves))
 
 
-def _score(name: str, clip: str | None, *, model: str, device: str | None) -> Any:
+def _refuse_ungraded(score: str, model: str, prompts: list[str]) -> None:
+    """Refuse a score that no picture of these prompts could get."""
+    if score in ("clip", "none"):
+        return
+    if not is_toy(model):
+        fail(f"--score {score!r}: give clip or none; graded parts are for toy models")
+    import numpy as np
+
+    from diffusion_lens.toys.shapes.grading import grade
+
+    for prompt in prompts:
+        parts = grade(np.zeros((32, 32, 3), np.uint8), prompt).parts
+        if score not in parts:
+            fail(f"--score {score!r} is none of clip, none, {', '.join(parts)}")
+
+
+def _score(name: str, clip: str | None, *, device: str | None) -> Any:
     if name == "none":
         return lambda images, _texts: [float("nan")] * len(images)
     if name == "clip":
@@ -114,10 +131,9 @@ def _score(name: str, clip: str | None, *, model: str, device: str | None) -> An
 
         try:
             return ClipScore.load(clip or OPENCLIP_H14, device=device or "cpu")
-        except (OSError, ValueError) as error:
-            fail(f"cannot load the CLIP model: {error}\nGive --clip, or --score none.")
-    if not is_toy(model):
-        fail(f"--score {name!r}: give clip or none; graded parts are for toy models")
+        except Exception as error:  # see `load`
+            reason = error if isinstance(error, OSError | ValueError) else repr(error)
+            fail(f"cannot load the CLIP model: {reason}\nGive --clip, or --score none.")
     from diffusion_lens.toys.benchmark.weakening import attribute_score
 
     return {name: attribute_score(name)}
