@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
+import typer.testing
 from PIL import Image
-from typer import Exit
 from typer.testing import CliRunner
 
 from diffusion_lens import HookedDiffusion
@@ -30,6 +32,15 @@ def refused(arguments: list[str], *said: str) -> None:
     assert "Traceback" not in text
     for one in said:
         assert one in text, text
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _built_once() -> Iterator[None]:
+    """Typer reads the signature of every command at each call, which takes longer than the call."""
+    built = typer.main.get_command(app)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(typer.testing, "_get_command", lambda _app: built)
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +113,7 @@ def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
         (["hrv", "show", ".", "--top", "0"], "'--top': takes int from 1"),
         # words
         ([*RUN, "--torch-dtype", "Float32"], "Closest: float32"),
-        ([*EDIT, "--method", "ptp"], "Closest: p2p"),
+        ([*EDIT, "--method", "masactl"], "Closest: masactrl"),
         ([*EDIT, "--edit", "refined"], "Closest: refine"),
         ([*BUILD, "--vote", "most"], "none of argmax, margin, strength"),
         # settings of the pipeline
@@ -173,7 +184,7 @@ def test_settings_that_do_not_exist(more: list[str], said: str, tmp_path: Path) 
 def test_numbers_that_nothing_can_have(
     text: str, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(Exit):
+    with pytest.raises(typer.Exit):
         listed_numbers(text, "seeds")
     message = capsys.readouterr().err
     assert message.startswith("--seeds ")
