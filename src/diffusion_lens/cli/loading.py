@@ -111,7 +111,7 @@ def listed_numbers(text: str | None, name: str) -> list[int] | None:
     return list(numbers)
 
 
-def seeds_of(text: str) -> int | list[int] | None:
+def seeds_of(text: str) -> int | list[int]:
     """Seeds as analyses take them: one number is how many."""
-    found = listed_numbers(text, "seeds")
+    found = listed_numbers(text, "seeds") or []
     return found[0] if found and "," not in text and ":" not in text else found
