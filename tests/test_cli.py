@@ -118,7 +118,7 @@ def test_run_passes_any_argument_of_the_pipeline_on(tmp_path: Path) -> None:
             id="size",
         ),
         pytest.param(
-            ["--torch-dtype", "int8"], "give float32, bfloat16 or float16", id="precision"
+            ["--torch-dtype", "int8"], "none of float32, bfloat16, float16", id="precision"
         ),
     ],
 )

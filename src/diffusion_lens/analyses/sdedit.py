@@ -54,6 +54,7 @@ def sdedit(
     """
     if not 0 < strength <= 1:
         raise RunError(f"strength={strength!r} says how far an image is noised, in (0, 1]")
+    _refuse_no_step(model, settings.get("num_inference_steps"), strength)
     name = "image" if isinstance(source, Image.Image) else source
     run = edited_run(name, targets, seed=seed, settings=settings)
     if isinstance(source, Image.Image):
@@ -81,6 +82,19 @@ def sdedit(
         made_by={**out.made_by.as_dict(), "strength": strength},
         citation=CITATION,
     )
+
+
+def _refuse_no_step(model: HookedDiffusion, steps: int | None, strength: float) -> None:
+    """Refuse a share of the steps that is none: pipelines of U-Nets round down, and end in torch.
+
+    Raises:
+        RunError: If it is.
+    """
+    if steps is not None and hasattr(model.pipe, "unet") and int(steps * strength) < 1:
+        raise RunError(
+            f"strength={strength!r} of {steps} steps is less than one step: nothing would be "
+            "drawn; raise num_inference_steps or strength"
+        )
 
 
 def _image_to_image(model: HookedDiffusion) -> HookedDiffusion:

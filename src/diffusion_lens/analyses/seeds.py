@@ -6,6 +6,7 @@ import operator
 from collections.abc import Mapping
 from typing import Any
 
+from diffusion_lens.border.ranges import LARGEST_SIZE
 from diffusion_lens.errors import DiffusionLensError
 
 
@@ -17,12 +18,15 @@ def listed_seeds(seeds: Any, *, error: type[DiffusionLensError]) -> tuple[int, .
         error: What to raise.
 
     Raises:
-        error: If there is none, one comes twice, or one is no whole number from 0 on.
+        error: If there is none, one comes twice, or one is no whole number from 0 on; or if so many
+            are asked for that their list alone would fill the memory.
     """
     try:
         if isinstance(seeds, bool | str):
             raise TypeError
         several = hasattr(seeds, "__iter__") and getattr(seeds, "ndim", 1)
+        if not several and operator.index(seeds) > LARGEST_SIZE:
+            raise error(f"seeds={seeds!r}: at most {LARGEST_SIZE:,} samples are drawn in one call")
         chosen = tuple(map(operator.index, seeds if several else range(operator.index(seeds))))
     except TypeError:
         chosen = ()

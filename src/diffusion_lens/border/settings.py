@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from diffusion_lens.border.ranges import Size
+from diffusion_lens.border.ranges import Number, Size
 
 
 @dataclass(frozen=True)
@@ -26,5 +26,14 @@ COUNTS = (
 )
 """Settings that mean one thing in every pipeline of diffusers; each may be None."""
 
-PipelineSetting = Annotated[Any, ByName(tuple((name, Size | None) for name in COUNTS))]
-"""An argument of the pipeline's own call, which checks it, except for sizes that it does not."""
+SCALES = ("guidance_scale", "guidance_scale_2", "true_cfg_scale", "guidance_rescale", "eta")
+"""Likewise; pipelines draw a picture of nan with any of them, and say nothing."""
+
+HINTS: dict[str, Any] = {
+    **dict.fromkeys(COUNTS, Size | None),
+    **dict.fromkeys(SCALES, Number | None),
+}
+"""The annotation of each."""
+
+PipelineSetting = Annotated[Any, ByName(tuple(HINTS.items()))]
+"""An argument of the pipeline's own call, which checks it, except for numbers that it does not."""

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from diffusion_lens.cli.folders import save_images, save_result
+from diffusion_lens.cli.checks import refuse_unread
+from diffusion_lens.cli.folders import opened, save_images, save_result
 from diffusion_lens.cli.loading import listed_numbers, load, settings_of, whole_numbers
 from diffusion_lens.cli.messages import messages, pipeline_messages
 from diffusion_lens.cli.options import (
@@ -28,6 +29,7 @@ from diffusion_lens.cli.options import (
     Setting,
     Steps,
 )
+from diffusion_lens.errors import FigureError
 
 if TYPE_CHECKING:
     from diffusion_lens.analyses import AttentionMaps
@@ -52,7 +54,7 @@ def attention_maps(
     branch: Branch = "cond",
     image: Image = None,
     noise_level: NoiseLevel = None,
-    num_samples: Samples = 1,
+    num_samples: Samples = None,
     seed: Seed = 0,
     num_inference_steps: InferenceSteps = None,
     guidance_scale: Guidance = None,
@@ -63,9 +65,12 @@ def attention_maps(
 ) -> None:
     """Map how much each place of an image attends to each word (DAAM)."""
     with messages():
+        made = image is None
+        of_image = {"--noise-level": noise_level, "--num-samples": num_samples}
+        refuse_unread(of_image, unless="--image", read=not made)
+        of_run = {"--num-inference-steps": num_inference_steps}
+        refuse_unread(of_run, unless="a generated image", read=made)
         held = load(model, device=device, torch_dtype=torch_dtype)
-
-        from PIL import Image as Pictures
 
         from diffusion_lens.analyses import attention_maps as analysis
 
@@ -90,9 +95,9 @@ def attention_maps(
                 steps=whole_numbers(steps, "steps"),
                 keep=keep or (),
                 branch=branch,
-                image=None if image is None else Pictures.open(image).convert("RGB"),
+                image=None if image is None else opened(image),
                 noise_level=noise_level,
-                num_samples=num_samples,
+                num_samples=num_samples or 1,
                 seed=seed,
                 **settings,
             )
@@ -100,8 +105,16 @@ def attention_maps(
         rows = _rows(maps, shown)
         save_images(maps.images, out)
         save_images(_drawn(maps, shown), out, name="word")
-        figures = [maps.overlay(shown)] if maps.images else []
-        save_result(out, maps, f"Attention maps: {prompt}", *figures, rows=rows)
+        save_result(out, maps, f"Attention maps: {prompt}", *_figures(maps, shown), rows=rows)
+
+
+def _figures(maps: AttentionMaps, words: list[str]) -> list[Any]:
+    """The overlay, if it can be drawn; the result is kept also where it has too many panels."""
+    try:
+        return [maps.overlay(words)] if maps.images else []
+    except FigureError as error:
+        typer.echo(f"The report has no figure: {error}", err=True)
+        return []
 
 
 def _drawn(maps: AttentionMaps, words: list[str]) -> list[Any]:

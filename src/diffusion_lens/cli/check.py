@@ -28,7 +28,7 @@ def check(
         from diffusion_lens.testing import capture_inputs, inspect_architecture
 
         call = {"prompt": ["a red circle", "a blue square"]}
-        settings = settings_of(model, held.pipe, setting, num_inference_steps=1)
+        settings = settings_of(model, held.pipe, ["num_inference_steps=1", *(setting or ())])
         if isinstance(settings.get("negative_prompt"), str):
             settings["negative_prompt"] = [settings["negative_prompt"]] * len(call["prompt"])
         with pipeline_messages(held):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from importlib import resources
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -35,16 +35,30 @@ def cite(
     keys, others = list(ALWAYS), []
     for folder in folders or ():
         found = sorted(folder.rglob("result.json"))
-        if not found and not (folder / "run.json").is_file():
+        run = folder / "run.json"
+        if not found and not run.is_file():
             fail(f"{folder} holds no result; give a folder that a command wrote with --out")
+        if run.is_file():
+            _read(run, {"run": str})
         for file in found:
-            about = json.loads(file.read_text(encoding="utf-8"))
+            about = _read(file, {"result": str, "fields": dict})
             keys += CITED.get(about["result"], ())
             if about["result"] not in CITED:
                 others.append(f"% {about['result']}: {about['fields'].get('citation', '')}")
     known = entries()
     shown = [known[key] for key in dict.fromkeys(keys)] + list(dict.fromkeys(others))
     typer.echo("\n\n".join(shown).replace("VERSION", __version__))
+
+
+def _read(file: Path, holds: dict[str, type]) -> dict[str, Any]:
+    """A JSON file that a command wrote, if it holds what they write."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        fail(f"{file} cannot be read ({error}); it was cut short or changed")
+    if not isinstance(found, dict) or not all(isinstance(found.get(n), holds[n]) for n in holds):
+        fail(f"{file} is no result of a command; give a folder that one wrote with --out")
+    return found
 
 
 def entries() -> dict[str, str]:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from diffusion_lens.cli.folders import save_images, save_result
+from diffusion_lens.cli.checks import refuse_unread
+from diffusion_lens.cli.folders import opened, save_images, save_result
 from diffusion_lens.cli.loading import listed_numbers, load, settings_of, whole_numbers
 from diffusion_lens.cli.messages import messages, pipeline_messages
 from diffusion_lens.cli.options import (
@@ -48,7 +49,7 @@ def concept_attention(
     branch: Branch = "cond",
     image: Image = None,
     noise_level: NoiseLevel = None,
-    num_samples: Samples = 1,
+    num_samples: Samples = None,
     seed: Seed = 0,
     num_inference_steps: InferenceSteps = None,
     guidance_scale: Guidance = None,
@@ -59,9 +60,12 @@ def concept_attention(
 ) -> None:
     """Map where a model sees concepts in an image (ConceptAttention)."""
     with messages():
+        made = image is None
+        of_image = {"--noise-level": noise_level, "--num-samples": num_samples}
+        refuse_unread(of_image, unless="--image", read=not made)
+        of_run = {"--num-inference-steps": num_inference_steps}
+        refuse_unread(of_run, unless="a generated image", read=made)
         held = load(model, device=device, torch_dtype=torch_dtype)
-
-        from PIL import Image as Pictures
 
         from diffusion_lens.analyses import concept_attention as analysis
 
@@ -84,9 +88,9 @@ def concept_attention(
                 steps=whole_numbers(steps, "steps"),
                 keep=keep or (),
                 branch=branch,
-                image=None if image is None else Pictures.open(image),
+                image=None if image is None else opened(image),
                 noise_level=noise_level,
-                num_samples=num_samples,
+                num_samples=num_samples or 1,
                 seed=seed,
                 **settings,
             )

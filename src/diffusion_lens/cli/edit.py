@@ -7,7 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from diffusion_lens.cli.folders import save_images, save_result
+from diffusion_lens.border import Between, Fraction, Index, Seed
+from diffusion_lens.cli.checks import one_of, refuse_unread, within
+from diffusion_lens.cli.folders import opened, save_images, save_result
 from diffusion_lens.cli.loading import listed_numbers, load, settings_of
 from diffusion_lens.cli.messages import fail, messages, pipeline_messages
 from diffusion_lens.cli.options import (
@@ -19,12 +21,27 @@ from diffusion_lens.cli.options import (
     InferenceSteps,
     Model,
     Out,
-    Seed,
     Setting,
 )
 
 METHODS = ("p2p", "p2p-hrv", "masactrl", "pnp", "fpe", "sdedit", "stable-flow")
+KINDS = ("replace", "refine", "reweight")
+P2P = ("p2p", "p2p-hrv")
+READ_BY = {
+    "edit": P2P,
+    "cross_replace": P2P,
+    "self_replace": (*P2P, "fpe"),
+    "self_max_tokens": P2P,
+    "relevance": ("p2p-hrv",),
+    "concept": ("p2p-hrv",),
+    "strength": ("sdedit",),
+    "blocks": ("masactrl", "pnp", "fpe", "stable-flow"),
+}
+"""Which methods read an option; the others refuse it."""
 Source = Annotated[str, typer.Argument(help="What the source image shows.")]
+SeedOfMethod = Annotated[
+    int | None, typer.Option("--seed", help="Of the noise; 0 by default.", callback=within(Seed))
+]
 Targets = Annotated[list[str], typer.Argument(help="What it is to show; several are edited apart.")]
 
 
@@ -32,30 +49,54 @@ def edit(
     model: Model,
     source: Source,
     target: Targets,
-    method: Annotated[str, typer.Option(help=", ".join(METHODS))] = "p2p",
+    method: Annotated[
+        str, typer.Option(help=", ".join(METHODS), callback=one_of(*METHODS))
+    ] = "p2p",
     kind: Annotated[
-        str, typer.Option("--edit", help="p2p: replace, refine or reweight.")
-    ] = "replace",
+        str | None,
+        typer.Option(
+            "--edit",
+            help=f"p2p: {' (the default), '.join(KINDS[:2])} or {KINDS[2]}.",
+            callback=one_of(*KINDS),
+        ),
+    ] = None,
     cross_replace: Annotated[
-        float, typer.Option(help="p2p: share of the steps with the source's attention to text.")
-    ] = 0.8,
+        float | None,
+        typer.Option(
+            help="p2p: share of the steps with the source's attention to text; 0.8 by default.",
+            callback=within(Fraction),
+        ),
+    ] = None,
     self_replace: Annotated[
         float | None,
-        typer.Option(help="p2p, fpe: share with its attention to itself; the method's own."),
+        typer.Option(
+            help="p2p, fpe: share with its attention to itself; the method's own.",
+            callback=within(Fraction),
+        ),
     ] = None,
     self_max_tokens: Annotated[
-        int, typer.Option(help="p2p: leave self-attention over more positions alone.")
-    ] = 256,
+        int | None,
+        typer.Option(
+            help="p2p: leave self-attention over more positions alone; 256 by default.",
+            callback=within(Index),
+        ),
+    ] = None,
     relevance: Annotated[
         Path | None, typer.Option(help="p2p-hrv: what `hrv build` wrote.", exists=True)
     ] = None,
     concept: Annotated[
         str | None, typer.Option(help="p2p-hrv: the concept of the words that change.")
     ] = None,
-    strength: Annotated[float, typer.Option(help="sdedit: how far the image is noised.")] = 0.5,
+    strength: Annotated[
+        float | None,
+        typer.Option(
+            help="sdedit: how far the image is noised, in (0, 1]; 0.5 by default.",
+            callback=within(Annotated[float, Between(0, 1, open_low=True)]),
+        ),
+    ] = None,
     blocks: Blocks = None,
     image: Image = None,
-    seed: Seed = 0,
+    seed: SeedOfMethod = None,
     num_inference_steps: InferenceSteps = None,
     guidance_scale: Guidance = None,
     setting: Setting = None,
@@ -65,26 +106,19 @@ def edit(
 ) -> None:
     """Edit an image by editing its prompt. A given --image is inverted first (or noised)."""
     with messages():
-        if method not in METHODS:
-            fail(f"--method {method!r} is none of {', '.join(METHODS)}")
-        options = {
-            "p2p": {
-                "edit": kind,
-                "cross_replace": cross_replace,
-                "self_max_tokens": self_max_tokens,
-            },
-            "sdedit": {"strength": strength},
+        given = {
+            "edit": kind,
+            "cross_replace": cross_replace,
+            "self_replace": self_replace,
+            "self_max_tokens": self_max_tokens,
+            "relevance": relevance,
+            "concept": concept,
+            "strength": strength,
+            "blocks": listed_numbers(blocks, "blocks"),
         }
-        chosen: dict[str, Any] = dict(options.get(method.removesuffix("-hrv"), {}))
-        if method == "p2p-hrv":
-            chosen |= _relevance(relevance, concept)
-            chosen["self_replace"] = 0.9
-        if self_replace is not None and method in ("p2p", "p2p-hrv", "fpe"):
-            chosen["self_replace"] = self_replace
-        if blocks is not None:
-            chosen["blocks"] = listed_numbers(blocks, "blocks")
-        if method == "stable-flow" and blocks is None:
-            fail("--method stable-flow needs --blocks, the vital blocks; see `vital_blocks`")
+        chosen = _chosen(method, given)
+        drawn = image is None or method == "sdedit"
+        refuse_unread({"--seed": seed}, unless="--method sdedit or without --image", read=drawn)
         held = load(model, device=device, torch_dtype=torch_dtype)
         settings = settings_of(
             model,
@@ -97,7 +131,7 @@ def edit(
             start: Any = source
             if image is not None:
                 start, settings = _start(held, method, source, image, settings)
-            result = _analysis(method)(held, start, target, seed=seed, **chosen, **settings)
+            result = _analysis(method)(held, start, target, seed=seed or 0, **chosen, **settings)
         save_images(result.images, out)
         rows = [{"prompt": one, "image": at} for at, one in enumerate((source, *target))]
         save_result(out, result, f"{method}: {source}", result.plot(), rows=rows)
@@ -116,23 +150,31 @@ def _analysis(method: str) -> Any:
     return getattr(analyses, names.get(method, method))
 
 
-def _relevance(folder: Path | None, concept: str | None) -> dict[str, Any]:
-    if folder is None or concept is None:
+def _chosen(method: str, given: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a method's analysis among the options; what was not given is its own."""
+    for name, methods in READ_BY.items():
+        option = f"--{name.replace('_', '-')}"
+        told = f"--method {' or '.join(methods)}"
+        refuse_unread({option: given[name]}, unless=told, read=method in methods)
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if method == "stable-flow" and "blocks" not in chosen:
+        fail("--method stable-flow needs --blocks, the vital blocks; see `vital_blocks`")
+    if method != "p2p-hrv":
+        return chosen
+    if "relevance" not in chosen or "concept" not in chosen:
         fail("--method p2p-hrv needs --relevance (what `hrv build` wrote) and --concept")
     from diffusion_lens.cli.hrv.saved import loaded
 
-    return {"relevance": loaded(folder), "concept": concept}
+    return {"self_replace": 0.9, **chosen, "relevance": loaded(chosen["relevance"])}
 
 
 def _start(
     held: Any, method: str, source: str, image: Path, settings: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
     """What an edit of a given image starts from: the image, or the noise that draws it."""
-    from PIL import Image as Pictures
-
     from diffusion_lens.analyses import invert
 
-    given = Pictures.open(image).convert("RGB")
+    given = opened(image)
     if method == "sdedit":
         return given, settings
     unguided = {

@@ -7,9 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
+from diffusion_lens.border import Index, Positive, Size
+from diffusion_lens.cli.checks import within
 from diffusion_lens.cli.folders import save_images, save_result
 from diffusion_lens.cli.loading import load, settings_of
-from diffusion_lens.cli.messages import messages, pipeline_messages
+from diffusion_lens.cli.messages import fail, messages, pipeline_messages
 from diffusion_lens.cli.options import (
     Device,
     Dtype,
@@ -35,14 +37,19 @@ def excite(
     concepts: Annotated[
         list[str] | None, typer.Option(help="The concept of each word, in order. Repeatable.")
     ] = None,
-    step_size: Annotated[float, typer.Option(help="Of a move of the latents.")] = 20.0,
+    step_size: Annotated[
+        float, typer.Option(help="Of a move of the latents.", callback=within(Positive))
+    ] = 20.0,
     max_iter_to_alter: Annotated[
-        int, typer.Option(help="From which step on latents are left alone.")
+        int,
+        typer.Option(help="From which step on latents are left alone.", callback=within(Index)),
     ] = 25,
     refine: Annotated[
         bool, typer.Option(help="Move again and again at the published steps.")
     ] = True,
-    resolution: Annotated[int | None, typer.Option(help="Shorter side of the maps.")] = None,
+    resolution: Annotated[
+        int | None, typer.Option(help="Shorter side of the maps.", callback=within(Size))
+    ] = None,
     seed: Seed = 0,
     num_inference_steps: InferenceSteps = None,
     guidance_scale: Guidance = None,
@@ -53,6 +60,8 @@ def excite(
 ) -> None:
     """Generate so that no named word is neglected (Attend-and-Excite), and without."""
     with messages():
+        if (relevance is None) != (not concepts):
+            fail("--relevance and --concepts go together: give both or none")
         held = load(model, device=device, torch_dtype=torch_dtype)
 
         from diffusion_lens.analyses import attend_and_excite
@@ -70,7 +79,6 @@ def excite(
             guidance_scale=guidance_scale,
         )
         with pipeline_messages(held):
-            plain = held(prompt, seed=seed, **settings)
             result = attend_and_excite(
                 held,
                 prompt,
@@ -83,6 +91,7 @@ def excite(
                 **more,
                 **settings,
             )
+            plain = held(prompt, seed=seed, **settings)
         save_images(plain.images, out, name="plain")
         save_images(result.images, out, name="excited")
         rows = [

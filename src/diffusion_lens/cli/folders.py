@@ -18,6 +18,17 @@ RESULT = "result"
 REPORT = "report.html"
 
 
+def opened(path: Path) -> Any:
+    """The picture in a file, in colours, as viewers show it: turned, and with 16 bits as with 8."""
+    from PIL import Image, ImageOps
+
+    with Image.open(path) as file:
+        image = ImageOps.exif_transpose(file)
+    if image.mode.startswith("I"):  # `convert` would cut everything above 255
+        image = image.convert("I").point(lambda value: value / 257).convert("L")
+    return image.convert("RGB")
+
+
 def save_images(images: Iterable[Any], folder: Path, *, name: str = "image") -> list[Path]:
     """Write pictures as `image.png`, or as `image_0.png`, `image_1.png` and so on."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
+from collections.abc import Mapping
 from typing import Any
 
+from diffusion_lens.border.ranges import LARGEST_SIZE
 from diffusion_lens.cli.messages import fail
+from diffusion_lens.cli.settings import pair, refuse_given_twice
+from diffusion_lens.errors import DiffusionLensError
 from diffusion_lens.toys.loading import PREFIX
+
+DIGITS = r"\d{1,18}"
+"""Of a number that everything takes; Python refuses to read numbers of some thousand."""
 
 
 def load(model: str, *, device: str | None = None, torch_dtype: str | None = None) -> Any:
     """The model of a MODEL argument."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    dtype = None if torch_dtype is None else _dtype(torch_dtype)
+
+    import torch
 
     from diffusion_lens.hooked_diffusion import HookedDiffusion
 
     if is_toy(model):
-        import torch
-
         torch.set_num_threads(1)  # on matrices of this size threads only wait for each other
+    dtype = None if torch_dtype is None else getattr(torch, torch_dtype)
     try:
         held = HookedDiffusion.from_pretrained(model, torch_dtype=dtype)
-    except (OSError, ValueError) as error:
+    except DiffusionLensError:
+        raise
+    except Exception as error:  # loaders let through whatever a damaged file makes them stumble on
+        reason = error if isinstance(error, OSError | ValueError) else repr(error)
         fail(
-            f"cannot load {model!r}: {error}\nMODEL is a Hub id, a folder that "
+            f"cannot load {model!r}: {reason}\nMODEL is a Hub id, a folder that "
             f"`save_pretrained` wrote, or a toy model such as {PREFIX}shapes-unet."
         )
     return held if device is None else held.to(device)
@@ -46,25 +55,47 @@ def settings_of(
     guidance_scale: float | None = None,
 ) -> dict[str, Any]:
     """Arguments of the pipeline's call: what suits a toy model, then what was given."""
+    from diffusion_lens.hooked_diffusion.generating import refuse_unknown_settings
+    from diffusion_lens.hooked_diffusion.run import Run
+
     settings: dict[str, Any] = {}
     if is_toy(model):
         from diffusion_lens import toys
 
         settings |= toys.call_defaults(pipe)
-    settings |= dict(map(_setting, given or []))
-    named = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
-    return settings | {name: value for name, value in named.items() if value is not None}
+    asked = dict(map(pair, given or []))
+    options = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale}
+    named = {name: value for name, value in options.items() if value is not None}
+    refuse_given_twice(named, asked)
+    settings |= asked | named
+    _refuse_half_a_size(settings)
+    refuse_unknown_settings(pipe, Run(None, **settings))
+    return settings
+
+
+def _refuse_half_a_size(settings: Mapping[str, Any]) -> None:
+    """Refuse a height without a width: some pipelines then leave out what was given, too."""
+    given = [name for name in ("height", "width") if settings.get(name) is not None]
+    if len(given) == 1:
+        other = "width" if given == ["height"] else "height"
+        fail(f"--set {given[0]}={settings[given[0]]} needs --set {other}=…; give both")
 
 
 def whole_numbers(text: str | None, name: str) -> list[int] | slice | None:
     """`3`, `3,5` or `10:20` (ends may be left out) as `Site` takes them."""
     if text is None:
         return None
-    if re.fullmatch(r"\s*-?\d+(\s*,\s*-?\d+)*\s*", text):
-        return [int(one) for one in text.split(",")]
-    if not re.fullmatch(r"\s*\d*\s*:\s*\d*\s*(:\s*[1-9]\d*\s*)?", text):
+    if re.fullmatch(rf"\s*-?{DIGITS}(\s*,\s*-?{DIGITS})*\s*", text):
+        numbers = [int(one) for one in text.split(",")]
+        if len(set(numbers)) < len(numbers):
+            fail(f"--{name} {text!r} names a number twice; give each once")
+        return numbers
+    if not re.fullmatch(rf"\s*({DIGITS})?\s*:\s*({DIGITS})?\s*(:\s*[1-9]\d{{0,8}}\s*)?", text):
         fail(f"--{name} {text!r} cannot be read; give numbers such as 3, 3,5 or 10:20")
-    return slice(*(int(end) if end.strip() else None for end in text.split(":")))
+    found = slice(*(int(end) if end.strip() else None for end in text.split(":")))
+    if found.stop is not None and found.stop <= (found.start or 0):
+        fail(f"--{name} {text!r} is empty: its end is left out, as in 10:20 for 10 to 19")
+    return found
 
 
 def listed_numbers(text: str | None, name: str) -> list[int] | None:
@@ -74,29 +105,13 @@ def listed_numbers(text: str | None, name: str) -> list[int] | None:
         return found
     if found.stop is None:
         fail(f"--{name} {text!r} has no end; give one, such as 0:{(found.start or 0) + 8}")
-    return list(range(found.start or 0, found.stop, found.step or 1))
+    numbers = range(found.start or 0, found.stop, found.step or 1)
+    if len(numbers) > LARGEST_SIZE:
+        fail(f"--{name} {text!r} are {len(numbers):,} numbers; at most {LARGEST_SIZE:,} are taken")
+    return list(numbers)
 
 
-def seeds_of(text: str) -> int | list[int] | None:
+def seeds_of(text: str) -> int | list[int]:
     """Seeds as analyses take them: one number is how many."""
-    found = listed_numbers(text, "seeds")
+    found = listed_numbers(text, "seeds") or []
     return found[0] if found and "," not in text and ":" not in text else found
-
-
-def _setting(given: str) -> tuple[str, Any]:
-    """A `NAME=VALUE` argument; a value that is no json is text."""
-    name, equals, value = given.partition("=")
-    if not equals or not name.isidentifier():
-        fail(f"--set {given!r} is not of the form NAME=VALUE, such as --set height=512")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
-
-
-def _dtype(name: str) -> Any:
-    if name not in ("float32", "bfloat16", "float16"):
-        fail(f"--torch-dtype {name!r} is unknown; give float32, bfloat16 or float16")
-    import torch
-
-    return getattr(torch, name)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import traceback
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import typer
 
@@ -31,10 +32,23 @@ def messages() -> Iterator[None]:
 
 @contextlib.contextmanager
 def pipeline_messages(held: HookedDiffusion) -> Iterator[None]:
-    """Print an argument that the pipeline refuses as a message alone."""
+    """Print an argument that the pipeline refuses, or fails at, as a message alone."""
     try:
         yield
+    except DiffusionLensError:
+        raise
     except (TypeError, ValueError) as error:
-        if isinstance(error, DiffusionLensError):
-            raise
         fail(f"{type(held.pipe).__name__} refuses these settings: {error}")
+    except Exception as error:
+        if not _fails_inside(error, held.pipe):
+            raise
+        fail(f"{type(held.pipe).__name__} fails with these settings: {error!r}")
+
+
+def _fails_inside(error: Exception, pipe: Any) -> bool:
+    """Whether an error is the pipeline's own, not one of this library called from there."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    modules = [str(frame.f_globals.get("__name__")) for frame in frames]
+    pipelines = (type(pipe).__module__, "diffusers.pipelines.")  # edits call others of diffusers
+    inside = any(module.startswith(pipelines) for module in modules)
+    return inside and not modules[-1].startswith("diffusion_lens.")

@@ -7,28 +7,46 @@ from typing import Annotated
 
 import typer
 
+from diffusion_lens.border import Between, Count, Number, Size
+from diffusion_lens.border import Seed as SeedRange
 from diffusion_lens.cli import checks
+from diffusion_lens.cli.settings import settings
 
 Model = Annotated[
     str, typer.Argument(help="A Hub id, a folder, or a toy model such as toy:shapes-unet.")
 ]
 Prompt = Annotated[str, typer.Argument(help="What to generate; for a given image its caption.")]
 Out = Annotated[Path, typer.Option(help="Folder for the results.", callback=checks.writable)]
-Seed = Annotated[int, typer.Option(help="Of the noise.")]
+Seed = Annotated[int, typer.Option(help="Of the noise.", callback=checks.within(SeedRange))]
 InferenceSteps = Annotated[
-    int | None, typer.Option("--num-inference-steps", help="Denoising steps.")
+    int | None,
+    typer.Option("--num-inference-steps", help="Denoising steps.", callback=checks.within(Size)),
 ]
-Guidance = Annotated[float | None, typer.Option("--guidance-scale", help="Guidance scale.")]
+Guidance = Annotated[
+    float | None,
+    typer.Option("--guidance-scale", help="Guidance scale.", callback=checks.within(Number)),
+]
 Setting = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="Any argument of the pipeline's call."),
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="Any argument of the pipeline's call.",
+        callback=settings,
+    ),
 ]
 Device = Annotated[
     str | None,
     typer.Option(help="Where to compute, such as cuda or cpu.", callback=checks.device),
 ]
 Dtype = Annotated[
-    str | None, typer.Option("--torch-dtype", help="float32, bfloat16 or float16.", metavar="DTYPE")
+    str | None,
+    typer.Option(
+        "--torch-dtype",
+        help="float32, bfloat16 or float16.",
+        metavar="DTYPE",
+        callback=checks.one_of("float32", "bfloat16", "float16"),
+    ),
 ]
 Steps = Annotated[
     str | None, typer.Option(help="Only these steps: 3, 3,5 or 10:20; all by default.")
@@ -48,6 +66,16 @@ Image = Annotated[
     ),
 ]
 NoiseLevel = Annotated[
-    float | None, typer.Option(help="How far to noise the image, in (0, 1]; 0.5 by default.")
+    float | None,
+    typer.Option(
+        help="How far to noise the image, in (0, 1]; 0.5 by default.",
+        callback=checks.within(Annotated[float, Between(0, 1, open_low=True)]),
+    ),
 ]
-Samples = Annotated[int, typer.Option(help="Noise samples to average over, for a given image.")]
+Samples = Annotated[
+    int | None,
+    typer.Option(
+        help="Noise samples to average over, for a given image; 1 by default.",
+        callback=checks.within(Count),
+    ),
+]

@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from diffusion_lens.border import Count
+from diffusion_lens.cli.checks import refuse_unread, within
 from diffusion_lens.cli.folders import save_result
 from diffusion_lens.cli.loading import is_toy, listed_numbers, load, seeds_of, settings_of
 from diffusion_lens.cli.messages import fail, messages, pipeline_messages
@@ -39,8 +41,9 @@ def patch(
         str, typer.Option(help=f"{', '.join(METRICS)}; the last for toy models only.")
     ] = "latent_recovery",
     part: Annotated[
-        str, typer.Option(help="For the metric graded: which part of the clean caption.")
-    ] = "all",
+        str | None,
+        typer.Option(help="For the metric graded: which part of the clean caption; all of it."),
+    ] = None,
     mode: Annotated[
         str, typer.Option(help="teacher-forced, on-trajectory or window.")
     ] = "teacher-forced",
@@ -51,12 +54,15 @@ def patch(
     steps: Annotated[
         str | None, typer.Option(help="Steps to patch: 3, 3,5 or 0:8; all by default.")
     ] = None,
-    window: Annotated[int, typer.Option(help="Steps of one window.")] = 1,
+    window: Annotated[
+        int | None,
+        typer.Option(help="Steps of one window; 1 by default.", callback=within(Count)),
+    ] = None,
     positions: Annotated[
         list[str] | None, typer.Option(help="Along the axis pos: words. Repeatable.")
     ] = None,
     branch: Annotated[str, typer.Option(help="cond, uncond or all.")] = "cond",
-    batch_size: Annotated[int, typer.Option(help="Rows of a batch.")] = 16,
+    batch_size: Annotated[int, typer.Option(help="Rows of a batch.", callback=within(Count))] = 16,
     num_inference_steps: InferenceSteps = None,
     guidance_scale: Guidance = None,
     setting: Setting = None,
@@ -67,6 +73,9 @@ def patch(
     """Put parts of one run in the place of those of another, and score what changes."""
     with messages():
         _refuse_unknown_metric(metric, model)
+        refuse_unread({"--part": part}, unless="--metric graded", read=metric == "graded")
+        refuse_unread({"--window": window}, unless="--mode window", read=mode == "window")
+        refuse_unread({"--positions": positions or None}, unless="--axes pos", read="pos" in axes)
         held = load(model, device=device, torch_dtype=torch_dtype)
 
         from diffusion_lens.analyses.patching import activation_patching
@@ -85,12 +94,12 @@ def patch(
                 corrupted,
                 sites=sites,
                 axes=axes,
-                metric=_metric(metric, clean, part),
+                metric=_metric(metric, clean, "all" if part is None else part),
                 mode=mode,
                 direction=direction,
                 seeds=seeds_of(seeds),
                 steps=listed_numbers(steps, "steps"),
-                window=window,
+                window=window or 1,
                 positions=positions,
                 branch=None if branch == "all" else branch,
                 batch_size=batch_size,

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from diffusion_lens.cli.checks import refuse_unread
 from diffusion_lens.cli.folders import save_images
 from diffusion_lens.cli.loading import load, settings_of
 from diffusion_lens.cli.messages import messages, pipeline_messages
@@ -40,8 +41,9 @@ def run(
         ),
     ] = None,
     branch: Annotated[
-        str, typer.Option(help="Which guidance branch to keep: cond, uncond or all.")
-    ] = "cond",
+        str | None,
+        typer.Option(help="Which guidance branch to keep: cond (the default), uncond or all."),
+    ] = None,
     reduce: Annotated[
         str | None, typer.Option(help="Keep the mean, sum or last over steps, not every step.")
     ] = None,
@@ -50,6 +52,8 @@ def run(
 ) -> None:
     """Generate an image, and keep what made it (run.json) and hook points (--cache)."""
     with messages():
+        of_cache = {"--branch": branch, "--reduce": reduce}
+        refuse_unread(of_cache, unless="--cache", read=bool(cache))
         held = load(model, device=device, torch_dtype=torch_dtype)
         settings = settings_of(
             model,
@@ -60,9 +64,12 @@ def run(
         )
         with pipeline_messages(held):
             if cache:
-                output, kept = held.run_with_cache(
-                    prompt, seed=seed, names_filter=cache, branch=branch, reduce=reduce, **settings
-                )
+                keep = {
+                    "names_filter": cache,
+                    "branch": "cond" if branch is None else branch,
+                    "reduce": reduce,
+                }
+                output, kept = held.run_with_cache(prompt, seed=seed, **keep, **settings)
                 typer.echo(f"{kept!r} is in {kept.save(out / 'cache')}")
             else:
                 output = held(prompt, seed=seed, **settings)

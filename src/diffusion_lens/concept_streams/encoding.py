@@ -38,8 +38,8 @@ def encode_concepts(
         Embeddings with axes batch (of 1), concept, d_text; and each concept's rows.
 
     Raises:
-        ConceptError: If a concept is empty, is given twice or has more tokens than the encoder
-            takes.
+        ConceptError: If a concept is empty, is given twice, is read like another, or has more
+            tokens than the encoder takes.
     """
     _refuse_bad(concepts)
     settings = _settings(pipe, device, max_sequence_length)
@@ -53,6 +53,7 @@ def encode_concepts(
         kept = tokens[:1] if first else tokens
         start = sum(len(part) for part in found)
         found.append(embeddings[list(kept)])
+        _refuse_alike(pipe, concept, list(rows), found)
         rows[concept] = slice(start, start + len(kept))
     return torch.cat(found)[None], rows
 
@@ -150,6 +151,16 @@ def _refuse_bad(concepts: Sequence[str]) -> None:
     repeated = [concept for concept in concepts if list(concepts).count(concept) > 1]
     if repeated:
         raise ConceptError(f"concept {repeated[0]!r} is given twice; name each once")
+
+
+def _refuse_alike(pipe: Any, concept: str, before: list[str], found: list[Tensor]) -> None:
+    """Refuse a concept that is read like one before: there would be one map under two names."""
+    for other, embeddings in zip(before, found, strict=False):
+        if torch.equal(embeddings, found[-1]):
+            raise ConceptError(
+                f"{type(pipe).__name__} reads the concepts {other!r} and {concept!r} alike: its "
+                "tokenizer knows no difference between them; give other words"
+            )
 
 
 def _refuse_long(pipe: Any, parts: Sequence[TextPart], concept: str, padded: int | None) -> None:

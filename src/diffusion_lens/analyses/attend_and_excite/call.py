@@ -161,6 +161,11 @@ def attend_and_excite(
     out = run_with_latent_update(model, run, update)
     _refuse_steps_beyond(rule, out.made_by.steps)
     assert out.latents is not None
+    if not out.latents.isfinite().all():
+        raise RunError(
+            f"step_size={step_size!r} moved the latents until they were no numbers any more; give "
+            "a smaller one (20 is the published one)"
+        )
     return ExcitedImages(
         prompt=run.prompts[0],
         words={str(word): tokens for word, tokens in subjects.items()},

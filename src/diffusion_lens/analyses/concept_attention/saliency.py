@@ -107,7 +107,7 @@ def concept_attention(
     named = {"space": space, "softmax_over": softmax_over}
     if chosen.max_sequence_length is None:
         named["max_sequence_length"] = run.settings.get("max_sequence_length")
-    chosen = replace(chosen, **{name: one for name, one in named.items() if one})
+    chosen = replace(chosen, **{name: one for name, one in named.items() if one is not None})
     keep = (keep,) if isinstance(keep, str) else keep
     blocks = (blocks,) if isinstance(blocks, int) else blocks
     _refuse_bad(chosen, keep, frames, branch)

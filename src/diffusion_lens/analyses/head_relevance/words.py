@@ -7,7 +7,7 @@ Source: Cross-Attention Head Position Patterns Can Align with Human Visual Conce
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,8 @@ def checked_concepts(concepts: Any) -> dict[str, tuple[str, ...]]:
     """Concepts with their words, if they can be told apart.
 
     Raises:
-        ConceptError: If there are fewer than two, one has no word, or a word is empty or repeated.
+        ConceptError: If there are fewer than two, one has no name or no word, or a word is empty or
+            repeated.
     """
     if not isinstance(concepts, Mapping):
         raise ConceptError(
@@ -41,7 +42,10 @@ def checked_concepts(concepts: Any) -> dict[str, tuple[str, ...]]:
         )
     found: dict[str, tuple[str, ...]] = {}
     for name, words in concepts.items():
-        listed = (words,) if isinstance(words, str) else tuple(words)
+        if not isinstance(name, str) or not name.strip():
+            raise ConceptError(f"a concept is called {name!r}; give it a name")
+        listed = tuple(words) if isinstance(words, Iterable) else (words,)
+        listed = (words,) if isinstance(words, str) else listed
         if not listed or not all(isinstance(word, str) and word.strip() for word in listed):
             raise ConceptError(
                 f"concept {name!r} has the words {list(listed)}; give non-empty ones"

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from diffusion_lens.border import Count
+from diffusion_lens.cli.checks import one_of, within, writable
 from diffusion_lens.cli.folders import save_result
 from diffusion_lens.cli.loading import is_toy, load, settings_of, whole_numbers
 from diffusion_lens.cli.messages import fail, messages, pipeline_messages
@@ -23,24 +25,38 @@ from diffusion_lens.cli.options import (
     Steps,
 )
 
+VOTES = ("argmax", "margin", "strength")
+
 
 def build(
     model: Model,
     prompts: Annotated[
         Path | None,
-        typer.Option(help="Text file, a prompt in each line. Toys have their own.", exists=True),
+        typer.Option(
+            help="Text file, a prompt in each line. Toys have their own.",
+            exists=True,
+            dir_okay=False,
+        ),
     ] = None,
     concepts: Annotated[
         Path | None,
-        typer.Option(help="JSON file, concept to words. The paper's 34 by default.", exists=True),
+        typer.Option(
+            help="JSON file, concept to words. The paper's 34 by default.",
+            exists=True,
+            dir_okay=False,
+        ),
     ] = None,
     include_start_token: Annotated[bool, typer.Option(help="In the softmax.")] = True,
-    vote: Annotated[str, typer.Option(help="argmax, margin or strength.")] = "argmax",
+    vote: Annotated[
+        str, typer.Option(help="argmax, margin or strength.", callback=one_of(*VOTES))
+    ] = "argmax",
     seed: Seed = 0,
-    batch_size: Annotated[int, typer.Option(help="Prompts at once.")] = 1,
+    batch_size: Annotated[int, typer.Option(help="Prompts at once.", callback=within(Count))] = 1,
     steps: Steps = None,
     per_step: Annotated[bool, typer.Option(help="Keep votes of every step apart.")] = True,
-    checkpoint: Annotated[Path | None, typer.Option(help="Folder to go on from.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Folder to go on from.", callback=writable)
+    ] = None,
     num_inference_steps: InferenceSteps = None,
     guidance_scale: Guidance = None,
     setting: Setting = None,
@@ -51,6 +67,7 @@ def build(
     """Count which concept each head attends to most."""
     with messages():
         listed = _prompts(model, prompts)
+        voted = _concepts(model, concepts)
         held = load(model, device=device, torch_dtype=torch_dtype)
 
         from diffusion_lens.analyses import head_relevance
@@ -66,7 +83,7 @@ def build(
             relevance = head_relevance(
                 held,
                 listed,
-                concepts=_concepts(model, concepts),
+                concepts=voted,
                 include_start_token=include_start_token,
                 vote=vote,
                 seed=seed,
@@ -81,9 +98,9 @@ def build(
 
 def _prompts(model: str, file: Path | None) -> list[str]:
     if file is not None:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = _text(file).splitlines()
         found = [line.strip() for line in lines if line.strip()]
-        return found or fail(f"{file} holds no prompt; write one in each line")
+        return found or fail(f"--prompts {file} holds no prompt; write one in each line")
     if not is_toy(model):
         fail("give --prompts FILE, a prompt in each line; the paper takes 2,100, many and varied")
     from diffusion_lens import toys
@@ -91,12 +108,31 @@ def _prompts(model: str, file: Path | None) -> list[str]:
     return [one.caption for one in toys.test_captions()][::5]
 
 
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        fail(f"{file} is no text in UTF-8: {error}")
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of a name that comes twice JSON would keep the last value and say nothing."""
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        fail(f"--concepts: {twice!r} comes twice; give each concept once")
+    return dict(pairs)
+
+
 def _concepts(model: str, file: Path | None) -> Any:
     if file is not None:
+        from diffusion_lens.analyses.head_relevance.words import checked_concepts
+
         try:
-            return json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            fail(f"{file} is no JSON: {error}")
+            given = json.loads(_text(file), object_pairs_hook=_each_once)
+        except (ValueError, RecursionError) as error:
+            fail(f"--concepts {file} is no JSON: {error}")
+        return checked_concepts(given)
     if is_toy(model):
         from diffusion_lens.toys.shapes.world import CONCEPTS
 

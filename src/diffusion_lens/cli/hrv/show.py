@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from diffusion_lens.border import Count
+from diffusion_lens.cli.checks import within
 from diffusion_lens.cli.hrv.saved import Relevance, loaded
 from diffusion_lens.cli.messages import messages
 
@@ -15,7 +17,7 @@ def show(
     concept: Annotated[
         list[str] | None, typer.Option(help="Only these concepts. Repeatable.")
     ] = None,
-    top: Annotated[int, typer.Option(help="How many heads of each.")] = 5,
+    top: Annotated[int, typer.Option(help="How many heads of each.", callback=within(Count))] = 5,
 ) -> None:
     """Print the most relevant heads of each concept, and how often the concept won."""
     with messages():

@@ -8,10 +8,12 @@ from typing import Annotated, Any
 
 import typer
 
+from diffusion_lens.border import Positive
+from diffusion_lens.cli.checks import within
 from diffusion_lens.cli.folders import save_images
 from diffusion_lens.cli.hrv.saved import Relevance, loaded
 from diffusion_lens.cli.loading import load, settings_of, whole_numbers
-from diffusion_lens.cli.messages import messages, pipeline_messages
+from diffusion_lens.cli.messages import fail, messages, pipeline_messages
 from diffusion_lens.cli.options import (
     Device,
     Dtype,
@@ -34,7 +36,10 @@ def steer(
     undesired: Annotated[
         str | None, typer.Option(help="The concept that it should not mean.")
     ] = None,
-    clamp: Annotated[float | None, typer.Option(help="Largest element of a vector.")] = None,
+    clamp: Annotated[
+        float | None,
+        typer.Option(help="Largest element of a vector.", callback=within(Positive)),
+    ] = None,
     steps: Steps = None,
     seed: Seed = 0,
     num_inference_steps: InferenceSteps = None,
@@ -46,6 +51,8 @@ def steer(
 ) -> None:
     """Generate with a word turned towards one of its meanings, and without."""
     with messages():
+        if desired == undesired:
+            fail(f"--desired and --undesired are both {desired!r}; give two concepts, or one")
         vectors = loaded(relevance)
         held = load(model, device=device, torch_dtype=torch_dtype)
 
@@ -59,7 +66,6 @@ def steer(
             guidance_scale=guidance_scale,
         )
         with pipeline_messages(held):
-            plain = held(prompt, seed=seed, **settings)
             steered = steer_word(
                 held,
                 prompt,
@@ -72,6 +78,7 @@ def steer(
                 seed=seed,
                 **settings,
             )
+            plain = held(prompt, seed=seed, **settings)
         save_images(plain.images, out, name="plain")
         save_images(steered.images, out, name="steered")
         _report_steering(out, vectors, prompt, plain, steered)

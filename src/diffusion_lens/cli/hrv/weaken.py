@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from diffusion_lens.border import Count, Number
+from diffusion_lens.cli.checks import refuse_unread, within
 from diffusion_lens.cli.folders import save_images, save_result
 from diffusion_lens.cli.hrv.saved import Relevance, loaded
 from diffusion_lens.cli.loading import is_toy, listed_numbers, load, seeds_of, settings_of
@@ -33,11 +35,16 @@ def weaken(
     counts: Annotated[
         str | None, typer.Option(help="How many heads at each point; the published grid.")
     ] = None,
-    factor: Annotated[float, typer.Option(help="On the attention to the words.")] = -2.0,
+    factor: Annotated[
+        float, typer.Option(help="On the attention to the words.", callback=within(Number))
+    ] = -2.0,
     seeds: Annotated[
         str, typer.Option(help="With how many seeds every prompt is drawn (from 0 on), or which.")
     ] = "1",
-    random_orders: Annotated[int, typer.Option(help="How many random orders.")] = 3,
+    random_orders: Annotated[
+        int | None,
+        typer.Option(help="How many random orders; 3 by default.", callback=within(Count)),
+    ] = None,
     score: Annotated[
         str | None,
         typer.Option(
@@ -48,7 +55,9 @@ def weaken(
     clip: Annotated[
         str | None, typer.Option(help="Id or folder of another CLIP model than the published.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Prompts drawn at once.")] = 1,
+    batch_size: Annotated[
+        int, typer.Option(help="Prompts drawn at once.", callback=within(Count))
+    ] = 1,
     num_inference_steps: InferenceSteps = None,
     guidance_scale: Guidance = None,
     setting: Setting = None,
@@ -59,7 +68,12 @@ def weaken(
     """Weaken more and more heads in the order of their relevance, and score what is drawn."""
     with messages():
         vectors = loaded(relevance)
-        score = score or ("all" if is_toy(model) else "clip")
+        if score is None:
+            score = "all" if is_toy(model) else "clip"
+        refuse_unread({"--clip": clip}, unless="--score clip", read=score == "clip")
+        of_random = {"--random-orders": random_orders}
+        refuse_unread(of_random, unless="--order random", read="random" in order)
+        _refuse_ungraded(score, model, prompts)
         held = load(model, device=device, torch_dtype=torch_dtype)
 
         from diffusion_lens.analyses import ordered_weakening
@@ -77,12 +91,12 @@ def weaken(
                 prompts,
                 vectors,
                 concept=concept,
-                score=_score(score, clip, model=model, device=device),
+                score=_score(score, clip, device=device),
                 factor=factor,
                 order=order,
                 counts=listed_numbers(counts, "counts"),
-                seeds=seeds_of(seeds) or [],
-                random_orders=random_orders,
+                seeds=seeds_of(seeds),
+                random_orders=random_orders or 3,
                 batch_size=batch_size,
                 keep_images=True,
                 **settings,
@@ -93,7 +107,23 @@ def weaken(
         save_result(out, curves, title, *figures, rows=_points(curves))
 
 
-def _score(name: str, clip: str | None, *, model: str, device: str | None) -> Any:
+def _refuse_ungraded(score: str, model: str, prompts: list[str]) -> None:
+    """Refuse a score that no picture of these prompts could get."""
+    if score in ("clip", "none"):
+        return
+    if not is_toy(model):
+        fail(f"--score {score!r}: give clip or none; graded parts are for toy models")
+    import numpy as np
+
+    from diffusion_lens.toys.shapes.grading import grade
+
+    for prompt in prompts:
+        parts = grade(np.zeros((32, 32, 3), np.uint8), prompt).parts
+        if score not in parts:
+            fail(f"--score {score!r} is none of clip, none, {', '.join(parts)}")
+
+
+def _score(name: str, clip: str | None, *, device: str | None) -> Any:
     if name == "none":
         return lambda images, _texts: [float("nan")] * len(images)
     if name == "clip":
@@ -101,10 +131,9 @@ def _score(name: str, clip: str | None, *, model: str, device: str | None) -> An
 
         try:
             return ClipScore.load(clip or OPENCLIP_H14, device=device or "cpu")
-        except (OSError, ValueError) as error:
-            fail(f"cannot load the CLIP model: {error}\nGive --clip, or --score none.")
-    if not is_toy(model):
-        fail(f"--score {name!r}: give clip or none; graded parts are for toy models")
+        except Exception as error:  # see `load`
+            reason = error if isinstance(error, OSError | ValueError) else repr(error)
+            fail(f"cannot load the CLIP model: {reason}\nGive --clip, or --score none.")
     from diffusion_lens.toys.benchmark.weakening import attribute_score
 
     return {name: attribute_score(name)}
