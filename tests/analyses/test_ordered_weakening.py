@@ -142,7 +142,7 @@ def test_settings_go_with_their_prompts() -> None:
 def test_what_cannot_be_weakened_says_why() -> None:
     with pytest.raises(RunError, match="block 40 has no head that reads text"):
         weaken_words(model(), PROMPTS, [(40, 0)])
-    with pytest.raises(RunError, match="an empty heads= weakens nothing"):
+    with pytest.raises(RunError, match="heads= is empty: no head would be weakened"):
         weaken_words(model(), PROMPTS, [])
     with pytest.raises(RunError, match="an empty words= weakens nothing"):
         weaken_words(model(), PROMPTS, [(0, 0)], words=[])

@@ -55,4 +55,4 @@ def of_toys(add: Add, world: World) -> None:
     drawn = {"pipe": world.unet, "captions": PROMPT, "seed": 0, "guidance": 2.0, "batch": 2}
     add("toys.generate", lambda **given: toys.generate(**given, steps=1), **drawn)
     add("toys.grade_image", toys.grade_image, image=world.image, caption=PROMPT)
-    add("tiny_denoiser", tiny_denoiser, family="sd", batch=2, seed=0)
+    add("tiny_denoiser", tiny_denoiser, family="sd1", batch=2, seed=0)

@@ -120,9 +120,7 @@ FOR_THE_ENGINE = {
 }
 """Without an underscore, but in no page of the reference."""
 
-UNCHECKED = (
-    INSIDE_HOOKS | SAY_MORE | FOR_THE_ENGINE | {f"{name}.__init__" for name in MADE_HERE}
-)
+UNCHECKED = INSIDE_HOOKS | SAY_MORE | FOR_THE_ENGINE | {f"{name}.__init__" for name in MADE_HERE}
 
 
 def is_public(name: str) -> bool:

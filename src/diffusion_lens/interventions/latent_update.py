@@ -107,7 +107,8 @@ def run_with_latent_update(
         What the model generated.
 
     Raises:
-        RunError: If the rule changes the latents' shape, the loss is no scalar, or the pipeline cannot start from latents.
+        RunError: If the rule changes the latents' shape, the loss is no scalar, or the pipeline
+            cannot start from latents.
     """
     run = Run.of(prompts, seed=seed, settings=settings)
     gradient = PatternGradient(model, run, update.sites, update.loss, checkpoint=update.checkpoint)

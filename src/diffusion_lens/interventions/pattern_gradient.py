@@ -146,8 +146,8 @@ def _scalar(value: Any, loss: LossFunction) -> Tensor:
         return value.reshape(())
     shape = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
     raise RunError(
-        f"the loss {loss!r} gave a {type(value).__name__}{shape}; it takes (activation, hook) pairs "
-        "and gives a scalar tensor that was computed from the activations"
+        f"the loss {loss!r} gave a {type(value).__name__}{shape}; it takes (activation, hook) "
+        "pairs and gives a scalar tensor that was computed from the activations"
     )
 
 

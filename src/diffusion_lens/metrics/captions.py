@@ -122,8 +122,6 @@ def least_object(
     halves = [prompt.split(JOINT) for prompt in prompts]
     for prompt, half in zip(prompts, halves, strict=True):
         if len(half) != 2:
-            raise ArgumentError(
-                f"{prompt!r} has {len(half)} parts joined by 'and', two are needed"
-            )
+            raise ArgumentError(f"{prompt!r} has {len(half)} parts joined by 'and', two are needed")
     scores = [clip(images, [half[side] for half in halves]) for side in (0, 1)]
     return torch.minimum(*scores)

@@ -19,7 +19,6 @@ from diffusion_lens.border import Count, public
 from diffusion_lens.border.devices import Device
 from diffusion_lens.errors import ArgumentError
 
-
 Net = Literal["alex", "vgg", "squeeze"]
 
 
@@ -87,8 +86,6 @@ def _batch(images: Sequence[Image.Image]) -> Float[Tensor, "image 3 height width
     """
     sizes = {image.size for image in images}
     if len(sizes) > 1:
-        raise ArgumentError(
-            f"images of the sizes {sorted(sizes)} cannot be compared; resize them"
-        )
+        raise ArgumentError(f"images of the sizes {sorted(sizes)} cannot be compared; resize them")
     pixels = np.stack([np.asarray(image.convert("RGB"), np.float32) for image in images])
     return torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1
