@@ -400,6 +400,10 @@ def test_video_maps_are_drawn_over_their_frames() -> None:
 
 def test_overlays_have_a_panel_for_each_word() -> None:
     found = maps("sd", words=["cat", "glass table"], output_type="pil")
+    with pytest.raises(ResultError, match="words= is empty"):
+        found.overlay([])
+    with pytest.raises(ResultError, match=r"size=\[8\]: give height and width"):
+        found.mask(size=[8])
     figure = found.overlay(["glass table", "cat"])
     titles = [one.text for one in figure.layout.annotations]
     assert titles == ["glass table", "cat"] and len(figure.layout.images) == 2

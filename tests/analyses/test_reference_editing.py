@@ -173,6 +173,10 @@ def test_a_reference_says_what_it_lacks(tmp_path: Path) -> None:
         )
     with pytest.raises(RunError, match="is not empty; record a reference into a new folder"):
         Reference(tmp_path)
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(RunError, match=r"folder='.*file' cannot be made"):
+        Reference(file)
 
 
 # -- vital blocks -----------------------------------------------------------------------------
@@ -197,6 +201,10 @@ def test_vital_blocks_are_those_whose_absence_moves_the_image(tmp_path: Path) ->
     ]
     with pytest.raises(ResultError, match=r"top\(9\): there are 5 blocks"):
         found.top(9)
+    with pytest.raises(
+        ResultError, match=r"distance=.* gave 1 for 1 images; .* one number for each"
+    ):
+        vital_blocks(model("flux"), SOURCE, distance=lambda *_: 1, **given)  # type: ignore[arg-type]
 
 
 def test_pixels_by_hand() -> None:

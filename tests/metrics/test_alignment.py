@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from diffusion_lens.errors import ArgumentError
 from diffusion_lens.metrics.alignment import ClipScore
 from tests.metrics.tiny import clip_score
 
@@ -43,3 +44,12 @@ def test_one_text_serves_every_image_and_arrays_are_images(score: ClipScore) -> 
 def test_texts_and_images_must_pair(score: ClipScore) -> None:
     with pytest.raises(ValueError, match=r"2 texts for 3 images; give one for each"):
         score(pictures(), TEXTS[:2])
+
+
+def test_what_is_no_image_or_text_is_refused(score: ClipScore) -> None:
+    for nothing in (score.embed_images, score.embed_texts):
+        with pytest.raises(ArgumentError, match="is empty; give one or more"):
+            nothing([])
+    for wrong in (np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), "a.png"):
+        with pytest.raises(ArgumentError, match=r"of shape .*; give PIL images, or uint8 arrays"):
+            score.embed_images([wrong])

@@ -91,12 +91,14 @@ class PatternGradient:
                 computed, where the denoiser can.
 
         Raises:
-            RunError: For a bare denoiser.
+            RunError: For a bare denoiser, or without Sites.
         """
         if model.pipe is None:
             raise RunError(
                 "a bare denoiser has no loop whose latents could change; wrap the pipeline"
             )
+        if not sites:
+            raise RunError("sites= is empty: the loss would be a function of nothing; name some")
         with model.paused():
             pipe = copy.copy(model.pipe)
             pipe.scheduler = copy.deepcopy(model.pipe.scheduler)

@@ -82,7 +82,8 @@ def choose(
         points: The patterns to choose from, one for each block; None for those that read text.
 
     Raises:
-        SiteError: If a block or head does not exist, a pair is none, a weight is negative, or nothing is selected.
+        SiteError: If a block or head does not exist, a pair is none, a weight is negative, or
+            nothing is selected.
         UnsupportedModelError: If no image query of the model reads text.
     """
     if points is None:
