@@ -86,6 +86,7 @@ def of_edits(add: Add, world: World) -> None:
     image = world.image
     strong = {**both, "source": image, "strength": 1.0}
     add("sdedit", lambda **given: analyses.sdedit(**given, **world.one), **strong)
+    steps: dict[str, Any] = {"num_inference_steps": 1}
     add(
         "invert",
         lambda **given: analyses.invert(**given, **steps),
@@ -95,7 +96,6 @@ def of_edits(add: Add, world: World) -> None:
         rounds=1,
         guidance_scale=1.0,
     )
-    steps = {"num_inference_steps": 1}
     vital = lambda **given: analyses.vital_blocks(**given, **world.one_mm)  # noqa: E731
     add("vital_blocks", vital, model=world.mmdit, prompts=PROMPT, distance=None, seed=0)
     found = analyses.VitalBlocks(torch.rand(5, 1), "pixels", (PROMPT,))

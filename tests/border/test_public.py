@@ -6,6 +6,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,7 +40,7 @@ INSIDE_HOOKS = {
     "PatternSums.weights",
     "Site.fires_in",
     "Site.has_step",
-    "Excite.__call__",
+    "Excite.__call__",  # rules, losses and gradients, at every evaluation
     "HeadRelevanceVotes.begin",
     "NeglectLoss.__call__",
     "NeglectLoss.maxima",
@@ -85,7 +86,7 @@ MADE_HERE = {
     "WeakeningCurves",
     "WordDiagnosis",
 }
-"""Results: the library makes them and its users read them."""
+"""Results and plans: the library makes them and its users read them."""
 
 FOR_THE_ENGINE = {
     "Alignment.join",
@@ -170,6 +171,15 @@ def test_every_public_function_checks_its_arguments() -> None:
     missing = [name for name, one in FUNCTIONS.items() if not getattr(one, "__border__", False)]
     assert sorted(set(missing) - UNCHECKED) == [], "decorate them with `border.public`"
     assert sorted(UNCHECKED - set(missing)) == [], "these are decorated now, or gone"
+
+
+def test_what_has_a_page_of_its_own_is_no_part_of_the_engine() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "reference.md").read_text(encoding="utf-8")
+    listed = {line.rpartition(".")[2] for line in page.splitlines() if line.startswith(":::")}
+    functions = {name for name in FOR_THE_ENGINE if "." not in name}
+    assert len(listed) > 100
+    assert {"prompt_to_prompt", "EditedImages"} <= listed
+    assert functions & listed == set()
 
 
 @pytest.mark.parametrize("name", [name for name in FUNCTIONS if name not in UNCHECKED])

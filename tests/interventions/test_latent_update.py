@@ -144,12 +144,13 @@ def test_what_cannot_be_updated_says_why() -> None:
 
     with pytest.raises(RunError, match="of shape int of those of shape"):
         run_with_latent_update(model(), PROMPT, update_of(rule=lambda *_: 1), **settings())
-    for wrong, what in ((lambda _: 1, "gave a int; "), (lambda _: torch.zeros(2), r"shape \(2,\)")):
-        update = LatentUpdate(
-            model().text_pattern_sites(),
-            wrong,
-            descend(step_size=1.0),  # type: ignore[arg-type]
-        )
+    losses: list[tuple[Any, str]] = [
+        (lambda _: 1, "gave a int; "),
+        (lambda _: torch.zeros(2), r"shape \(2,\)"),
+    ]
+    for wrong, what in losses:
+        sites = model().text_pattern_sites()
+        update = LatentUpdate(sites, wrong, descend(step_size=1.0))
         with pytest.raises(RunError, match=f"the loss .* {what}.* gives a scalar tensor"):
             run_with_latent_update(model(), PROMPT, update, **settings())
     with pytest.raises(RunError, match="sites= is empty"):
