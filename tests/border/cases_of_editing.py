@@ -140,7 +140,13 @@ def of_excited(add: Add, world: World) -> None:
     def updated(update: Any) -> Any:
         return make.run_with_latent_update(unet, PROMPT, update, **drawn)
 
-    add("Excite", lambda **g: updated(make.LatentUpdate(sites, loss, Excite(**g))), **size, **when)
+    add(
+        "Excite",
+        lambda **g: updated(make.LatentUpdate(sites, loss, Excite(**g))),
+        **size,
+        **when,
+        losses=[],
+    )
     descend = lambda **g: updated(make.LatentUpdate(sites, loss, make.descend(**g)))  # noqa: E731
     add("descend", descend, step_size=0.1, steps=None)
     add(
@@ -193,6 +199,10 @@ def of_image_scores(add: Add, world: World) -> None:
     one: dict[str, Any] = {"images": [image], "others": [image]}
     keep = {"model": clip.model, "processor": clip.processor, "batch_size": 2}
     add("ClipScore", ClipScore, **keep)
+    clip_saved = world.folder / "clip"
+    clip.model.save_pretrained(clip_saved)
+    clip.processor.save_pretrained(clip_saved)
+    add("ClipScore.load", ClipScore.load, model=str(clip_saved), device="cpu")
     add("ClipScore call", clip, images=[image], texts="a red cat")
     add("ClipScore.embed_images", clip.embed_images, images=[image])
     add("ClipScore.embed_texts", clip.embed_texts, texts=["a red cat"])
@@ -203,6 +213,10 @@ def of_image_scores(add: Add, world: World) -> None:
     add("least_object", least_object, clip=clip, images=[image], prompts=["a cat and two dogs"])
     add("DinoSimilarity", DinoSimilarity, model=dino.model, processor=dino.processor, batch_size=2)
     empty = [np.zeros((32, 32), bool)]
+    saved = world.folder / "dino"
+    dino.model.save_pretrained(saved)
+    dino.processor.save_pretrained(saved)
+    add("DinoSimilarity.load", DinoSimilarity.load, model=str(saved), device="cpu")
     add("DinoSimilarity call", dino, **one, masks=empty, other_masks=None)
     add("DinoSimilarity.embed", dino.embed, images=[image], masks=empty)
     distance = PerceptualDistance(lambda first, second: (first - second).abs().mean((1, 2, 3)))

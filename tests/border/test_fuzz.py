@@ -45,7 +45,7 @@ def test_a_wrong_value_for_every_argument(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     every = trials(all_cases(world))
-    assert len(every) > 13_000
+    assert len(every) > 14_000
     refuse_obscure([outcome(*one) for one in one_of_each(every)])
 
 
