@@ -113,7 +113,7 @@ def test_the_cut_at_the_mean() -> None:
         ("^predicted= has 1 images, the other one has more", [[0]], [[0], [1]]),
         ("^truth= has 1 images, the other one has more", [[0], [1]], [[0]]),
     ],
-    ids=["shapes", "too many classes", "negative label", "number of images"],
+    ids=["shapes", "too many classes", "negative label", "fewer images", "fewer truths"],
 )
 def test_labels_that_do_not_fit(message: str, predicted: list, truth: list) -> None:
     with pytest.raises(ValueError, match=message):
