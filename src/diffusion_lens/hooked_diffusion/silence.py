@@ -92,10 +92,10 @@ def refuse_silence(
 def _never_fired(
     registration: Registration, silent: list[str], ran: list[int], branches: Sequence[str]
 ) -> str:
-    who = f"{describe(registration.fn)} {{}} {listing(silent)} ({registration.site!r})"
+    fn, where = describe(registration.fn), f"{listing(silent)} ({registration.site!r})"
     if registration.backward:
         return (
-            f"no gradient reaches {who.format('at')}: generation runs without gradients. Use "
+            f"no gradient reaches {fn} at {where}: generation runs without gradients. Use "
             "`model.denoise(...)` inside `model.hooks(bwd_hooks=...)`, with latents, embeddings or "
             "weights that require them, and call backward there."
         )
@@ -107,7 +107,7 @@ def _never_fired(
             "`pipe.set_ip_adapter_scale(...)`."
         )
     return (
-        f"{who.format('never fired at')}, though the model ran {_called(ran)} in the branches "
+        f"{fn} never fired at {where}, though the model ran {_called(ran)} in the branches "
         f"{sorted(branches)}. Check steps= and branch=, and that the pipeline does not skip these "
         "blocks."
     )
