@@ -17,7 +17,7 @@ from diffusion_lens.analyses import AttentionMaps, attention_maps
 from diffusion_lens.analyses.attention_maps.collecting import PatternSums, Plan
 from diffusion_lens.analyses.attention_maps.foreign import ForeignKeys, appended
 from diffusion_lens.analyses.attention_maps.selecting import tokens_of
-from diffusion_lens.errors import ResultError, RunError, SiteError, WordError
+from diffusion_lens.errors import ArgumentError, ResultError, RunError, SiteError, WordError
 from diffusion_lens.hook_points.point import HookPoint
 from tests.pipelines import shared_pipe, short, traces
 
@@ -400,6 +400,10 @@ def test_video_maps_are_drawn_over_their_frames() -> None:
 
 def test_overlays_have_a_panel_for_each_word() -> None:
     found = maps("sd", words=["cat", "glass table"], output_type="pil")
+    with pytest.raises(ResultError, match="words= is empty"):
+        found.overlay([])
+    with pytest.raises(ResultError, match=r"size=\[8\]: give height and width"):
+        found.mask(size=[8])
     figure = found.overlay(["glass table", "cat"])
     titles = [one.text for one in figure.layout.annotations]
     assert titles == ["glass table", "cat"] and len(figure.layout.images) == 2
@@ -521,7 +525,13 @@ def test_embeddings_have_positions_only() -> None:
         (SiteError, "blocks= is empty", {"blocks": []}),
         (SiteError, r"names \(0, 99\), but block 0 has 4 heads", {"heads": [(0, 99)]}),
         (SiteError, r"block 99 is not among the blocks", {"heads": [(99, 0)]}),
-        (SiteError, "reaches beyond the .* heads of a block", {"heads": [99]}),
+        (SiteError, "reaches beyond the 4 heads of a block, .* 0 to 3; negative", {"heads": [99]}),
+        (SiteError, r"heads=\[-1\] reaches .* negative ones do not exist", {"heads": [-1]}),
+        (SiteError, r"names \(0, -1\), but block 0 has 4 heads", {"heads": [(0, -1)]}),
+        (SiteError, r"holds 1 where \(block, head\) pairs are meant", {"heads": [(0, 1), 1]}),
+        (SiteError, r"holds \[1\] where \(block, head\) pairs", {"heads": [[1]]}),
+        (SiteError, r"holds 0 where \(block, head\) pairs", {"heads": {0: 1.0}}),
+        (ArgumentError, r"where item 0 is \(1, 2, 3\)", {"heads": [(1, 2, 3)]}),
         (SiteError, "heads= is empty", {"heads": []}),
         (SiteError, "weights of heads are 0 or more", {"heads": {(0, 0): -1.0}}),
         (SiteError, "no head has a weight above 0", {"heads": {(0, 0): 0.0}}),

@@ -15,7 +15,7 @@ from diffusion_lens.analyses.concept_steering import (
     steer_word,
 )
 from diffusion_lens.analyses.head_relevance import Head, HeadRelevance, text_heads
-from diffusion_lens.errors import ConceptError, RunError, WordError
+from diffusion_lens.errors import ConceptError, HookNeverFiredError, RunError, WordError
 from tests.pipelines import latents_of, shared_pipe, short
 
 PROMPT = "a red cat on the glass table"
@@ -122,3 +122,9 @@ def test_vectors_of_another_model_with_as_many_blocks_are_refused() -> None:
         steer_word(model(), PROMPT, "cat", relevance(moved), **given)
     with pytest.raises(ConceptError, match="has 27 heads and is of another model"):
         steer_word(model(), PROMPT, "cat", relevance(heads[:-1]), **given)
+
+
+def test_steps_that_the_run_does_not_reach_are_named() -> None:
+    hooks = rescale_word(model(), "cat", {(0, 0): 2.0}, steps=[90])
+    with pytest.raises(HookNeverFiredError, match=r"\{\(0, 0\): 2.0\}.* never fired at"):
+        model().run_with_hooks(PROMPT, fwd_hooks=hooks, **settings())

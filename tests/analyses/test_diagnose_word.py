@@ -67,6 +67,8 @@ def test_diagnoses_survive_saving_and_are_drawn(tmp_path: Path) -> None:
     again = WordDiagnosis.load(found.save(tmp_path / "diagnosis"))
     assert torch.equal(again.maps, found.maps) and again.heads == found.heads
     assert again.plot().data
+    with pytest.raises(ResultError, match="sample 9 was asked for, there are "):
+        again.plot(sample=9)
     with pytest.raises(ResultError, match="no image to draw over"):
         diagnosis().plot()
 

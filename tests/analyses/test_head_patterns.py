@@ -100,6 +100,8 @@ def test_figures_have_a_row_for_each_step() -> None:
         assert len(figure.data[0].z) == 2 and len(figure.data[0].z[0]) == len(found.heads)
     with pytest.raises(WordError, match="'dog' is not in the prompt"):
         found.plot("dog")
+    with pytest.raises(ResultError, match="sample 9 was asked for, there are "):
+        found.plot(sample=9)
 
 
 def test_tokens_are_shown_as_data(monkeypatch: pytest.MonkeyPatch) -> None:

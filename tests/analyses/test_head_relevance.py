@@ -24,7 +24,7 @@ from diffusion_lens.analyses.head_relevance import (
     text_heads,
     vectors_of,
 )
-from diffusion_lens.errors import ConceptError, ResultError, UnsupportedModelError
+from diffusion_lens.errors import ArgumentError, ConceptError, ResultError, UnsupportedModelError
 from diffusion_lens.testing.tiny import tiny_denoiser
 from tests.pipelines import latents_of, shared_pipe, short
 
@@ -273,6 +273,10 @@ def test_heads_are_ranked_and_chosen() -> None:
     assert site.heads == ((0, 0), (1, 0))
     with pytest.raises(ResultError, match="there are 4 heads; give a number from 1 to 4"):
         result.top("A", 5)
+    with pytest.raises(ArgumentError, match=r"^HeadRelevance\.top\(k=…\) .*, got nan"):
+        result.top("A", float("nan"))
+    with pytest.raises(ResultError, match="2 values for 4 heads; give one for each"):
+        result.factors(torch.ones(2))
     with pytest.raises(ResultError, match="'best' is none of"):
         result.order("A", "best")
 

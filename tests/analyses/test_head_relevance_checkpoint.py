@@ -16,7 +16,7 @@ from diffusion_lens import HookedDiffusion, Run
 from diffusion_lens.analyses.head_relevance import HeadRelevance, head_relevance
 from diffusion_lens.analyses.locking import only_process
 from diffusion_lens.analyses.saving import RESULT, TENSORS
-from diffusion_lens.errors import ConceptError, ResultError
+from diffusion_lens.errors import ArgumentError, ConceptError, ResultError
 from tests.pipelines import fresh_pipe, shared_pipe
 
 CONCEPTS = {"Colour": ["red", "blue"], "Shape": ["circle", "square"]}
@@ -318,7 +318,8 @@ def test_noise_that_cannot_be_drawn_again_is_refused(
     generator = torch.Generator().manual_seed(0)
     with pytest.raises(ConceptError, match=r"single generator=.* give seed="):
         count(model, tmp_path, generator=generator)
-    with pytest.raises(ConceptError, match="checkpoint_every=0: give 1 or more"):
+    message = r"^head_relevance\(checkpoint_every=…\) takes int from 1 .*, got 0 \(int\)"
+    with pytest.raises(ArgumentError, match=message):
         count(model, tmp_path, checkpoint_every=0)
 
 

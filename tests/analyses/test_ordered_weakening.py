@@ -142,9 +142,11 @@ def test_settings_go_with_their_prompts() -> None:
 def test_what_cannot_be_weakened_says_why() -> None:
     with pytest.raises(RunError, match="block 40 has no head that reads text"):
         weaken_words(model(), PROMPTS, [(40, 0)])
-    with pytest.raises(RunError, match="an empty heads= weakens nothing"):
+    with pytest.raises(RunError, match=r"heads= holds \[4\]; give \(block, head\) pairs"):
+        weaken_words(model(), PROMPTS, [[4]])
+    with pytest.raises(RunError, match="heads= is empty: no head would be weakened"):
         weaken_words(model(), PROMPTS, [])
-    with pytest.raises(RunError, match="an empty words= weakens nothing"):
+    with pytest.raises(WordError, match="words= is empty: nothing would be weakened"):
         weaken_words(model(), PROMPTS, [(0, 0)], words=[])
     hooks = weaken_words(model(), PROMPTS, [(0, 0)])
     with pytest.raises(RunError, match="a batch of 1 for 2 prompts"):

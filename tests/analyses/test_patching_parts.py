@@ -238,6 +238,8 @@ class TestGrids:
 
 
 def test_noise_enters_several_words_in_a_row(model: HookedDiffusion) -> None:
+    with pytest.raises(PatchingError, match="words= is empty"):
+        WordNoise([])
     apart, joined, absent = WordNoise(["red", "cat"]), WordNoise("Red cat"), WordNoise("cat red")
     effects = [patched(model, CLEAN, noise).samples for noise in (apart, joined)]
     assert torch.equal(*effects)

@@ -21,7 +21,7 @@ from diffusion_lens.analyses.prompt_to_prompt.alignment import (
 )
 from diffusion_lens.analyses.prompt_to_prompt.schedule import cross_steps, self_steps
 from diffusion_lens.analyses.prompt_to_prompt.word_maps import blend_mask
-from diffusion_lens.errors import ConceptError, ResultError, RunError, WordError
+from diffusion_lens.errors import ArgumentError, ConceptError, ResultError, RunError, WordError
 from tests.analyses.test_concept_steering import relevance
 from tests.pipelines import latents_of, shared_pipe, short, traces
 
@@ -124,9 +124,18 @@ def test_ranges_of_steps_by_hand() -> None:
     assert cross_steps(1, {}, [{}], steps=2, length=1).sum() == 3  # an int is a share, too
 
 
-@pytest.mark.parametrize("wrong", [1.2, (0.5, 0.2), (0.1, 0.2, 0.3), -0.1])
+@pytest.mark.parametrize("wrong", [(0.5, 0.2), (0.1, 0.2, 0.3)])
 def test_a_range_that_is_none_is_refused(wrong: Any) -> None:
     with pytest.raises(RunError, match=r"cross_replace=.* is no range of steps"):
+        prompt_to_prompt(model(), SOURCE, TARGET, cross_replace=wrong, **settings())
+
+
+@pytest.mark.parametrize("wrong", [1.2, -0.1, (0.5, 1.2), float("nan")])
+def test_a_share_that_is_none_is_refused(wrong: Any) -> None:
+    message = (
+        r"^prompt_to_prompt\(cross_replace=…\) takes float from 0 to 1 .*, got .* For which share"
+    )
+    with pytest.raises(ArgumentError, match=message):
         prompt_to_prompt(model(), SOURCE, TARGET, cross_replace=wrong, **settings())
 
 

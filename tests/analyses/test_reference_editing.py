@@ -30,7 +30,7 @@ from diffusion_lens.analyses import (
 from diffusion_lens.analyses.masactrl import late_blocks
 from diffusion_lens.analyses.plug_and_play import decoder_blocks
 from diffusion_lens.analyses.stable_flow import pixel_distance
-from diffusion_lens.errors import ResultError, RunError, UnsupportedModelError
+from diffusion_lens.errors import ArgumentError, ResultError, RunError, UnsupportedModelError
 from diffusion_lens.interventions import Reference, bypass_block
 from tests.pipelines import latents_of, shared_pipe, short, traces
 
@@ -173,6 +173,10 @@ def test_a_reference_says_what_it_lacks(tmp_path: Path) -> None:
         )
     with pytest.raises(RunError, match="is not empty; record a reference into a new folder"):
         Reference(tmp_path)
+    file = tmp_path / "file"
+    file.touch()
+    with pytest.raises(RunError, match=r"folder='.*file' cannot be made"):
+        Reference(file)
 
 
 # -- vital blocks -----------------------------------------------------------------------------
@@ -197,6 +201,10 @@ def test_vital_blocks_are_those_whose_absence_moves_the_image(tmp_path: Path) ->
     ]
     with pytest.raises(ResultError, match=r"top\(9\): there are 5 blocks"):
         found.top(9)
+    with pytest.raises(
+        ResultError, match=r"distance=.* gave 1 for 1 images; .* one number for each"
+    ):
+        vital_blocks(model("flux"), SOURCE, distance=lambda *_: 1, **given)  # type: ignore[arg-type]
 
 
 def test_pixels_by_hand() -> None:
@@ -282,9 +290,11 @@ def test_what_cannot_be_injected_says_why() -> None:
         edit("sd", "masactrl", SOURCE, TARGET, blocks=[1, 7, 9])
     with pytest.raises(RunError, match="first_step=9 is none of the 2 steps"):
         edit("sd", "masactrl", SOURCE, TARGET, first_step=9)
-    with pytest.raises(RunError, match="self_replace=2 is no range"):
-        edit("sd", "fpe", SOURCE, TARGET, self_replace=2)
-    with pytest.raises(RunError, match=r"features=1.5 is a share"):
+    with pytest.raises(RunError, match=r"self_replace=\(1, 0\) is no range of steps"):
+        edit("sd", "fpe", SOURCE, TARGET, self_replace=(1, 0))
+    with pytest.raises(
+        ArgumentError, match=r"^plug_and_play\(features=…\) .* from 0 to 1, got 1.5"
+    ):
         edit("sd", "pnp", SOURCE, TARGET, features=1.5)
     with pytest.raises(RunError, match=r"resnet='up_blocks.9' is no ResNet of .* its decoder has"):
         edit("sd", "pnp", SOURCE, TARGET, resnet="up_blocks.9")
@@ -306,13 +316,13 @@ def test_images_that_do_not_fit_are_refused(toy: HookedDiffusion, flow: HookedDi
     fits = Image.new("RGB", (32, 32))
     with pytest.raises(RunError, match="one prompt, got"):
         invert(toy, fits, Run([PROMPT, PROMPT]))
-    with pytest.raises(RunError, match="rounds=0"):
+    with pytest.raises(ArgumentError, match=r"^invert\(rounds=…\) takes int from 1 .*, got 0"):
         invert(toy, fits, PROMPT, rounds=0)
     with pytest.raises(
         UnsupportedModelError, match=r"has PNDMScheduler; .* DDIMScheduler.from_con"
     ):
         invert(model(), Image.new("RGB", (64, 64)), PROMPT)
-    with pytest.raises(RunError, match="strength=0 says"):
+    with pytest.raises(ArgumentError, match=r"^sdedit\(strength=…\) .* above 0 to 1, got 0"):
         sdedit(toy, fits, PROMPT, strength=0)
-    with pytest.raises(RunError, match="one PIL image is needed"):
-        invert(toy, np.zeros((32, 32, 3)), PROMPT)
+    with pytest.raises(ArgumentError, match=r"^invert\(image=…\) takes Image, got a numpy float64"):
+        invert(toy, np.zeros((32, 32, 3)), PROMPT)  # type: ignore[arg-type]

@@ -30,7 +30,9 @@ def test_a_number_is_how_many_and_others_are_the_seeds(given: Any, meant: tuple[
     assert listed_seeds(given, error=RunError) == meant
 
 
-@pytest.mark.parametrize("given", [0, -2, [], [1, 1], [-1], 2.0, [0.5], True, "3", None, [None]])
+@pytest.mark.parametrize(
+    "given", [0, -2, 10**12, [], [1, 1], [-1], 2.0, [0.5], True, "3", None, [None]]
+)
 def test_what_is_no_seed_is_refused(given: Any) -> None:
     with pytest.raises(RunError, match=r"the one seed 4 is seeds=\[4\]"):
         listed_seeds(given, error=RunError)

@@ -31,6 +31,11 @@ def of_maps(add: Add, world: World) -> None:
         blocks=None,
         branch="cond",
         preset=None,
+        aggregate=None,
+        upsample=None,
+        clamp=None,
+        steps=None,
+        foreign_among="prompt",
         keep=(),
         size=None,
         seed=0,
@@ -61,6 +66,8 @@ def of_maps(add: Add, world: World) -> None:
         steps=None,
         keep=(),
         frames="keep",
+        branch="cond",
+        seed=0,
         attend=("concepts", "image"),
         num_samples=1,
     )
@@ -84,6 +91,8 @@ def of_heads(add: Add, world: World) -> None:
         vote="argmax",
         batch_size=1,
         steps=None,
+        seed=0,
+        per_step=True,
         checkpoint=None,
         checkpoint_every=50,
         show_progress=False,
@@ -110,8 +119,12 @@ def of_heads(add: Add, world: World) -> None:
         seeds=[0],
         targets=["red"],
         words=None,
+        steps=None,
+        random_orders=1,
+        batch_size=1,
+        keep_images=False,
     )
-    words = {"prompts": PROMPT, "heads": [(4, 0)], "factor": -2.0, "words": None}
+    words = {"prompts": PROMPT, "heads": [(4, 0)], "factor": -2.0, "words": None, "branch": "cond"}
     add("weaken_words", analyses.weaken_words, model=unet, **words)
     add("weakening_prompts", analyses.weakening_prompts, concept="Color")
     add("published_counts", published_counts, heads=128)
@@ -129,6 +142,8 @@ def of_heads(add: Add, world: World) -> None:
         desired="Colour",
         undesired="Shape",
         clamp=None,
+        steps=None,
+        seed=0,
     )
     add(
         "diagnose_word",
@@ -138,12 +153,17 @@ def of_heads(add: Add, world: World) -> None:
         word="circle",
         concepts=["Colour", "Shape"],
         relevance=relevance,
+        k=0.25,
+        occurrence=None,
     )
     add("WordDiagnosis.of", world.diagnosis.of, concept="Shape")
     add("WordDiagnosis.largest", world.diagnosis.largest, by="share")
     add("WordDiagnosis.plot", world.diagnosis.plot, sample=0, images=None)
+    both = {"model": world.mmdit, "prompts": PROMPT}
     head_patterns = lambda **g: analyses.head_patterns(**g, **world.one_mm)  # noqa: E731
     add("head_patterns", head_patterns, model=world.mmdit, prompts=PROMPT, names=None, every=None)
+    chosen = {"heads": None, "blocks": None, "steps": None, "branch": "cond", "words": None}
+    add("head_patterns, chosen", lambda **g: head_patterns(**both, **g), **chosen, seed=0)
     add("HeadPatterns.of", world.patterns.of, name="entropy")
     add("HeadPatterns.word", world.patterns.word, word="circle")
     add("HeadPatterns.plot", world.patterns.plot, what="entropy", sample=0)

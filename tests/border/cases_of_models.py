@@ -48,6 +48,7 @@ def of_the_model(add: Add, world: World) -> None:
     pipe: Any = unet.pipe
     generate = lambda: pipe(PROMPT, **one)  # noqa: E731
     settings = {name: value for name, value in one.items() if name != "num_inference_steps"}
+    captioned = {"prompt": PROMPT, **settings}
     latents = unet.add_noise(torch.zeros(1, 3, 16, 16), noise_level=0.8)
     add("HookedDiffusion", HookedDiffusion, pipe=unet.pipe, name=None)
     add("toy", HookedDiffusion.toy, name="shapes-unet", torch_dtype=None)
@@ -63,7 +64,7 @@ def of_the_model(add: Add, world: World) -> None:
     add("caching", inside(unet.caching, generate), **caching, branches=None)
     add("hooks", inside(unet.hooks, generate), **z_hooks, branches=None)
     add("denoise", lambda **g: unet.denoise(**g, **one), latents=latents, prompt=PROMPT, step=0)
-    add("denoise, level", lambda **g: unet.denoise(latents, **g, **settings), noise_level=0.5)
+    add("denoise, level", lambda **g: unet.denoise(latents, **g, **captioned), noise_level=0.5)
     add("encode_image", unet.encode_image, image=world.image, height=None, width=None, seed=None)
     decoded = torch.zeros(1, 3, 16, 16)
     add("decode_latents", unet.decode_latents, latents=decoded, height=None, output_type="pil")

@@ -26,6 +26,8 @@ def of_metrics(add: Add, world: World) -> None:
     add("bootstrap_interval", intervals.bootstrap_interval, **samples)
     add("rank_correlation", intervals.rank_correlation, first=values, second=values)
     add("confusion", segmentation.confusion, predicted=labels, truth=labels, classes=2, ignore=None)
+    add("pixel_accuracy", segmentation.pixel_accuracy, counts=np.array([[3, 1], [1, 3]]))
+    add("projection", recovery.projection, **both, base=values * 2, mask=None)
     add("miou", segmentation.miou, counts=np.array([[3, 1], [1, 3]]))
     maps = {"saliency": np.eye(3), "mask": np.eye(3) > 0}
     add("average_precision", segmentation.average_precision, **maps)
@@ -55,4 +57,4 @@ def of_toys(add: Add, world: World) -> None:
     drawn = {"pipe": world.unet, "captions": PROMPT, "seed": 0, "guidance": 2.0, "batch": 2}
     add("toys.generate", lambda **given: toys.generate(**given, steps=1), **drawn)
     add("toys.grade_image", toys.grade_image, image=world.image, caption=PROMPT)
-    add("tiny_denoiser", tiny_denoiser, family="sd", batch=2, seed=0)
+    add("tiny_denoiser", tiny_denoiser, family="sd1", batch=2, seed=0)

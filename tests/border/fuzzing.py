@@ -74,7 +74,11 @@ class Outcome:
     error: str = ""
 
 
-def trials(cases: Sequence[Case]) -> list[tuple[Case, str, Any]]:
+Trial = tuple[Case, str, Any]
+"""A case, one of its arguments, and a wrong value for it."""
+
+
+def trials(cases: Sequence[Case]) -> list[Trial]:
     """Every case with every argument and every value that is not the right one."""
     return [
         (case, argument, value)

@@ -612,3 +612,10 @@ def test_every_error_is_one_of_the_librarys_own() -> None:
     assert all(issubclass(one, DiffusionLensError) for one in classes)
     assert str(CacheKeyError()) == "" and str(CacheKeyError("a 'name'")) == "a 'name'"
     assert set(versions()) == {"diffusion_lens", "torch", "diffusers", "transformers"}
+
+
+def test_images_that_cannot_be_encoded(model: HookedDiffusion) -> None:
+    with pytest.raises(RunError, match=r"image= cannot be read \(.*\); give PIL images"):
+        model.encode_image([])
+    with pytest.raises(RunError, match="has 2 channels, AutoencoderKL takes 3; the axes of a"):
+        model.encode_image(torch.zeros(1, 2, 16, 16))

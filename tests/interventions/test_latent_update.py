@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lens import HookedDiffusion, Run, Site
-from diffusion_lens.errors import RunError
+from diffusion_lens.errors import ArgumentError, RunError, SiteError
 from diffusion_lens.interventions import (
     LatentUpdate,
     PatternGradient,
@@ -145,6 +145,24 @@ def test_what_cannot_be_updated_says_why() -> None:
         run_with_latent_update(
             model(), PROMPT, update_of(rule=lambda latents, *_: latents[..., 0]), **settings()
         )
+
+    with pytest.raises(RunError, match="of shape int of those of shape"):
+        run_with_latent_update(model(), PROMPT, update_of(rule=lambda *_: 1), **settings())
+    losses: list[tuple[Any, str]] = [
+        (lambda _: 1, "gave a int; "),
+        (lambda _: torch.zeros(2), r"shape \(2,\)"),
+    ]
+    for wrong, what in losses:
+        sites = model().text_pattern_sites()
+        update = LatentUpdate(sites, wrong, descend(step_size=1.0))
+        with pytest.raises(RunError, match=f"the loss .* {what}.* gives a scalar tensor"):
+            run_with_latent_update(model(), PROMPT, update, **settings())
+    with pytest.raises(RunError, match="sites= is empty"):
+        PatternGradient(model(), Run(PROMPT), [], word_loss)
+    with pytest.raises(SiteError, match="steps=-1: steps count from 0"):
+        descend(step_size=1.0, steps=-1)
+    with pytest.raises(ArgumentError, match=r"^LatentUpdate\(sites=…\) .* For a single one give"):
+        LatentUpdate("hook_sample", word_loss, descend(step_size=1.0))
 
     def fails(*_: Any) -> Tensor:
         raise ZeroDivisionError

@@ -2,44 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from diffusion_lens.errors import ArgumentError
 from diffusion_lens.metrics.alignment import ClipScore
-from tests.pipelines import FOLDER
+from tests.metrics.tiny import clip_score
 
 TEXTS = ["a red cat", "two dogs in a snowy park", "a red cat"]
 
 
 @pytest.fixture(scope="module")
 def score() -> ClipScore:
-    from transformers import (
-        CLIPConfig,
-        CLIPImageProcessor,
-        CLIPModel,
-        CLIPProcessor,
-        CLIPTokenizer,
-    )
-
-    tokenizer: Any = CLIPTokenizer.from_pretrained(FOLDER / "sd" / "pipeline" / "tokenizer")
-    shared = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
-    config = CLIPConfig(
-        text_config={
-            **shared,
-            "vocab_size": len(tokenizer),
-            "num_hidden_layers": 2,
-            "eos_token_id": tokenizer.eos_token_id,
-        },
-        vision_config={**shared, "num_hidden_layers": 2, "image_size": 32, "patch_size": 8},
-        projection_dim=12,
-    )
-    images = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
-    torch.manual_seed(0)
-    return ClipScore(CLIPModel(config).eval(), CLIPProcessor(images, tokenizer), batch_size=2)
+    return clip_score()
 
 
 def pictures(count: int = 3) -> list[Image.Image]:
@@ -67,3 +44,12 @@ def test_one_text_serves_every_image_and_arrays_are_images(score: ClipScore) -> 
 def test_texts_and_images_must_pair(score: ClipScore) -> None:
     with pytest.raises(ValueError, match=r"2 texts for 3 images; give one for each"):
         score(pictures(), TEXTS[:2])
+
+
+def test_what_is_no_image_or_text_is_refused(score: ClipScore) -> None:
+    for nothing in (score.embed_images, score.embed_texts):
+        with pytest.raises(ArgumentError, match="is empty; give one or more"):
+            nothing([])
+    for wrong in (np.zeros((4, 4, 3)), np.zeros((4, 4), np.uint8), "a.png"):
+        with pytest.raises(ArgumentError, match=r"of shape .*; give PIL images, or uint8 arrays"):
+            score.embed_images([wrong])

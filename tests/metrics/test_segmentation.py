@@ -110,9 +110,10 @@ def test_the_cut_at_the_mean() -> None:
         (r"image 1: labels of shape \(1,\) for a truth of shape \(2,\)", [[0], [0]], [[0], [0, 1]]),
         ("image 0: labels from 0 to 2 where there are 2 classes", [[0, 2]], [[0, 1]]),
         ("image 0: labels from -1 to 1 .* ignore=", [[0, 1]], [[-1, 1]]),
-        ("shorter|longer", [[0]], [[0], [1]]),
+        ("^predicted= has 1 images, the other one has more", [[0]], [[0], [1]]),
+        ("^truth= has 1 images, the other one has more", [[0], [1]], [[0]]),
     ],
-    ids=["shapes", "too many classes", "negative label", "number of images"],
+    ids=["shapes", "too many classes", "negative label", "fewer images", "fewer truths"],
 )
 def test_labels_that_do_not_fit(message: str, predicted: list, truth: list) -> None:
     with pytest.raises(ValueError, match=message):

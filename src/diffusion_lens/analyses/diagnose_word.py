@@ -123,12 +123,14 @@ class WordDiagnosis(Saved):
             **settings: Further arguments of `viz.overlays`.
 
         Raises:
-            ResultError: If there is no image.
+            ResultError: If there is no image, or no such sample.
         """
         from diffusion_lens import viz
 
         if images is None and not self.images:
             raise ResultError("there is no image to draw over: the run gave latents; give images=")
+        if not 0 <= sample < len(self.maps):
+            raise ResultError(f"sample {sample} was asked for, there are {len(self.maps)}")
         panels = torch.cat([self.every[sample, None], self.maps[sample]])
         image = self.images[sample] if images is None else images
         return viz.overlays(image, panels, titles=["all heads", *self.concepts], **settings)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diffusion_lens import HookedDiffusion, Output, Run
 from diffusion_lens.analyses.saving import Saved
+from diffusion_lens.border import public
 from diffusion_lens.errors import ResultError, RunError
 
 
@@ -55,6 +56,7 @@ class EditedImages(Saved):
         """The image of the first target."""
         return self._images()[1]
 
+    @public
     def plot(self, *, captions: Sequence[str] | None = None) -> Any:
         """The images beside each other; the maps below them where they were kept.
 

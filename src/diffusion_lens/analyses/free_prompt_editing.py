@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from diffusion_lens import HookedDiffusion, Run, Site
 from diffusion_lens.analyses.edited_images import EditedImages, edited_run, inference_steps
 from diffusion_lens.analyses.prompt_to_prompt.schedule import self_steps
 from diffusion_lens.analyses.reference_run import blocks_of, run_with_reference
+from diffusion_lens.border import Fraction, PipelineSetting, public
 from diffusion_lens.hooked_diffusion.run import DEFAULT_SEED
 
 CITATION = (
@@ -18,16 +18,17 @@ CITATION = (
 )
 
 
+@public
 def free_prompt_editing(
     model: HookedDiffusion,
     source: str | Sequence[str] | Run,
     targets: str | Sequence[str],
     *,
-    self_replace: float | Sequence[float] = 0.8,
+    self_replace: Fraction | Sequence[Fraction] = 0.8,
     blocks: Iterable[int] | None = None,
     record: bool | str | Path = False,
     seed: int | Sequence[int] = DEFAULT_SEED,
-    **settings: Any,
+    **settings: PipelineSetting,
 ) -> EditedImages:
     """Generate a source and edits whose image attends to itself as the source's does.
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from diffusion_lens import HookedDiffusion, Run
 from diffusion_lens.analyses.edited_images import inference_steps
 from diffusion_lens.analyses.saving import Saved
+from diffusion_lens.border import Count, Number, PipelineSetting, public
 from diffusion_lens.errors import RunError, UnsupportedModelError
 
 CITATION = (
@@ -70,14 +71,15 @@ class Inversion(Saved):
         )
 
 
+@public
 def invert(
     model: HookedDiffusion,
-    image: Any,
+    image: Image.Image,
     prompt: str | Run = "",
     *,
-    rounds: int = 5,
-    guidance_scale: float = 1.0,
-    **settings: Any,
+    rounds: Count = 5,
+    guidance_scale: Number = 1.0,
+    **settings: PipelineSetting,
 ) -> Inversion:
     """Find the noise from which the model draws an image, and draw it again.
 
@@ -108,8 +110,6 @@ def invert(
     run = Run.of(prompt, seed=0, settings={**settings, "guidance_scale": guidance_scale})
     if len(run.prompts) != 1:
         raise RunError(f"an image is inverted with one prompt, got {run.prompts!r}")
-    if rounds < 1:
-        raise RunError(f"rounds={rounds}: each step takes at least one")
     fitting(model, image)
     run = run.with_(**{"height": image.height, "width": image.width, **run.settings})
     scheduler = type(model.pipe.scheduler).__name__  # type: ignore[union-attr]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from diffusion_lens import HookedDiffusion, Run, Site
 from diffusion_lens.analyses.edited_images import EditedImages, edited_run, inference_steps
 from diffusion_lens.analyses.reference_run import blocks_of, run_with_reference
+from diffusion_lens.border import Amount, PipelineSetting, public
 from diffusion_lens.errors import RunError
 from diffusion_lens.hooked_diffusion.run import DEFAULT_SEED
 
@@ -21,16 +21,17 @@ FIRST_STEP, FIRST_BLOCK, BLOCKS = 4, 10, 16
 """Published: from this step of 50 on, in the blocks from 10 of Stable Diffusion's 16 on."""
 
 
+@public
 def masactrl(
     model: HookedDiffusion,
     source: str | Sequence[str] | Run,
     targets: str | Sequence[str],
     *,
-    first_step: int = FIRST_STEP,
+    first_step: Amount = FIRST_STEP,
     blocks: Iterable[int] | None = None,
     record: bool | str | Path = False,
     seed: int | Sequence[int] = DEFAULT_SEED,
-    **settings: Any,
+    **settings: PipelineSetting,
 ) -> EditedImages:
     """Generate a source and edits that move its things and keep their looks.
 

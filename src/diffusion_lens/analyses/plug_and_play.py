@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from diffusion_lens import HookedDiffusion, Run, Site
 from diffusion_lens.analyses.edited_images import EditedImages, edited_run, inference_steps
 from diffusion_lens.analyses.reference_run import blocks_of, run_with_reference
+from diffusion_lens.border import Fraction, PipelineSetting, public
 from diffusion_lens.errors import RunError, UnsupportedModelError
 from diffusion_lens.hooked_diffusion.run import DEFAULT_SEED
 
@@ -20,18 +20,19 @@ FEATURES = "up_blocks.1.resnets.1"
 """Decoder layer 4, counting ResNets from 0, three to each up block."""
 
 
+@public
 def plug_and_play(
     model: HookedDiffusion,
     source: str | Sequence[str] | Run,
     targets: str | Sequence[str],
     *,
-    features: float = 0.8,
-    attention: float = 0.5,
+    features: Fraction = 0.8,
+    attention: Fraction = 0.5,
     blocks: Iterable[int] | None = None,
     resnet: str = FEATURES,
     record: bool | str | Path = False,
     seed: int | Sequence[int] = DEFAULT_SEED,
-    **settings: Any,
+    **settings: PipelineSetting,
 ) -> EditedImages:
     """Generate a source and edits that keep its layout by features of the decoder.
 
@@ -56,7 +57,7 @@ def plug_and_play(
         Images and latents, the source's first.
 
     Raises:
-        RunError: If there are several sources, or a block, share or ResNet is none.
+        RunError: If there are several sources, or a block or ResNet is none.
         UnsupportedModelError: If the model is no U-Net.
 
     Source: arXiv 2211.12572, section 4, and its released code, in which a share of 0.8 of 50 steps
@@ -68,9 +69,6 @@ def plug_and_play(
             f"plug_and_play takes features of a U-Net's ResNets, {model.name} has none; "
             "`stable_flow`, `masactrl` and `free_prompt_editing` edit with attention alone"
         )
-    for argument, share in (("features", features), ("attention", attention)):
-        if not 0 <= share <= 1:
-            raise RunError(f"{argument}={share!r} is a share of the steps in [0, 1]")
     count = inference_steps(model, run)
     chosen = decoder_blocks(model) if blocks is None else blocks
     sites: list[Site] = []

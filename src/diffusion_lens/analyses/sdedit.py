@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated
 
 import torch
 from PIL import Image
 
-from diffusion_lens import HookedDiffusion
+from diffusion_lens import HookedDiffusion, Run
 from diffusion_lens.analyses.edited_images import EditedImages, edited_run
 from diffusion_lens.analyses.inversion import fitting
+from diffusion_lens.border import Between, PipelineSetting, public
 from diffusion_lens.errors import RunError, UnsupportedModelError
 from diffusion_lens.hooked_diffusion.run import DEFAULT_SEED
 
@@ -20,14 +21,15 @@ CITATION = (
 )
 
 
+@public
 def sdedit(
     model: HookedDiffusion,
-    source: Any,
+    source: Image.Image | str | Sequence[str] | Run,
     targets: str | Sequence[str],
     *,
-    strength: float = 0.5,
+    strength: Annotated[float, Between(0, 1, open_low=True)] = 0.5,
     seed: int | Sequence[int] = DEFAULT_SEED,
-    **settings: Any,
+    **settings: PipelineSetting,
 ) -> EditedImages:
     """Noise an image part of the way and draw it again for other prompts.
 
@@ -46,14 +48,11 @@ def sdedit(
         The source image, then one for each target.
 
     Raises:
-        RunError: If the strength is none, several seeds are given, or the image's size does not
-            fit.
+        RunError: If several sources or seeds are given, or the image's size does not fit.
         UnsupportedModelError: If there is no image-to-image pipeline.
 
     Source: arXiv 2108.01073, section 3; noised latents as in diffusers' image-to-image pipelines.
     """
-    if not 0 < strength <= 1:
-        raise RunError(f"strength={strength!r} says how far an image is noised, in (0, 1]")
     _refuse_no_step(model, settings.get("num_inference_steps"), strength)
     name = "image" if isinstance(source, Image.Image) else source
     run = edited_run(name, targets, seed=seed, settings=settings)

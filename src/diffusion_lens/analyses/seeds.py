@@ -18,22 +18,23 @@ def listed_seeds(seeds: Any, *, error: type[DiffusionLensError]) -> tuple[int, .
         error: What to raise.
 
     Raises:
-        error: If there is none, one comes twice, or one is no whole number from 0 on; or if so many
-            are asked for that their list alone would fill the memory.
+        error: If there is none, one comes twice, one is no whole number from 0 on, or there are too
+            many to be listed.
     """
     try:
         if isinstance(seeds, bool | str):
             raise TypeError
         several = hasattr(seeds, "__iter__") and getattr(seeds, "ndim", 1)
-        if not several and operator.index(seeds) > LARGEST_SIZE:
-            raise error(f"seeds={seeds!r}: at most {LARGEST_SIZE:,} samples are drawn in one call")
+        if not several and operator.index(seeds) > LARGEST_SIZE:  # a list of them takes memory
+            raise TypeError
         chosen = tuple(map(operator.index, seeds if several else range(operator.index(seeds))))
     except TypeError:
         chosen = ()
     if not chosen or len(set(chosen)) != len(chosen) or min(chosen) < 0:
         raise error(
-            f"seeds={seeds!r}: give how many samples (8 are the seeds 0 to 7), or the different "
-            "seeds themselves, such as range(4, 8); the one seed 4 is seeds=[4]"
+            f"seeds={seeds!r}: give how many samples (8 are the seeds 0 to 7; at most "
+            f"{LARGEST_SIZE:,}), or the different seeds themselves, such as range(4, 8); the one "
+            "seed 4 is seeds=[4]"
         )
     return chosen
 

@@ -14,6 +14,7 @@ from diffusion_lens import HookedDiffusion, Run, Site
 from diffusion_lens.analyses.edited_images import EditedImages, edited_run
 from diffusion_lens.analyses.reference_run import blocks_of, run_with_reference
 from diffusion_lens.analyses.saving import Saved
+from diffusion_lens.border import Amount, PipelineSetting, public
 from diffusion_lens.errors import ResultError, UnsupportedModelError
 from diffusion_lens.hooked_diffusion.run import DEFAULT_SEED
 from diffusion_lens.interventions import bypass_block
@@ -43,7 +44,8 @@ class VitalBlocks(Saved):
     made_by: dict[str, Any] = field(default_factory=dict, repr=False)
     citation: str = CITATION
 
-    def top(self, count: int) -> tuple[int, ...]:
+    @public
+    def top(self, count: Amount) -> tuple[int, ...]:
         """The blocks whose absence moves images most, most first.
 
         Raises:
@@ -73,13 +75,14 @@ class VitalBlocks(Saved):
         return f"VitalBlocks({blocks} blocks, {images} images, {self.distance}; {first} moves most)"
 
 
+@public
 def vital_blocks(
     model: HookedDiffusion,
     prompts: str | Sequence[str] | Run,
     *,
     distance: Distance | None = None,
     seed: int | Sequence[int] = DEFAULT_SEED,
-    **settings: Any,
+    **settings: PipelineSetting,
 ) -> VitalBlocks:
     """Skip each block in turn, and measure how far the images move.
 
@@ -98,6 +101,9 @@ def vital_blocks(
     Returns:
         Distances by block.
 
+    Raises:
+        ResultError: If the distance does not give one number for each image.
+
     Source: arXiv 2411.14430, section 3.1. Differs: the default distance is ours.
     """
     run = Run.of(prompts, seed=seed, settings=settings)
@@ -106,13 +112,27 @@ def vital_blocks(
     rows = []
     for block in range(model.n_blocks):
         out = model.run_with_hooks(run, fwd_hooks=bypass_block(model, block))
-        rows.append([float(value) for value in measure(plain.images, out.images)])
+        rows.append(_measured(measure, plain.images, out.images))
     return VitalBlocks(
         torch.tensor(rows),
         getattr(measure, "__name__", repr(measure)),
         tuple(run.prompts),
         plain.made_by.as_dict(),
     )
+
+
+def _measured(measure: Distance, one: Any, other: Any) -> list[float]:
+    values = measure(one, other)
+    try:
+        found = [float(value) for value in values]
+    except (TypeError, ValueError):
+        found = []
+    if len(found) != len(one):
+        raise ResultError(
+            f"distance={measure!r} gave {values!r:.60} for {len(one)} images; it takes images "
+            "without and with a block, and gives one number for each"
+        )
+    return found
 
 
 def pixel_distance(one: Sequence[Any], other: Sequence[Any]) -> list[float]:
@@ -125,6 +145,7 @@ def pixel_distance(one: Sequence[Any], other: Sequence[Any]) -> list[float]:
     ]
 
 
+@public
 def stable_flow(
     model: HookedDiffusion,
     source: str | Sequence[str] | Run,
@@ -133,7 +154,7 @@ def stable_flow(
     blocks: Iterable[int] | VitalBlocks,
     record: bool | str | Path = False,
     seed: int | Sequence[int] = DEFAULT_SEED,
-    **settings: Any,
+    **settings: PipelineSetting,
 ) -> EditedImages:
     """Generate a source and edits that keep it through the vital blocks of a transformer.
 

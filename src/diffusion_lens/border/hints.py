@@ -122,7 +122,8 @@ def _any_of(tests: list[Test]) -> Test:
 
 def _giving(wanted: Any) -> Test:
     """The test of functions; a class is one that gives its own instances."""
-    given = get_args(wanted) if get_origin(wanted) in (Union, types.UnionType) else (wanted,)
+    several = get_args(wanted) if get_origin(wanted) in (Union, types.UnionType) else (wanted,)
+    given = [get_origin(one) or one for one in several]
     classes = tuple(one for one in given if isinstance(one, type) and one is not Any)
     if len(classes) < len(given) or any(getattr(one, "_is_protocol", False) for one in classes):
         return callable

@@ -95,7 +95,7 @@ def advice(hint: Any, value: Any) -> str:
         return "Make a tensor of it: `torch.from_numpy(…)`."
     if hasattr(value, "tolist") and "Sequence[" in takes:
         return "Make a list of it: `….tolist()`."
-    if isinstance(value, str) and "Sequence[str" in takes:
+    if isinstance(value, str) and ("Sequence[str" in takes or "| str]" in takes):
         return f"For a single one give [{SHORT.repr(value)}]."
     if isinstance(value, set | frozenset) and "Sequence[" in takes:
         return "A set has no order: give a list."

@@ -27,11 +27,7 @@ def encode_image(
     seed: int | None,
 ) -> Tensor:
     """Images as latents with some axes; see `HookedDiffusion.encode_image`."""
-    if "frame" in axes:
-        pixels = pipe.video_processor.preprocess_video(image, height=height, width=width)
-        _refuse_frames(pipe, pixels.shape[2])
-    else:
-        pixels = pipe.image_processor.preprocess(image, height=height, width=width)
+    pixels = _pixels(pipe, image, video="frame" in axes, height=height, width=width)
     with torch.no_grad(), _upcast(pipe.vae) as vae:
         encoded = vae.encode(pixels.to(device=vae.device, dtype=vae.dtype))
     if hasattr(encoded, "latent_dist"):
@@ -49,6 +45,33 @@ def encode_image(
     if hasattr(pipe, "_pack_latents"):
         latents = pipe._pack_latents(latents, *latents.shape)
     return latents
+
+
+def _pixels(pipe: Any, image: Any, *, video: bool, height: int | None, width: int | None) -> Tensor:
+    """Images as the autoencoder takes them.
+
+    Raises:
+        RunError: If they are of a form that the pipeline's processor does not know.
+    """
+    try:
+        if video:
+            pixels = pipe.video_processor.preprocess_video(image, height=height, width=width)
+        else:
+            pixels = pipe.image_processor.preprocess(image, height=height, width=width)
+    except (IndexError, ValueError) as error:
+        raise RunError(
+            f"image= cannot be read ({error}); give PIL images, arrays with axes height, width, "
+            "rgb in [0, 1], or tensors with axes rgb, height, width in [-1, 1]"
+        ) from error
+    if video:
+        _refuse_frames(pipe, pixels.shape[2])
+    wanted = getattr(pipe.vae.config, "in_channels", pixels.shape[1])
+    if pixels.shape[1] != wanted:
+        raise RunError(
+            f"image= has {pixels.shape[1]} channels, {type(pipe.vae).__name__} takes {wanted}; the "
+            "axes of a tensor are rgb, height, width, those of an array height, width, rgb"
+        )
+    return pixels
 
 
 def _refuse_frames(pipe: Any, frames: int) -> None:

@@ -93,23 +93,22 @@ def refuse_silence(
 def _never_fired(
     registration: Registration, silent: list[str], ran: list[int], branches: Sequence[str]
 ) -> str:
-    hook = describe(registration.fn)
-    where = f"{listing(silent)} ({registration.site!r})"
+    fn, where = describe(registration.fn), f"{listing(silent)} ({registration.site!r})"
     if registration.backward:
         return (
-            f"no gradient reaches {hook} at {where}: generation runs without gradients. Use "
+            f"no gradient reaches {fn} at {where}: generation runs without gradients. Use "
             "`model.denoise(...)` inside `model.hooks(bwd_hooks=...)`, with latents, embeddings or "
             "weights that require them, and call backward there."
         )
     absent = next((name for name in silent if registration.fired[name].absent), None)
     if absent is not None:
         return (
-            f"{hook} never fired at {absent} ({registration.site!r}): "
+            f"{fn} never fired at {absent} ({registration.site!r}): "
             f"{registration.fired[absent].absent}. Leave it out, or set another scale with "
             "`pipe.set_ip_adapter_scale(...)`."
         )
     return (
-        f"{hook} never fired at {where}, though the model ran {_called(ran)} in the branches "
+        f"{fn} never fired at {where}, though the model ran {_called(ran)} in the branches "
         f"{sorted(branches)}. Check steps= and branch=, and that the pipeline does not skip these "
         "blocks."
     )

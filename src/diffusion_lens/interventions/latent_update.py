@@ -9,8 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
+from diffusion_lens.border import Number, PipelineSetting, public
 from diffusion_lens.engine.observing import observed
 from diffusion_lens.errors import RunError
+from diffusion_lens.hook_points.selectors import Indices, contains, steps_of
 from diffusion_lens.hook_points.site import Site
 from diffusion_lens.hooked_diffusion import HookedDiffusion, Output, Run
 from diffusion_lens.hooked_diffusion.run import DEFAULT_SEED
@@ -21,6 +23,7 @@ Rule = Callable[[Tensor, int, Evaluate], Tensor]
 """Latents, the step that they enter, and what evaluates the loss there; gives the new latents."""
 
 
+@public
 @dataclass
 class LatentUpdate:
     """A change of the latents, before each step, by the gradient of a loss.
@@ -40,7 +43,7 @@ class LatentUpdate:
         >>> out = run_with_latent_update(model, "a cat and a dog", update)
     """
 
-    sites: Sequence[Site]
+    sites: Sequence[Site | str]
     loss: LossFunction
     rule: Rule
     checkpoint: bool = True
@@ -52,32 +55,37 @@ class Descend:
     """A rule that goes down the gradient once a step."""
 
     step_size: float
-    steps: Any = None
+    steps: Indices | None = None
 
     def __call__(self, latents: Tensor, step: int, evaluate: Evaluate) -> Tensor:
         """The latents after one step down."""
-        if self.steps is not None and step not in self.steps:
+        if not contains(self.steps, step):
             return latents
         return latents - self.step_size * evaluate(latents).gradient
 
 
-def descend(*, step_size: float, steps: Any = None) -> Descend:
+@public
+def descend(*, step_size: Number, steps: Any = None) -> Descend:
     """Make a rule that goes down the gradient once before each step.
 
     Args:
         step_size: Factor on the gradient.
         steps: At which steps, such as `range(25)`; None for all.
+
+    Raises:
+        SiteError: If the steps are malformed.
     """
-    return Descend(step_size, steps)
+    return Descend(step_size, steps_of(steps))
 
 
+@public
 def run_with_latent_update(
     model: HookedDiffusion,
     prompts: str | Sequence[str] | Run,
     update: LatentUpdate,
     *,
     seed: int | Sequence[int] | None = DEFAULT_SEED,
-    **settings: Any,
+    **settings: PipelineSetting,
 ) -> Output:
     """Generate while a loss over activations changes the latents before each step.
 
@@ -99,7 +107,8 @@ def run_with_latent_update(
         What the model generated.
 
     Raises:
-        RunError: If the rule changes the latents' shape, or the pipeline cannot start from latents.
+        RunError: If the rule changes the latents' shape, the loss is no scalar, or the pipeline
+            cannot start from latents.
     """
     run = Run.of(prompts, seed=seed, settings=settings)
     gradient = PatternGradient(model, run, update.sites, update.loss, checkpoint=update.checkpoint)
@@ -143,10 +152,11 @@ class _Loop:
 
         with self.model.paused():
             new = self.update.rule(latents, step, evaluate)
-        if new.shape != latents.shape:
+        if not isinstance(new, Tensor) or new.shape != latents.shape:
+            made = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
             raise RunError(
-                f"the rule {self.update.rule!r} made latents of shape {tuple(new.shape)} of those "
-                f"of shape {tuple(latents.shape)}; it must keep the shape"
+                f"the rule {self.update.rule!r} made latents of shape {made} of those of shape "
+                f"{tuple(latents.shape)}; it must return latents of the same shape"
             )
         return new.to(latents)
 

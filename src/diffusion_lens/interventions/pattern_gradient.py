@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from diffusion_lens.border import public
 from diffusion_lens.errors import RunError
 from diffusion_lens.hook_points.context import HookContext
 from diffusion_lens.hook_points.site import Site
@@ -68,11 +69,12 @@ class PatternGradient:
     done between two steps of a run. Texts are encoded once.
     """
 
+    @public
     def __init__(
         self,
         model: HookedDiffusion,
         run: Run,
-        sites: Sequence[Site],
+        sites: Sequence[Site | str],
         loss: LossFunction,
         *,
         checkpoint: bool = True,
@@ -89,12 +91,14 @@ class PatternGradient:
                 computed, where the denoiser can.
 
         Raises:
-            RunError: For a bare denoiser.
+            RunError: For a bare denoiser, or without Sites.
         """
         if model.pipe is None:
             raise RunError(
                 "a bare denoiser has no loop whose latents could change; wrap the pipeline"
             )
+        if not sites:
+            raise RunError("sites= is empty: the loss would be a function of nothing; name some")
         with model.paused():
             pipe = copy.copy(model.pipe)
             pipe.scheduler = copy.deepcopy(model.pipe.scheduler)
@@ -108,12 +112,16 @@ class PatternGradient:
         if self.model.spec.guidance == "batched" and not _guidance_is_embedded(self.model):
             settings["guidance_scale"] = 1.0
         self.run = Run(run.prompt, seed=run.seed, **settings)
-        self.sites = [site.with_(branch="cond", steps=None) for site in sites]
+        self.sites = [Site.of(site).with_(branch="cond", steps=None) for site in sites]
         self.loss = loss
         self.checkpoint = checkpoint
 
     def __call__(self, latents: Tensor, step: int) -> LossAt:
-        """The loss and its gradient at some latents of a step."""
+        """The loss and its gradient at some latents of a step.
+
+        Raises:
+            RunError: If the loss is no scalar tensor.
+        """
         reader = _Reader()
         given = latents.detach().clone().requires_grad_()
         with (
@@ -124,7 +132,7 @@ class PatternGradient:
             self.model.hooks([(site, reader) for site in self.sites]),
         ):
             self.model.denoise(given, prompt=self.run, step=step, grad=True)
-            loss = self.loss(reader.seen)
+            loss = _scalar(self.loss(reader.seen), self.loss)
             reader.open = False
             reader.seen = []
             gradient = torch.zeros_like(given)
@@ -133,6 +141,16 @@ class PatternGradient:
                 gradient = gradient if found is None else found
         steps = step + len(self.model.pipe.scheduler.timesteps)  # type: ignore[union-attr]
         return LossAt(float(loss.detach()), gradient.detach(), steps)
+
+
+def _scalar(value: Any, loss: LossFunction) -> Tensor:
+    if isinstance(value, Tensor) and value.numel() == 1 and value.is_floating_point():
+        return value.reshape(())
+    shape = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
+    raise RunError(
+        f"the loss {loss!r} gave a {type(value).__name__}{shape}; it takes (activation, hook) "
+        "pairs and gives a scalar tensor that was computed from the activations"
+    )
 
 
 def _guidance_is_embedded(model: HookedDiffusion) -> bool:

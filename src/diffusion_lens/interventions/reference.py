@@ -14,6 +14,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from diffusion_lens.border import public
 from diffusion_lens.errors import RunError
 from diffusion_lens.hook_points.context import HookContext
 from diffusion_lens.hook_points.site import Site
@@ -38,6 +39,7 @@ class Reference:
     held in between and memory does not grow with the number of steps.
     """
 
+    @public
     def __init__(self, folder: str | Path | None = None) -> None:
         """Start empty.
 
@@ -45,13 +47,16 @@ class Reference:
             folder: Where to keep tensors; None for memory.
 
         Raises:
-            RunError: If the folder is not empty.
+            RunError: If the folder is not empty, or cannot be made.
         """
         self.folder = None if folder is None else Path(folder)
         self.kept: dict[Key, Tensor | Path] = {}
         if self.folder is None:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"folder={str(folder)!r} cannot be made ({error})") from error
         if any(self.folder.iterdir()):
             raise RunError(f"{self.folder} is not empty; record a reference into a new folder")
 
@@ -82,21 +87,23 @@ class Reference:
         found = self.kept[key]
         return found if isinstance(found, Tensor) else load_file(found)[VALUE]
 
-    def recording(self, sites: Sequence[Site]) -> list[tuple[Site, Any]]:
+    @public
+    def recording(self, sites: Sequence[Site | str]) -> list[tuple[Site, Any]]:
         """Make the hooks that fill this reference.
 
         Args:
             sites: What to record.
         """
-        return [(site, _Record(self)) for site in sites]
+        return [(Site.of(site), _Record(self)) for site in sites]
 
-    def injecting(self, sites: Sequence[Site]) -> list[tuple[Site, FromReference]]:
+    @public
+    def injecting(self, sites: Sequence[Site | str]) -> list[tuple[Site, FromReference]]:
         """Make the hooks that put what was recorded in place.
 
         Args:
             sites: Where; the same Sites, or some of them.
         """
-        return [(site, FromReference(self)) for site in sites]
+        return [(Site.of(site), FromReference(self)) for site in sites]
 
     def __repr__(self) -> str:
         """How much is kept, and where."""
@@ -131,13 +138,14 @@ class _Record:
         self.reference.put(_key(hook), activation if hook.owned else activation.clone())
 
 
-def beside(sites: Sequence[Site]) -> list[tuple[Site, FromFirstRow]]:
+@public
+def beside(sites: Sequence[Site | str]) -> list[tuple[Site, FromFirstRow]]:
     """Make the hooks that put the source's activations in place where it is row 0 of the batch.
 
     Args:
         sites: Where. Without a branch, each guidance branch takes from the source's own.
     """
-    return [(site, FromFirstRow()) for site in sites]
+    return [(Site.of(site), FromFirstRow()) for site in sites]
 
 
 def _key(hook: HookContext) -> Key:

@@ -89,6 +89,8 @@ class ClipScore:
     @public
     def embed_images(self, images: Sequence[Any] | np.ndarray) -> Float[Tensor, "image d"]:
         """Images as vectors of length 1."""
+        if not len(images):
+            raise ArgumentError("images= is empty; give one or more")
         found = []
         for start in range(0, len(images), self.batch_size):
             some = [_picture(image) for image in images[start : start + self.batch_size]]
@@ -99,6 +101,8 @@ class ClipScore:
     @public
     def embed_texts(self, texts: Sequence[str]) -> Float[Tensor, "text d"]:
         """Texts as vectors of length 1; what is longer than the model reads is cut off."""
+        if not texts:
+            raise ArgumentError("texts= is empty; give one or more")
         found = []
         for start in range(0, len(texts), self.batch_size):
             some = list(texts[start : start + self.batch_size])
@@ -114,6 +118,15 @@ class ClipScore:
 
 
 def _picture(image: Any) -> Image.Image:
-    return (
-        image.convert("RGB") if isinstance(image, Image.Image) else Image.fromarray(np.array(image))
-    )
+    if isinstance(image, Image.Image):
+        return image.convert("RGB")
+    try:
+        pixels = np.asarray(image)
+    except (RuntimeError, TypeError, ValueError):
+        pixels = np.zeros(0)
+    if pixels.ndim != 3 or pixels.shape[-1] != 3 or pixels.dtype != np.uint8 or not pixels.size:
+        raise ArgumentError(
+            f"an image is a {pixels.dtype} {type(image).__name__} of shape {pixels.shape}; give "
+            "PIL images, or uint8 arrays with axes height, width, rgb"
+        )
+    return Image.fromarray(pixels)

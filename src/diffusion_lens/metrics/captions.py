@@ -14,6 +14,9 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from diffusion_lens.border import Count, Size, public
+from diffusion_lens.border.devices import Device
+from diffusion_lens.errors import ArgumentError
 from diffusion_lens.metrics.alignment import OPENCLIP_H14, ClipScore
 
 BLIP_BASE = "Salesforce/blip-image-captioning-base"
@@ -34,8 +37,9 @@ class CaptionScore:
         batch_size: Images at once.
     """
 
+    @public
     def __init__(
-        self, captioner: Any, processor: Any, clip: ClipScore, *, batch_size: int = 16
+        self, captioner: Any, processor: Any, clip: ClipScore, *, batch_size: Count = 16
     ) -> None:
         """Keep the models as they are."""
         self.captioner = captioner
@@ -44,12 +48,13 @@ class CaptionScore:
         self.batch_size = batch_size
 
     @classmethod
+    @public
     def load(
         cls,
         captioner: str = BLIP_BASE,
         clip: str = OPENCLIP_H14,
         *,
-        device: str | torch.device = "cpu",
+        device: Device = "cpu",
     ) -> CaptionScore:
         """Load both models by their ids on the Hub, or from folders.
 
@@ -64,7 +69,8 @@ class CaptionScore:
         processor = BlipProcessor.from_pretrained(captioner)
         return cls(loaded.eval().to(device), processor, ClipScore.load(clip, device=device))
 
-    def captions(self, images: Sequence[Image.Image], *, max_new_tokens: int = 20) -> list[str]:
+    @public
+    def captions(self, images: Sequence[Image.Image], *, max_new_tokens: Size = 20) -> list[str]:
         """What the captioner says about each image, without sampling."""
         found: list[str] = []
         for start in range(0, len(images), self.batch_size):
@@ -77,20 +83,24 @@ class CaptionScore:
             found += self.processor.batch_decode(tokens, skip_special_tokens=True)
         return found
 
+    @public
     def __call__(
         self, images: Sequence[Image.Image], prompts: Sequence[str]
     ) -> Float[Tensor, " image"]:
         """Similarity of each image's caption to its prompt.
 
         Raises:
-            ValueError: If they do not pair.
+            ArgumentError: If they do not pair.
         """
         if len(images) != len(prompts) or not images:
-            raise ValueError(f"{len(prompts)} prompts for {len(images)} images; give one for each")
+            raise ArgumentError(
+                f"{len(prompts)} prompts for {len(images)} images; give one for each"
+            )
         said = self.clip.embed_texts(self.captions(images))
         return (said * self.clip.embed_texts(list(prompts))).sum(-1)
 
 
+@public
 def least_object(
     clip: ClipScore, images: Sequence[Image.Image], prompts: Sequence[str]
 ) -> Float[Tensor, " image"]:
@@ -105,13 +115,13 @@ def least_object(
         Cosines, in [-1, 1].
 
     Raises:
-        ValueError: If a prompt has not two such halves.
+        ArgumentError: If prompts and images do not pair, or a prompt has not two such halves.
 
     Source: arXiv 2301.13826, section 5 (minimum object similarity).
     """
     halves = [prompt.split(JOINT) for prompt in prompts]
     for prompt, half in zip(prompts, halves, strict=True):
         if len(half) != 2:
-            raise ValueError(f"{prompt!r} has {len(half)} parts joined by 'and', two are needed")
+            raise ArgumentError(f"{prompt!r} has {len(half)} parts joined by 'and', two are needed")
     scores = [clip(images, [half[side] for half in halves]) for side in (0, 1)]
     return torch.minimum(*scores)

@@ -15,6 +15,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from diffusion_lens.border import Fraction, public
+from diffusion_lens.border.devices import Device
+from diffusion_lens.errors import ArgumentError
+
 GROUNDING_DINO = "IDEA-Research/grounding-dino-base"
 SAM_2 = "facebook/sam2.1-hiera-large"
 MEAN, SPREAD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -35,14 +39,15 @@ class TextMasks:
         text_threshold: Least confidence of a box's words.
     """
 
+    @public
     def __init__(
         self,
         detector: Any,
         processor: Any,
         segmenter: Any,
         *,
-        threshold: float = 0.35,
-        text_threshold: float = 0.25,
+        threshold: Fraction = 0.35,
+        text_threshold: Fraction = 0.25,
     ) -> None:
         """Keep the models as they are."""
         self.detector = detector
@@ -52,12 +57,13 @@ class TextMasks:
         self.text_threshold = text_threshold
 
     @classmethod
+    @public
     def load(
         cls,
         detector: str = GROUNDING_DINO,
         segmenter: str = SAM_2,
         *,
-        device: str | torch.device = "cpu",
+        device: Device = "cpu",
     ) -> TextMasks:
         """Load both models by their ids on the Hub, or from folders.
 
@@ -73,6 +79,7 @@ class TextMasks:
         processor = AutoProcessor.from_pretrained(detector)
         return cls(finds.eval().to(device), processor, outlines.eval().to(device))
 
+    @public
     def __call__(
         self, images: Sequence[Image.Image], texts: str | Sequence[str]
     ) -> list[Bool[np.ndarray, "height width"]]:
@@ -83,11 +90,11 @@ class TextMasks:
             texts: What to find; one for each image, or one for all.
 
         Raises:
-            ValueError: If texts and images do not pair.
+            ArgumentError: If texts and images do not pair.
         """
         listed = [texts] * len(images) if isinstance(texts, str) else list(texts)
         if len(listed) != len(images) or not listed:
-            raise ValueError(
+            raise ArgumentError(
                 f"{len(listed)} texts for {len(images)} images; give one for each, or one for all"
             )
         return [
@@ -95,6 +102,7 @@ class TextMasks:
             for image, text in zip(images, listed, strict=True)
         ]
 
+    @public
     def boxes(self, image: Image.Image, text: str) -> Float[Tensor, "box 4"]:
         """Boxes of what a text names, in pixels: left, top, right, bottom."""
         phrase = text.lower().strip().rstrip(".") + "."  # which the detector was trained on
@@ -111,6 +119,7 @@ class TextMasks:
         )
         return found["boxes"].float().cpu()
 
+    @public
     def outline(
         self, image: Image.Image, boxes: Float[Tensor, "box 4"]
     ) -> Bool[np.ndarray, "height width"]:

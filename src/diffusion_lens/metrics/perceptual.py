@@ -7,13 +7,19 @@ Source: Zhang et al., The Unreasonable Effectiveness of Deep Features as a Perce
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
+
+from diffusion_lens.border import Count, public
+from diffusion_lens.border.devices import Device
+from diffusion_lens.errors import ArgumentError
+
+Net = Literal["alex", "vgg", "squeeze"]
 
 
 class PerceptualDistance:
@@ -25,13 +31,15 @@ class PerceptualDistance:
         batch_size: Pairs at once.
     """
 
-    def __init__(self, model: Any, *, batch_size: int = 16) -> None:
+    @public
+    def __init__(self, model: Any, *, batch_size: Count = 16) -> None:
         """Keep the model as it is."""
         self.model = model
         self.batch_size = batch_size
 
     @classmethod
-    def load(cls, net: str = "alex", *, device: str | torch.device = "cpu") -> PerceptualDistance:
+    @public
+    def load(cls, net: Net = "alex", *, device: Device = "cpu") -> PerceptualDistance:
         """Load the package's model.
 
         Args:
@@ -49,16 +57,17 @@ class PerceptualDistance:
             ) from error
         return cls(lpips.LPIPS(net=net, verbose=False).eval().to(device))
 
+    @public
     def __call__(
         self, images: Sequence[Image.Image], others: Sequence[Image.Image]
     ) -> Float[Tensor, " image"]:
         """Distance pair by pair.
 
         Raises:
-            ValueError: If they do not pair, or differ in size.
+            ArgumentError: If they do not pair, or differ in size.
         """
         if len(images) != len(others) or not images:
-            raise ValueError(
+            raise ArgumentError(
                 f"{len(images)} images and {len(others)} others; give one other for each image"
             )
         found = []
@@ -73,10 +82,10 @@ def _batch(images: Sequence[Image.Image]) -> Float[Tensor, "image 3 height width
     """Pixels in [-1, 1].
 
     Raises:
-        ValueError: If sizes differ.
+        ArgumentError: If sizes differ.
     """
     sizes = {image.size for image in images}
     if len(sizes) > 1:
-        raise ValueError(f"images of the sizes {sorted(sizes)} cannot be compared; resize them")
+        raise ArgumentError(f"images of the sizes {sorted(sizes)} cannot be compared; resize them")
     pixels = np.stack([np.asarray(image.convert("RGB"), np.float32) for image in images])
     return torch.from_numpy(pixels).permute(0, 3, 1, 2) / 127.5 - 1

@@ -11,6 +11,7 @@ behind its tables, which is kept under names of its own (`miou_stacked_reference
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ from sklearn.metrics import average_precision_score, confusion_matrix
 
 from diffusion_lens.border import Size, public
 from diffusion_lens.errors import ArgumentError
+
+_NONE = object()
 
 Confusion = Int[np.ndarray, "true predicted"]
 """Pixels by true class (rows) and predicted class (columns)."""
@@ -44,7 +47,12 @@ def confusion(
         ArgumentError: If shapes or numbers of images differ, or a label is no class.
     """
     total = np.zeros((classes, classes), dtype=np.int64)
-    for place, (found, right) in enumerate(zip(predicted, truth, strict=True)):
+    for place, (found, right) in enumerate(zip_longest(predicted, truth, fillvalue=_NONE)):
+        if found is _NONE or right is _NONE:
+            fewer = "predicted" if found is _NONE else "truth"
+            raise ArgumentError(
+                f"{fewer}= has {place} images, the other one has more; give both of the same images"
+            )
         labels = _numbers(found, f"image {place}: the labels").astype(int)
         true = _numbers(right, f"image {place}: the truth").astype(int)
         if labels.shape != true.shape:

@@ -15,6 +15,10 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from diffusion_lens.border import Count, public
+from diffusion_lens.border.devices import Device
+from diffusion_lens.errors import ArgumentError
+
 DINOV2_BASE = "facebook/dinov2-base"
 
 
@@ -31,16 +35,16 @@ class DinoSimilarity:
         batch_size: Images at once.
     """
 
-    def __init__(self, model: Any, processor: Any, *, batch_size: int = 16) -> None:
+    @public
+    def __init__(self, model: Any, processor: Any, *, batch_size: Count = 16) -> None:
         """Keep the model as it is."""
         self.model = model
         self.processor = processor
         self.batch_size = batch_size
 
     @classmethod
-    def load(
-        cls, model: str = DINOV2_BASE, *, device: str | torch.device = "cpu"
-    ) -> DinoSimilarity:
+    @public
+    def load(cls, model: str = DINOV2_BASE, *, device: Device = "cpu") -> DinoSimilarity:
         """Load a DINOv2 model by its id on the Hub, or from a folder.
 
         Args:
@@ -52,6 +56,7 @@ class DinoSimilarity:
         loaded: Any = AutoModel.from_pretrained(model)
         return cls(loaded.eval().to(device), AutoImageProcessor.from_pretrained(model))
 
+    @public
     def __call__(
         self,
         images: Sequence[Image.Image],
@@ -73,21 +78,24 @@ class DinoSimilarity:
             Cosines, in [-1, 1].
 
         Raises:
-            ValueError: If they do not pair, or a mask has another size than its image.
+            ArgumentError: If they do not pair, or a mask has another size than its image.
         """
         if len(images) != len(others) or not images:
-            raise ValueError(
+            raise ArgumentError(
                 f"{len(images)} images and {len(others)} others; give one other for each image"
             )
         return (self.embed(images, masks) * self.embed(others, other_masks)).sum(-1)
 
+    @public
     def embed(
         self, images: Sequence[Image.Image], masks: Sequence[Any] | None = None
     ) -> Float[Tensor, "image d"]:
         """Images as vectors of length 1, what is masked left out."""
         if masks is not None:
             if len(masks) != len(images):
-                raise ValueError(f"{len(masks)} masks for {len(images)} images; give one for each")
+                raise ArgumentError(
+                    f"{len(masks)} masks for {len(images)} images; give one for each"
+                )
             images = [self._without(*pair) for pair in zip(images, masks, strict=True)]
         found = []
         for start in range(0, len(images), self.batch_size):
@@ -101,7 +109,7 @@ class DinoSimilarity:
     def _without(self, image: Image.Image, mask: Any) -> Image.Image:
         pixels, inside = np.array(image.convert("RGB")), np.asarray(mask, dtype=bool)
         if inside.shape != pixels.shape[:2]:
-            raise ValueError(
+            raise ArgumentError(
                 f"a mask of shape {inside.shape} for an image of {pixels.shape[:2]} (height, width)"
             )
         pixels[inside] = np.round(255 * np.array(self.processor.image_mean)).astype(np.uint8)

@@ -22,10 +22,20 @@ from diffusion_lens.analyses.attend_and_excite.maps import (
     token_maxima,
 )
 from diffusion_lens.analyses.attend_and_excite.result import ExcitedImages
-from diffusion_lens.analyses.attend_and_excite.rule import THRESHOLDS, Excite
+from diffusion_lens.analyses.attend_and_excite.rule import THRESHOLDS, Excite, ScaleRange
 from diffusion_lens.analyses.concept_steering import refuse_other_heads
 from diffusion_lens.analyses.head_relevance import HeadRelevance
 from diffusion_lens.analyses.prompt_to_prompt.word_maps import map_sites
+from diffusion_lens.border import (
+    Count,
+    Fraction,
+    Index,
+    Number,
+    PipelineSetting,
+    Positive,
+    Size,
+    public,
+)
 from diffusion_lens.engine.words import PromptTokens
 from diffusion_lens.errors import (
     ConceptError,
@@ -74,6 +84,7 @@ class NeglectLoss:
         return (1 - self.maxima(seen)).clamp(min=0).max()
 
 
+@public
 def attend_and_excite(
     model: HookedDiffusion,
     prompt: str | Sequence[str] | Run,
@@ -81,17 +92,17 @@ def attend_and_excite(
     words: str | int | Sequence[str | int],
     relevance: HeadRelevance | None = None,
     concepts: str | Sequence[str] | Mapping[str, str] | None = None,
-    thresholds: Mapping[int, float] = THRESHOLDS,
-    max_iter_to_alter: int = 25,
-    step_size: float = 20.0,
-    scale_range: tuple[float, float] = (1.0, 0.5),
-    max_rounds: int = 20,
-    smooth: float | None = 0.5,
-    resolution: int | None = None,
+    thresholds: Mapping[Index, Fraction] = THRESHOLDS,
+    max_iter_to_alter: Index = 25,
+    step_size: Number = 20.0,
+    scale_range: ScaleRange = (1.0, 0.5),
+    max_rounds: Count = 20,
+    smooth: Positive | None = 0.5,
+    resolution: Size | None = None,
     competing: str = "all",
     checkpoint: bool = True,
     seed: int | Sequence[int] = DEFAULT_SEED,
-    **settings: Any,
+    **settings: PipelineSetting,
 ) -> ExcitedImages:
     """Generate while the latents are moved so that every named word is attended to somewhere.
 
@@ -272,7 +283,7 @@ def _factors(
 
 
 def _refuse_steps_beyond(rule: Excite, steps: int) -> None:
-    beyond = [step for step in rule.thresholds if not 0 <= step < steps]
+    beyond = [step for step in rule.thresholds if step >= steps]
     if beyond and rule.thresholds != THRESHOLDS:
         raise RunError(
             f"thresholds= names the steps {beyond}, the run had {steps} (0 to {steps - 1}); raise "

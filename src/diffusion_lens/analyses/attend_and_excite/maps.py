@@ -25,7 +25,7 @@ SHARPNESS = 100.0
 def gaussian(size: int, sigma: float) -> Float[Tensor, " size"]:
     """A Gaussian's values around its middle, with sum 1."""
     at = torch.arange(size, dtype=torch.float32) - (size - 1) / 2
-    weights = torch.exp(-(at**2) / (2 * sigma**2))
+    weights = torch.exp(-(at**2) / (2 * float(sigma) ** 2))
     return weights / weights.sum()
 
 

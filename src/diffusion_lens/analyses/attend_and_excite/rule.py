@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Annotated
 
 from torch import Tensor
 
+from diffusion_lens.border import Between, Count, Fraction, Index, Number, public
 from diffusion_lens.interventions.latent_update import Evaluate
 from diffusion_lens.interventions.pattern_gradient import LossAt
 
@@ -15,6 +17,12 @@ THRESHOLDS = {0: 0.05, 10: 0.5, 20: 0.8}
 """At these steps the least attended word must reach so much attention, as published."""
 
 
+NotNegative = Annotated[float, Between(0, open_high=True)]
+ScaleRange = tuple[NotNegative, NotNegative]
+"""Squares of factors, of which roots are taken."""
+
+
+@public
 @dataclass(frozen=True)
 class Excite:
     """One step down the gradient before each of the first steps; at some, as many as are needed.
@@ -29,11 +37,11 @@ class Excite:
         losses: (step, loss) before every move.
     """
 
-    step_size: float = 20.0
-    scale_range: tuple[float, float] = (1.0, 0.5)
-    thresholds: Mapping[int, float] = field(default_factory=lambda: dict(THRESHOLDS))
-    max_iter_to_alter: int = 25
-    max_rounds: int = 20
+    step_size: Number = 20.0
+    scale_range: ScaleRange = (1.0, 0.5)
+    thresholds: Mapping[Index, Fraction] = field(default_factory=lambda: dict(THRESHOLDS))
+    max_iter_to_alter: Index = 25
+    max_rounds: Count = 20
     losses: list[tuple[int, float]] = field(default_factory=list, compare=False)
 
     def __call__(self, latents: Tensor, step: int, evaluate: Evaluate) -> Tensor:

@@ -102,7 +102,8 @@ def attention_maps(
             Flux and SD3 only blocks that carry concept streams see them; then no other block takes
             part, so that maps of all words compare.
         heads: (block, head) pairs, as `relevance.top(concept, fraction=0.25)` gives them; a mapping
-            from pairs to weights; indices, the same in every block; None for all.
+            from pairs to weights; indices, the same in every block; None for all. Heads count from
+            0, and negative ones do not exist.
         blocks: Only these blocks; negative ones count from the last.
         steps: Only these steps, counted from 0; None for all. A given image has no steps.
         branch: One guidance branch. `"uncond"` reads the negative prompt.

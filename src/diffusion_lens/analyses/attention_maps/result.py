@@ -118,6 +118,8 @@ class AttentionMaps(Saved):
         """
         maps = self.maps if word is None else self.word(word, occurrence=occurrence)
         if size is not None:
+            if len(size) != 2:
+                raise ResultError(f"size={size!r}: give height and width")
             maps = resized(maps, size, Plan())
         if absolute:
             return maps > threshold
@@ -233,13 +235,16 @@ class AttentionMaps(Saved):
             **settings: Further arguments of `viz.overlays`, such as `alpha`.
 
         Raises:
-            ResultError: If there is no image, or there are more than `MOST_PANELS`.
+            ResultError: If there is no image or no word, or there are more panels than
+                `MOST_PANELS`.
         """
         asked = [words] if isinstance(words, str) else words
         if asked is None:
             rows = self.maps[self._sample(sample)].movedim(self.axes.index("token") - 1, -3)
             titles = list(self.labels)
         else:
+            if not asked:
+                raise ResultError("words= is empty; leave it out for every word that was mapped")
             rows = torch.stack([self.word(word, sample=sample) for word in asked], -3)
             titles = [str(one) for one in asked]
         kept, names = self._kept()

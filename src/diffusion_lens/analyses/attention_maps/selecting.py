@@ -13,7 +13,7 @@ from diffusion_lens.engine.words import PromptTokens
 from diffusion_lens.errors import SiteError, UnsupportedModelError, WordError, listing
 from diffusion_lens.hook_points.point import HookPoint
 
-HeadChoice = int | Iterable[int | tuple[Any, ...] | list[Any]] | Mapping[tuple[int, int], Number]
+HeadChoice = int | Iterable[int | tuple[int, int] | list[int]] | Mapping[tuple[int, int], Number]
 """Indices, the same in every block; (block, head) pairs; or a mapping from pairs to weights."""
 
 
@@ -81,7 +81,8 @@ def choose(
         points: The patterns to choose from, one for each block; None for those that read text.
 
     Raises:
-        SiteError: If a block or head does not exist, a weight is negative, or nothing is selected.
+        SiteError: If a block or head does not exist, a pair is none, a weight is negative, or
+            nothing is selected.
         UnsupportedModelError: If no image query of the model reads text.
     """
     if points is None:
@@ -129,6 +130,7 @@ def _are_pairs(heads: Any) -> bool:
 def _weights(heads: Any) -> dict[Pair, float] | None:
     if not isinstance(heads, Mapping):
         return None
+    _refuse_no_pairs(list(heads))
     found = {(int(block), int(head)): float(weight) for (block, head), weight in heads.items()}
     negative = [pair for pair, weight in found.items() if weight < 0]
     if negative:
@@ -142,6 +144,15 @@ def _weights(heads: Any) -> dict[Pair, float] | None:
     return kept
 
 
+def _refuse_no_pairs(given: Sequence[Any]) -> None:
+    wrong = [one for one in given if not isinstance(one, tuple | list) or len(one) != 2]
+    if wrong:
+        raise SiteError(
+            f"heads= holds {wrong[0]!r} where (block, head) pairs are meant; give pairs alone, or "
+            "indices alone, which mean the same heads in every block"
+        )
+
+
 def _heads(heads: Any, counts: Mapping[int, int]) -> dict[int, tuple[int, ...]]:
     """The heads of each block that has some, in order of blocks."""
     if heads is None:
@@ -152,15 +163,17 @@ def _heads(heads: Any, counts: Mapping[int, int]) -> dict[int, tuple[int, ...]]:
     if not _are_pairs(given):
         indices = sorted({int(head) for head in given})
         if max(indices) >= max(counts.values()) or min(indices) < 0:
+            last = max(counts.values()) - 1
             raise SiteError(
-                f"heads={given} reaches beyond the {max(counts.values())} heads of a block, which "
-                "count from 0"
+                f"heads={given} reaches beyond the {last + 1} heads of a block, which count from 0 "
+                f"to {last}; negative ones do not exist"
             )
         found = {
             block: tuple(head for head in indices if head < count)
             for block, count in counts.items()
         }
         return {block: some for block, some in found.items() if some}
+    _refuse_no_pairs(given)
     pairs: set[Pair] = {(int(pair[0]), int(pair[1])) for pair in given}
     for block, head in sorted(pairs):
         if block not in counts:

@@ -98,10 +98,13 @@ class HeadPatterns(Saved):
 
         Raises:
             WordError: If it is neither.
+            ResultError: If there is no such sample.
         """
         from diffusion_lens import viz
 
         shown = self.values[what] if what in self.values else self.word(what)
+        if not 0 <= sample < len(shown):
+            raise ResultError(f"sample {sample} was asked for, there are {len(shown)}")
         return viz.head_grid(
             shown[sample],
             rows=list(self.steps),

@@ -110,7 +110,7 @@ def head_relevance(
     run = Run.of(prompts, seed=seed, settings={"output_type": "latent", **settings})
     if not run.prompts:
         raise ConceptError("head_relevance needs prompts as words; none were given")
-    _refuse_lost_noise(run, checkpoint, checkpoint_every)
+    _refuse_lost_noise(run, checkpoint)
     seeded = _seeded(run)
     batches(seeded, batch_size, error=ConceptError)  # refuses what does not pair, before any work
     length = run.settings.get("max_sequence_length")
@@ -209,12 +209,10 @@ def result_of(votes: HeadRelevanceVotes, *, made_by: Mapping[str, Any]) -> HeadR
     )
 
 
-def _refuse_lost_noise(run: Run, checkpoint: Any, every: int) -> None:
+def _refuse_lost_noise(run: Run, checkpoint: Any) -> None:
     """Refuse checkpoints of noise that a run which goes on could not draw again."""
     if checkpoint is None:
         return
-    if every < 1:
-        raise ConceptError(f"checkpoint_every={every}: give 1 or more prompts")
     if isinstance(run.settings.get("generator"), torch.Generator):
         raise ConceptError(
             "checkpoint= with a single generator=: how far it was drawn from is not kept, so that "

@@ -134,7 +134,7 @@ class HeadRelevance(Saved):
         return tuple(vector.argsort(descending=order == "most", stable=True).tolist())
 
     @public
-    def top(self, concept: str, k: int | float) -> tuple[tuple[int, int], ...]:
+    def top(self, concept: str, k: Number) -> tuple[tuple[int, int], ...]:
         """The most relevant heads, as `Site(heads=…)` and the hook makers take them.
 
         Args:
@@ -149,7 +149,7 @@ class HeadRelevance(Saved):
         """
         total = len(self.heads)
         count = k if isinstance(k, int) else math.ceil(k * total - 1e-9)
-        if isinstance(k, bool) or not 0 < count <= total:
+        if not 0 < count <= total:
             raise ResultError(
                 f"top({concept!r}, {k!r}): there are {total} heads; give a number from 1 to "
                 f"{total}, or a fraction (a float) in (0, 1]"
@@ -158,7 +158,15 @@ class HeadRelevance(Saved):
 
     @public
     def factors(self, values: Float[Tensor, " head"]) -> dict[tuple[int, int], float]:
-        """A value for each head as the (block, head) mapping that `scale_token_columns` takes."""
+        """A value for each head as the (block, head) mapping that `scale_token_columns` takes.
+
+        Raises:
+            ResultError: If there are not as many values as heads.
+        """
+        if len(values) != len(self.heads):
+            raise ResultError(
+                f"{len(values)} values for {len(self.heads)} heads; give one for each"
+            )
         return {head[:2]: value for head, value in zip(self.heads, values.tolist(), strict=True)}
 
     # -- steps --------------------------------------------------------------------------------

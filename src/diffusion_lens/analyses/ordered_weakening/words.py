@@ -90,10 +90,10 @@ def weaken_words(
     ]
     union = sorted({at for some in tokens for at in some})
     hook = WeakenWords(factor, tuple(tuple(map(union.index, some)) for some in tokens))
+    _refuse_odd_heads(heads)
     by_block: dict[int, list[int]] = {}
     for block, head in heads:
         by_block.setdefault(block, []).append(head)
-    _refuse_odd_heads(heads)
     sites = {model.points[str(site.name)].block: site for site in model.text_pattern_sites()}
     missing = [block for block in by_block if block not in sites]
     if missing:
@@ -119,6 +119,9 @@ def _refuse_odd_heads(heads: Sequence[tuple[int, int] | list[int]]) -> None:
             "heads= is empty: no head would be weakened. Give (block, head) pairs, such as "
             "relevance.top(concept, 5); for images of no weakened head run the model without hooks"
         )
+    odd = [pair for pair in heads if len(pair) != 2]
+    if odd:
+        raise RunError(f"heads= holds {odd[0]!r}; give (block, head) pairs")
     twice = [pair for pair, count in Counter(map(tuple, heads)).items() if count > 1]
     if twice:
         raise RunError(f"heads= names {twice[0]} twice; name every (block, head) once")

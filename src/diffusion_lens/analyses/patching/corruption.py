@@ -38,7 +38,13 @@ class WordNoise:
 
     @public
     def __init__(self, words: str | Sequence[str], *, scale: Number = 3.0, seed: Seed = 0) -> None:
-        """Say which words are corrupted, and how much."""
+        """Say which words are corrupted, and how much.
+
+        Raises:
+            PatchingError: If no word is named.
+        """
+        if not words:
+            raise PatchingError("words= is empty; name the words that are corrupted")
         object.__setattr__(self, "words", (words,) if isinstance(words, str) else tuple(words))
         object.__setattr__(self, "scale", scale)
         object.__setattr__(self, "seed", seed)

@@ -35,6 +35,7 @@ from diffusion_lens.analyses.prompt_to_prompt.word_maps import (
     blend_words,
     map_sites,
 )
+from diffusion_lens.border import Count, Fraction, Number, PipelineSetting, public
 from diffusion_lens.errors import ConceptError, RunError, UnsupportedModelError
 from diffusion_lens.hooked_diffusion.run import DEFAULT_SEED
 
@@ -44,24 +45,25 @@ CITATION = (
 CITATION_HRV = f"{CITATION}; Park et al., arXiv 2412.02237"
 
 
+@public
 def prompt_to_prompt(
     model: HookedDiffusion,
     source: str | Sequence[str] | Run,
     targets: str | Sequence[str],
     *,
-    cross_replace: float | Sequence[float] = 0.8,
-    self_replace: float | Sequence[float] = 0.4,
+    cross_replace: Fraction | Sequence[Fraction] = 0.8,
+    self_replace: Fraction | Sequence[Fraction] = 0.4,
     edit: str = "replace",
-    word_ranges: Mapping[str, float | Sequence[float]] | None = None,
-    reweight: Mapping[str, float] | None = None,
+    word_ranges: Mapping[str, Fraction | Sequence[Fraction]] | None = None,
+    reweight: Mapping[str, Number] | None = None,
     local_blend: LocalBlend | None = None,
     relevance: HeadRelevance | None = None,
     concept: str | Sequence[str] | None = None,
-    clamp: float | None = None,
-    self_max_tokens: int = 256,
+    clamp: Number | None = None,
+    self_max_tokens: Count = 256,
     keep_maps: bool = False,
     seed: int | Sequence[int] = DEFAULT_SEED,
-    **settings: Any,
+    **settings: PipelineSetting,
 ) -> EditedImages:
     """Generate a source image and edits of it that keep its layout.
 

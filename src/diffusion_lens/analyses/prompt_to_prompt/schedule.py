@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any
 
 import torch
@@ -19,10 +20,10 @@ def bounds(given: Any, *, argument: str) -> tuple[float, float]:
     """A range as its two ends.
 
     Raises:
-        RunError: If it is no range within [0, 1].
+        RunError: If it is no number and no pair that ascends.
     """
-    ends = (0.0, given) if isinstance(given, int | float) else tuple(given)
-    if len(ends) != 2 or not 0 <= ends[0] <= ends[1] <= 1:
+    ends = (0.0, given) if isinstance(given, Real) else tuple(given)
+    if len(ends) != 2 or ends[0] > ends[1]:
         raise RunError(
             f"{argument}={given!r} is no range of steps: give a share in [0, 1], or where it "
             "begins and ends, such as (0.2, 0.8)"

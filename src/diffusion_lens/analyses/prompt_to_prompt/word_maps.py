@@ -12,12 +12,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from diffusion_lens import HookContext, HookedDiffusion, Site
+from diffusion_lens.border import Fraction, Index, public
 from diffusion_lens.errors import RunError, UnsupportedModelError
 
 QUARTER = 2
 """How often latents were halved where the released code reads maps: 16 of 64 positions a side."""
 
 
+@public(words=str | Sequence[str | Sequence[str]])
 @dataclass(frozen=True)
 class LocalBlend:
     """Outside of what words attend to, targets keep the source's latents.
@@ -32,8 +34,8 @@ class LocalBlend:
     """
 
     words: Sequence[str | Sequence[str]]
-    threshold: float = 0.3
-    level: int = QUARTER
+    threshold: Fraction = 0.3
+    level: Index = QUARTER
 
 
 @dataclass
