@@ -12,8 +12,9 @@ from typer.testing import CliRunner, Result
 from diffusion_lens import ActivationCache, toys
 from diffusion_lens.analyses import AttentionMaps, ConceptMaps, HeadRelevance
 from diffusion_lens.analyses.patching import PatchingResult
+from diffusion_lens.analyses.registry import ROWS
 from diffusion_lens.cli import app
-from diffusion_lens.cli.cite import CITED, entries
+from diffusion_lens.cli.cite import entries, methods_behind
 
 PIPELINE = str(Path(__file__).parent / "golden" / "sd" / "pipeline")
 PATTERNS = "blocks.0.cross_attn.hook_pattern"
@@ -323,4 +324,12 @@ def test_every_entry_is_complete() -> None:
         assert entry.count("{") == entry.count("}"), key
         assert "title = " in entry
         assert "author = " in entry
-    assert {key for keys in CITED.values() for key in keys} <= set(entries())
+    assert {key for row in ROWS for key in row.cites} <= set(entries())
+
+
+def test_what_is_cited_is_the_method_that_made_the_result() -> None:
+    edited = {"method": "masactrl", "citation": ""}
+    assert methods_behind("EditedImages", edited) == ["cao2023masactrl"]
+    steered = {"method": "prompt_to_prompt", "citation": "arXiv 2208.01626; arXiv 2412.02237"}
+    assert methods_behind("EditedImages", steered) == ["hertz2023prompt", "park2025headrelevance"]
+    assert methods_behind("OfAnotherPackage", {}) == []

@@ -1,14 +1,17 @@
 """Analyses by name, and what entry points must give."""
 
+import inspect
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint
 from typing import Any
 
 import importlib_metadata
 import pytest
+import typer
 
 from diffusion_lens import analyses as package
 from diffusion_lens.analyses import registry
+from diffusion_lens.cli import app
 from diffusion_lens.errors import ExtensionError
 
 
@@ -59,3 +62,16 @@ def test_a_name_that_is_taken_is_refused_and_stands_in_no_other_way(
         ):
             ask()
     assert registry.analysis("head_relevance") is package.head_relevance
+
+
+@pytest.mark.parametrize("row", registry.ROWS, ids=lambda row: row.name)
+def test_a_row_tells_what_is_there(row: registry.Row) -> None:
+    function = registry.analysis(row.name)
+    assert function is getattr(package, row.name)
+    assert function.__module__.startswith(f"diffusion_lens.analyses.{row.module}")
+    assert inspect.signature(function).return_annotation == row.result
+    first, *others = row.command.split(" ")
+    known = typer.main.get_command(app)
+    assert not first or first in known.commands
+    if first == "hrv":
+        assert others[0] in known.commands["hrv"].commands

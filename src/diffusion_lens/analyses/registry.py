@@ -5,33 +5,87 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, NamedTuple
 
 from diffusion_lens.border import public
 from diffusion_lens.errors import ExtensionError, closest
 from diffusion_lens.extensions import EntryPoint, load, load_all, owner_of
 
 GROUP = "diffusion_lens.analyses"
-SHIPPED = {
-    "activation_patching": "patching",
-    "attend_and_excite": "attend_and_excite",
-    "attention_maps": "attention_maps",
-    "attribution_patching": "patching.attribution",
-    "concept_attention": "concept_attention",
-    "diagnose_word": "diagnose_word",
-    "free_prompt_editing": "free_prompt_editing",
-    "head_patterns": "head_patterns",
-    "head_relevance": "head_relevance",
-    "invert": "inversion",
-    "masactrl": "masactrl",
-    "ordered_weakening": "ordered_weakening",
-    "plug_and_play": "plug_and_play",
-    "prompt_to_prompt": "prompt_to_prompt",
-    "sdedit": "sdedit",
-    "stable_flow": "stable_flow",
-    "vital_blocks": "stable_flow",
-}
-"""The analyses of this package with their modules."""
+
+
+class Row(NamedTuple):
+    """What is registered of one shipped analysis.
+
+    Attributes:
+        name: Its function.
+        module: Where, below `diffusion_lens.analyses`.
+        result: Class of what it gives.
+        cites: Keys of the entries of `cli/citations.bib` for the methods behind it.
+        command: The command that runs it, after `diffusion-lens`; empty where there is none.
+    """
+
+    name: str
+    module: str
+    result: str
+    cites: tuple[str, ...]
+    command: str = ""
+
+
+PATCHING = ("vig2020causal", "meng2022rome", "basu2024localizing")
+ROWS = (
+    Row("activation_patching", "patching", "PatchingResult", PATCHING, "patch"),
+    Row("attend_and_excite", "attend_and_excite", "ExcitedImages", ("chefer2023attend",), "excite"),
+    Row("attention_maps", "attention_maps", "AttentionMaps", ("tang2023daam",), "attention-maps"),
+    Row("attribution_patching", "patching.attribution", "PatchingResult", PATCHING),
+    Row(
+        "concept_attention",
+        "concept_attention",
+        "ConceptMaps",
+        ("helbling2025conceptattention",),
+        "concept-attention",
+    ),
+    Row("diagnose_word", "diagnose_word", "WordDiagnosis", ("selective2026aggregation",)),
+    Row(
+        "free_prompt_editing",
+        "free_prompt_editing",
+        "EditedImages",
+        ("liu2024understanding",),
+        "edit --method fpe",
+    ),
+    Row("head_patterns", "head_patterns", "HeadPatterns", ("raghu2021vision", "tang2023daam")),
+    Row(
+        "head_relevance", "head_relevance", "HeadRelevance", ("park2025headrelevance",), "hrv build"
+    ),
+    Row("invert", "inversion", "Inversion", ("song2021ddim",), "edit --image"),
+    Row("masactrl", "masactrl", "EditedImages", ("cao2023masactrl",), "edit --method masactrl"),
+    Row(
+        "ordered_weakening",
+        "ordered_weakening",
+        "WeakeningCurves",
+        ("park2025headrelevance",),
+        "hrv weaken",
+    ),
+    Row(
+        "plug_and_play",
+        "plug_and_play",
+        "EditedImages",
+        ("tumanyan2023plug",),
+        "edit --method pnp",
+    ),
+    Row("prompt_to_prompt", "prompt_to_prompt", "EditedImages", ("hertz2023prompt",), "edit"),
+    Row("sdedit", "sdedit", "EditedImages", ("meng2022sdedit",), "edit --method sdedit"),
+    Row(
+        "stable_flow",
+        "stable_flow",
+        "EditedImages",
+        ("avrahami2025stable",),
+        "edit --method stable-flow",
+    ),
+    Row("vital_blocks", "stable_flow", "VitalBlocks", ("avrahami2025stable",)),
+)
+SHIPPED = {row.name: row for row in ROWS}
+"""The analyses of this package, by name."""
 
 WANTED = "a function"
 
@@ -85,7 +139,7 @@ def analysis(name: str) -> Callable[..., Any]:
 
 
 def _shipped(name: str) -> Callable[..., Any]:
-    return getattr(import_module(f"diffusion_lens.analyses.{SHIPPED[name]}"), name)
+    return getattr(import_module(f"diffusion_lens.analyses.{SHIPPED[name].module}"), name)
 
 
 def _refuse_doubles(name: str, entries: Iterable[EntryPoint]) -> None:

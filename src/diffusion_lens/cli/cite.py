@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,15 +13,7 @@ import typer
 from diffusion_lens.cli.messages import fail
 
 ALWAYS = ("diffusion_lens", "diffusers")
-CITED = {
-    "ConceptMaps": ("helbling2025conceptattention",),
-    "AttentionMaps": ("tang2023daam",),
-    "HeadPatterns": ("raghu2021vision", "tang2023daam"),
-    "HeadRelevance": ("park2025headrelevance",),
-    "WeakeningCurves": ("park2025headrelevance",),
-    "PatchingResult": ("vig2020causal", "meng2022rome", "basu2024localizing"),
-}
-"""For each result the entries of the methods behind it."""
+ARXIV = re.compile(r"\b\d{4}\.\d{5}\b")
 
 
 def cite(
@@ -42,12 +35,28 @@ def cite(
             _read(run, {"run": str})
         for file in found:
             about = _read(file, {"result": str, "fields": dict})
-            keys += CITED.get(about["result"], ())
-            if about["result"] not in CITED:
+            behind = methods_behind(about["result"], about["fields"])
+            keys += behind
+            if not behind:
                 others.append(f"% {about['result']}: {about['fields'].get('citation', '')}")
     known = entries()
     shown = [known[key] for key in dict.fromkeys(keys)] + list(dict.fromkeys(others))
     typer.echo("\n\n".join(shown).replace("VERSION", __version__))
+
+
+def methods_behind(result: str, fields: dict[str, Any]) -> list[str]:
+    """Keys of what a result rests on: those of its analysis, and what its `citation` names."""
+    from diffusion_lens.analyses.registry import ROWS
+
+    keys = [
+        key
+        for row in ROWS
+        if row.result == result and fields.get("method", row.name) == row.name
+        for key in row.cites
+    ]
+    numbers = ARXIV.findall(str(fields.get("citation", "")))
+    keys += [key for key, entry in entries().items() if any(one in entry for one in numbers)]
+    return list(dict.fromkeys(keys))
 
 
 def _read(file: Path, holds: dict[str, type]) -> dict[str, Any]:
