@@ -199,10 +199,10 @@ def test_a_pipeline_is_to_be_wrapped() -> None:
 
 def test_what_is_taken_passes_unchanged() -> None:
     words, seeds = ["a", "b"], (1, 2)
-    found = sweep(None, words, seeds=seeds, height=None, guidance_scale="theirs to refuse")
+    found = sweep(None, words, seeds=seeds, height=None, clip_skip="theirs to refuse")
     assert found["words"] is words
     assert found["seeds"] is seeds
-    assert found["guidance_scale"] == "theirs to refuse"
+    assert found["clip_skip"] == "theirs to refuse"
 
 
 def test_pythons_own_errors_stay() -> None:
