@@ -24,7 +24,7 @@ CAPTION = "a red circle"
 
 
 def call(*arguments: str) -> Result:
-    return CliRunner().invoke(app, list(arguments))
+    return CliRunner(env={"COLUMNS": "300"}).invoke(app, list(arguments))
 
 
 def works(*arguments: str) -> str:

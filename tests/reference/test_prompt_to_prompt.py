@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from diffusion_lens import Run
 from diffusion_lens.analyses import prompt_to_prompt
 from diffusion_lens.analyses.prompt_to_prompt.aligning import align
 from diffusion_lens.analyses.prompt_to_prompt.schedule import cross_steps, self_steps
@@ -42,7 +43,7 @@ def test_mappers_and_schedules_agree(case: str) -> None:
     model, data = model_of("sd"), golden("sd")
     given = data.cases[case]
     source, *targets = given["prompts"]
-    found = [align(model, source, target, edit="replace", length=77) for target in targets]
+    found = [align(model, Run(source), target, edit="replace", length=77) for target in targets]
     mappers = torch.stack([one.mapper for one in found])
     assert torch.equal(mappers, data.expected[f"{case}.mapper"])
     steps = given["num_inference_steps"]

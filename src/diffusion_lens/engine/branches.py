@@ -46,6 +46,11 @@ def branch_rows(
             f"a batch of {batch} cannot hold the branches {names} in equal parts; {_remedy(names)}"
         )
     size = batch // len(names)
+    if not stated and run.in_pipeline and len(names) > 1 and run.samples is None:
+        raise EngineError(
+            f"how many samples this run of {type(pipe).__name__} makes is not known, so neither is "
+            f"whether a batch of {batch} holds just the branches {names}; {_remedy(names)}"
+        )
     if not stated and run.in_pipeline and run.samples is not None and size != run.samples:
         raise EngineError(
             f"a batch of {batch} for {run.samples} samples does not hold just the branches "
@@ -92,8 +97,8 @@ def _names(
     if run.call:
         raise EngineError(
             f"{type(pipe).__name__} evaluates its denoiser {run.call + 1} times in step "
-            f"{run.step}, and which branches the later ones hold is not described; "
-            f"{_remedy(spec.branches)}"
+            f"{run.step}, and which branches the later ones hold is not described, so that hooks "
+            "could not tell them apart; hook a pipeline that evaluates it once"
         )
     guided = _guided(run, pipe)
     if guided is None and batch != run.samples:

@@ -7,36 +7,50 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 BETWEEN = (
-    str(Path(__file__).parent),
+    str(Path(__file__).parents[1]),
     str(Path("torch", "utils", "_contextlib.py")),
     str(Path("jaxtyping", "_decorator.py")),
     "<@beartype",
+    str(Path("site-packages", "diffusers")),
 )
-"""Files of what stands between a method and its caller: this engine and decorators."""
+"""Files of what stands between a method and the pipeline that calls it: this package, decorators,
+and functions of diffusers that no pipeline owns (`retrieve_timesteps`)."""
+
+
+class Running(NamedTuple):
+    """A pipeline in the midst of one of its methods.
+
+    Attributes:
+        pipe: The pipeline.
+        method: The method's name.
+    """
+
+    pipe: Any
+    method: str
 
 
 def called_by_method_of(pipe: Any) -> bool:
-    """Whether code of the pipeline's own class calls what is running, not a callback or a hook."""
+    """Whether the pipeline's own code calls what is running, not a callback or a hook."""
     for frame in _frames():
-        if any(part in frame.f_code.co_filename for part in BETWEEN):
-            continue
-        return _is_method_of(pipe, frame)
+        if _is_method_of(pipe, frame):
+            return True
+        if not any(part in frame.f_code.co_filename for part in BETWEEN):
+            return False
     return False
 
 
-def running_pipeline() -> Any:
-    """The innermost diffusers pipeline whose call is on the stack, or None."""
+def running_pipeline() -> Running | None:
+    """The innermost diffusers pipeline of which a method is on the stack."""
     diffusers = sys.modules.get("diffusers.pipelines.pipeline_utils")
     if diffusers is None:
         return None
     for frame in _frames():
-        if frame.f_code.co_name == "__call__":
-            found = frame.f_locals.get("self")
-            if isinstance(found, diffusers.DiffusionPipeline):
-                return found
+        found = frame.f_locals.get("self")
+        if isinstance(found, diffusers.DiffusionPipeline) and _is_method_of(found, frame):
+            return Running(found, frame.f_code.co_name)
     return None
 
 

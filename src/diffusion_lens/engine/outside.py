@@ -23,7 +23,10 @@ def at_module(tracker: StepTracker, source: AtModule, taps: Sequence[Tap]) -> Ha
     def transform(value: Tensor) -> Tensor:
         sequence = taps[0].point.sequences.get("pos", ())
         lengths = dict.fromkeys(sequence, value.shape[1])
-        return fire(taps, value, tracker.evaluation(), lengths)
+        # The denoiser's own output comes when it is over.
+        at_the_end = module is tracker.denoiser and point.argument is None
+        evaluation = tracker.last_evaluation() if at_the_end else tracker.evaluation()
+        return fire(taps, value, evaluation, lengths)
 
     if point.argument is not None:
         return on_argument(module, point.argument, transform)
@@ -72,7 +75,7 @@ def _fire(tracker: StepTracker, taps: Sequence[Tap], value: Tensor, *, like: Ten
     """Fire on a value of which there is one for each image, whatever the branches."""
     rows = ((GUIDED, slice(0, like.shape[0])),)
     lengths = {"img": like.shape[1]} if like.ndim == 3 else {}
-    return fire(taps, value, tracker.evaluation(), lengths, rows=rows)
+    return fire(taps, value, tracker.last_evaluation(), lengths, rows=rows)
 
 
 SCHEDULER: dict[str, Callable[[StepTracker, Sequence[Tap]], Handle]] = {

@@ -67,6 +67,8 @@ class Registration:
         fired: What happened, by hook-point name.
         memory: What the engine uses again from step to step, for readers that keep nothing.
         thread: The thread whose context keeps it on; None where it stays on until taken off.
+        closed: Whether that context was left; it does not fire any more.
+        dropped: Whether something else took it off before.
     """
 
     site: Site
@@ -77,6 +79,8 @@ class Registration:
     fired: dict[str, Fired] = field(default_factory=lambda: defaultdict(Fired))
     memory: Any = None
     thread: int | None = None
+    closed: bool = False
+    dropped: bool = False
 
     def __repr__(self) -> str:
         """Site and function, as a report shows them."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -26,6 +27,34 @@ from diffusion_lens.engine.steps import StepTracker
 from diffusion_lens.engine.taps import Tap, expand
 from diffusion_lens.errors import EngineError
 from diffusion_lens.hook_points.point import HookPoint
+
+
+class _Eager:
+    """Compiled models run eagerly while any model of the process has hooks on."""
+
+    def __init__(self) -> None:
+        """Nobody asks for it yet."""
+        self.asking = 0
+        self.lock = threading.Lock()
+        self.undo = contextlib.ExitStack()
+
+    @contextlib.contextmanager
+    def asked_for(self) -> Iterator[None]:
+        """Until the context is left; sessions end in any order."""
+        with self.lock:
+            if not self.asking:
+                self.undo.enter_context(torch.compiler.set_stance("force_eager"))
+            self.asking += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.asking -= 1
+                if not self.asking:
+                    self.undo.close()
+
+
+EAGER = _Eager()
 
 
 class Session:
@@ -62,7 +91,7 @@ class Session:
             if self.taps:
                 self.refuse_what_hides_hooks()
                 if "torch._dynamo" in sys.modules:
-                    stack.enter_context(torch.compiler.set_stance("force_eager"))
+                    stack.enter_context(EAGER.asked_for())
             stack.enter_context(self.tracker.attached())
             for handle in self._attach_gated():
                 stack.callback(handle.remove)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ class StepTracker:
     Attributes:
         run: What is known of the run.
         current: The evaluation that is running, or the last one.
+        running: Whether it is running.
         hooks_running: How many hooks are being called now, one inside the other.
     """
 
@@ -40,26 +41,29 @@ class StepTracker:
         pipe: Any,
         denoiser: nn.Module,
         spec: DenoiserSpec,
-        *,
-        branches: Sequence[str] | None = None,
     ) -> None:
         """Follow `denoiser` inside `pipe` (None for a bare denoiser)."""
         self.pipe = pipe
         self.spec = spec
-        self.branches = tuple(branches) if branches else None
+        self.branches: tuple[str, ...] | None = None
         self.tokens_beside: dict[str, int] = {}
         self.run = RunState()
         self.current: Evaluation | None = None
+        self.running = False
         self.hooks_running = 0
         self.total = 0
         self.on_call: list[Callable[[], None]] = []
+        self.on_end: list[Callable[[], None]] = []
         self.on_start: list[Callable[[], None]] = []
+        self.on_evaluation_by_hand: list[Callable[[], None]] = []
         self.on_evaluation: list[Callable[[Evaluation], None]] = []
         self.on_guided: list[Callable[[Tensor, Any, Tensor], Tensor]] = []
         self.on_sample: list[Callable[[Tensor], Tensor]] = []
         self.on_step: list[Callable[[], None]] = []
         self.on_timesteps: list[Callable[[], None]] = []
         self._noting: list[Seen] = []
+        self._recorded: list[Evaluation] = []
+        self._recomputed = False
         self._scheduler: Any = None
         self.follow(denoiser)
 
@@ -88,23 +92,47 @@ class StepTracker:
         return self.pipe.scheduler
 
     def evaluation(self) -> Evaluation:
-        """The evaluation that is running.
+        """The evaluation that is running, or that gradient checkpointing computes again.
 
         Raises:
             EngineError: If a hooked module is called outside the denoiser, or if gradient
                 checkpointing recomputes one of several evaluations.
         """
-        if self.current is None:
+        if recomputing():
+            return self._computed_again()
+        if self.current is None or not self.running:
             raise EngineError(
                 "a hooked module ran outside its denoiser; call the pipeline or the denoiser"
             )
-        if recomputing() and self.current.run.evaluations > 1:
+        return self.current
+
+    def last_evaluation(self) -> Evaluation:
+        """The evaluation that the scheduler steps after.
+
+        Raises:
+            EngineError: If there was none.
+        """
+        if self.current is None:
+            raise EngineError("the scheduler stepped before the denoiser ran")
+        return self.current
+
+    def _computed_again(self) -> Evaluation:
+        if len(self._recorded) != 1:
             raise EngineError(
                 "gradient checkpointing recomputes activations of one of several evaluations, "
-                "and which one cannot be told; run backward after each `model.denoise(...)`, "
-                "or switch checkpointing off with `disable_gradient_checkpointing()`"
+                "and which one cannot be told; run backward after each evaluation, or switch "
+                "checkpointing off with `disable_gradient_checkpointing()`"
             )
-        return self.current
+        self._recomputed = True
+        return self._recorded[0]
+
+    def _note_recorded(self, evaluation: Evaluation) -> None:
+        """Keep the evaluations that a backward pass may compute again."""
+        if self._recomputed:
+            self._recorded, self._recomputed = [], False
+        checkpointing = getattr(self.denoiser, "is_gradient_checkpointing", False)
+        if checkpointing and torch.is_grad_enabled():
+            self._recorded.append(evaluation)
 
     def branch_rows(self, run: RunState, arguments: Mapping[str, Any], batch: int) -> Rows:
         """The rows of the batch that belong to each branch, in batch order."""
@@ -170,6 +198,8 @@ class StepTracker:
                 self._before, with_kwargs=True, prepend=True
             )
             undo.callback(deaf_on_copies(handle).remove)
+            handle = self.denoiser.register_forward_hook(self._after, always_call=True)
+            undo.callback(deaf_on_copies(handle).remove)
             undo.enter_context(observed(self.denoiser, "cache_context", self._cache_context))
             if self.pipe is not None:
                 self._scheduler = scheduler = self.pipe.scheduler
@@ -182,7 +212,8 @@ class StepTracker:
     def forget(self) -> None:
         """Leave the run that was followed, so that nothing of it is taken for the next one's."""
         self.run = RunState()
-        self.current = None
+        self.current, self.running = None, False
+        self._recorded, self._recomputed = [], False
 
     def refuse_while_running(self, what: str) -> None:
         """Refuse what cannot be done inside a hook, a callback or beside a run of another thread.
@@ -224,9 +255,22 @@ class StepTracker:
             if getattr(self.pipe, "_interrupt", False):
                 for seen in self._noting:
                     seen.planned = max(seen.planned, self.steps_ahead or 0)
+            else:
+                self._refuse_unseen_steps()
         finally:
             self.run = RunState()
             self._clear_away()
+            for listener in self.on_end:
+                listener()
+
+    def _refuse_unseen_steps(self) -> None:
+        """Refuse a run in which the denoiser ran and the scheduler never stepped."""
+        if self.run.evaluations and self.run.step == self.run.first_step:
+            raise EngineError(
+                f"{type(self.pipe).__name__} ran its denoiser {self.run.evaluations} times, and "
+                f"`{type(self._scheduler).__name__}.step` was never called by it, so that all of "
+                "this passed for step 0; hook its denoiser by hand, with `branches=`"
+            )
 
     def _pipeline_call(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
         arguments = inspect.signature(original).bind_partial(*args, **kwargs).arguments
@@ -240,9 +284,13 @@ class StepTracker:
         if self.run.in_pipeline:
             self._refuse_new_parts()
         else:
-            self._refuse_unfollowed_pipeline()
+            for listener in self.on_evaluation_by_hand:
+                listener()
+        self._refuse_unfollowed_pipeline()
         arguments = dict(zip(self._parameters, args, strict=False)) | kwargs
         self.current = Evaluation(self, self.run, arguments)
+        self._note_recorded(self.current)
+        self.running = True
         self.run.call += 1
         self.run.evaluations += 1
         self.total += 1
@@ -252,8 +300,12 @@ class StepTracker:
         for listener in self.on_evaluation:
             listener(self.current)
 
+    def _after(self, _module: nn.Module, _args: tuple, _output: Any) -> None:
+        self.running = False
+
     def _clear_away(self) -> None:
         """Undo what an interrupted evaluation left behind: torch calls no hook after a Ctrl-C."""
+        self.running = False
         for listener in self.on_start:
             listener()
 
@@ -272,22 +324,44 @@ class StepTracker:
     def _refuse_unfollowed_pipeline(self) -> None:
         """Refuse a denoiser that a pipeline calls whose steps and branches nobody follows."""
         found = running_pipeline()
-        if found is None:
+        if found is None or not self._is_part_of(found.pipe):
             return
-        if found is self.pipe:
+        name = type(found.pipe).__name__
+        if found.pipe is self.pipe:
+            if self.run.in_pipeline or self.branches:
+                return
+            if found.method == "__call__":
+                raise EngineError(
+                    f"hooks were put on in the middle of a run of {name}, whose steps and branches "
+                    "so far were not followed; put them on before, with Site(steps=…)"
+                )
             raise EngineError(
-                f"hooks were put on in the middle of a run of {type(found).__name__}, whose steps "
-                "and branches so far were not followed; put them on before, with Site(steps=…)"
+                f"`{name}.{found.method}` runs the denoiser in a loop of its own, whose branches "
+                "are not described; say what its batch holds with `model.hooks(..., "
+                'branches=(…))`, in order, such as branches=("uncond", "cond")'
             )
         mine = type(self.denoiser if self.pipe is None else self.pipe).__name__
         raise EngineError(
-            f"a {type(found).__name__} runs the hooked denoiser, but the model wraps a {mine}, so "
+            f"a {name} runs the hooked denoiser, but the model wraps a {mine}, so "
             "that steps and branches are not known; wrap the pipeline that runs: "
             "`HookedDiffusion(pipe)`"
         )
 
+    def _is_part_of(self, pipe: Any) -> bool:
+        """Whether a pipeline runs the hooked denoiser, or another model of the user's."""
+        parts = vars(pipe).values()
+        return any(getattr(part, "_orig_mod", part) is self.denoiser for part in parts)
+
+    def _is_the_loops_own(self) -> bool:
+        """Whether the pipeline's loop calls its scheduler, not a hook or a callback of a user."""
+        if self.hooks_running:
+            return False
+        return not self.run.in_pipeline or called_by_method_of(self.pipe)
+
     def _set_timesteps(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
+        if not self._is_the_loops_own():
+            return result
         if not self.run.in_pipeline:
             self.run = RunState()
         self.run.begin(len(self._scheduler.timesteps))
@@ -297,6 +371,8 @@ class StepTracker:
         return result
 
     def _step(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
+        if not self._is_the_loops_own():
+            return original(*args, **kwargs)
         if self.on_guided or self.on_sample:
             given = inspect.signature(original).bind(*args, **kwargs)
             bound = given.arguments

@@ -81,7 +81,7 @@ class Tap:
     def active(self, evaluation: Evaluation, branch: str) -> bool:
         """Whether the hook fires at this step in this branch."""
         site = self.registration.site
-        if not site.has_step(evaluation.step):
+        if self.registration.closed or not site.has_step(evaluation.step):
             return False
         return branch == GUIDED or site.fires_in(branch)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -60,10 +61,12 @@ class Wiring:
         self.spec = architecture_of(type(self.denoiser).__name__)
         self.tracker = StepTracker(self.pipe, self.denoiser, self.spec)
         self.tracker.on_call.append(self._before_a_call)
+        self.tracker.on_end.append(self._after_a_call)
+        self.tracker.on_evaluation_by_hand.append(self._refuse_hooks_of_other_threads)
         self.registrations: list[Registration] = []
         self.companion: Companion | None = None
         self._session: Session | None = None
-        self._attached_to: tuple[object, ...] = ()
+        self._attached_to: list[object] = []
         self._points: tuple[object, dict[str, HookPoint]] | None = None
         self.points  # noqa: B018 (an unknown kind of block is an error now, not in the first run)
 
@@ -115,11 +118,10 @@ class Wiring:
     def _processors(self) -> tuple[type, ...]:
         return tuple(map(type, getattr(self.denoiser, "attn_processors", {}).values()))
 
-    def _parts(self) -> tuple[object, ...]:
+    def _parts(self) -> list[object]:
         """What hooks are attached to: LoRA, for one, puts other modules in place."""
-        modules = sum(1 for _ in self.denoiser.modules())
         scheduler = getattr(self.pipe, "scheduler", None)
-        return (self.denoiser, scheduler, modules, self._processors())
+        return [scheduler, *self._processors(), *self.denoiser.modules()]
 
     def native(self, pattern: Any) -> dict[str, HookPoint]:
         """Hook points at modules by their path in diffusers, for a pattern that asks for them."""
@@ -172,15 +174,18 @@ class Wiring:
             self.tracker.forget()
             return
         try:
-            planned.__enter__()
+            self._attach(planned)
         except BaseException:
             self.registrations = []
             if before:
                 self.register(before)
             raise
-        self._session = planned
+
+    def _attach(self, session: Session) -> None:
+        session.__enter__()
+        self._session = session
         self._attached_to = self._parts()
-        _HOOKED.setdefault(planned.denoiser, WeakSet()).add(self)
+        _HOOKED.setdefault(session.denoiser, WeakSet()).add(self)
 
     def _detach(self) -> None:
         if self._session is None:
@@ -188,6 +193,12 @@ class Wiring:
         session, self._session = self._session, None
         _HOOKED.get(session.denoiser, WeakSet()).discard(self)
         session.__exit__(None, None, None)
+
+    def _keep(self, registrations: Sequence[Registration]) -> None:
+        """Take off all others, whose contexts may still be open."""
+        for one in self.registrations:
+            one.dropped = one not in registrations
+        self.register(registrations)
 
     @contextlib.contextmanager
     def registered(self, registrations: Sequence[Registration]) -> Iterator[None]:
@@ -203,25 +214,49 @@ class Wiring:
         try:
             yield
         finally:
-            self.register([one for one in self.registrations if one not in registrations])
+            for registration in registrations:
+                registration.closed = True
+            self._take_off_what_is_closed()
+
+    def _take_off_what_is_closed(self) -> None:
+        """Leave no hook of a closed context, whatever becomes of the others.
+
+        Raises:
+            NestedRunError: While the model runs; closed hooks are deaf until they come off.
+            DiffusionLensError: If the others cannot be attached any more; then none is left.
+        """
+        kept = [one for one in self.registrations if not one.closed]
+        if len(kept) == len(self.registrations):
+            return
+        try:
+            self.register(kept)
+        except NestedRunError:
+            raise
+        except BaseException:
+            self._detach()
+            self.registrations = []
+            raise
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Take the hooks off while the context is open, in the midst of a run, too.
 
-        The run goes on being followed afterwards: what happens inside must not step its scheduler.
+        Hooks that are put on inside are on. The run goes on being followed afterwards: what happens
+        inside must not step its scheduler.
         """
-        session = self._session
-        if session is None:
-            yield
-            return
-        _HOOKED[session.denoiser].discard(self)
-        session.__exit__(None, None, None)
+        before, session = self.registrations, self._session
+        self.registrations = []
+        self._detach()
         try:
             yield
         finally:
-            session.__enter__()
-            _HOOKED[session.denoiser].add(self)
+            added, self.registrations = self.registrations, []
+            self._detach()
+            if added or any(one.closed for one in before):
+                self.register([*(one for one in before if not one.closed), *added])
+            elif session is not None:
+                self.registrations = before
+                self._attach(session)
 
     def taps_of(self, registrations: Sequence[Registration]) -> list[Tap]:
         """Where some registrations are attached."""
@@ -245,7 +280,7 @@ class Wiring:
         finally:
             self.companion = None
             self.tracker.tokens_beside = {}
-            self.register([one for one in self.registrations if self.has_place(one)])
+            self._keep([one for one in self.registrations if self.has_place(one)])
 
     @contextlib.contextmanager
     def batch_holds(self, branches: Sequence[str] | None) -> Iterator[None]:
@@ -298,13 +333,18 @@ class Wiring:
         """Take off the hooks that other wrappers have on the same denoiser."""
         for other in list(_HOOKED.get(self.denoiser, ())):
             if other is not self:
-                other.register([])
+                other._keep([])
 
     def _before_a_call(self) -> None:
         """What is checked before each call of the pipeline, the user's own included."""
         self._refuse_hooks_of_other_threads()
         self.refuse_other_wrappers()
         self._follow_new_parts()
+
+    def _after_a_call(self) -> None:
+        """What was closed in the midst of the call comes off."""
+        if not self.tracker.run.in_pipeline:
+            self._take_off_what_is_closed()
 
     def _refuse_hooks_of_other_threads(self) -> None:
         others = [
@@ -322,7 +362,11 @@ class Wiring:
         """Attach the hooks anew where the pipeline has other parts than at that time."""
         if self._session is None:
             return
-        if self._attached_to != self._parts():
+        if not _same_objects(self._attached_to, self._parts()):
             self.register(self.registrations)
         else:
             self._session.refuse_what_hides_hooks()
+
+
+def _same_objects(ones: Sequence[object], others: Sequence[object]) -> bool:
+    return len(ones) == len(others) and all(map(operator.is_, ones, others))

@@ -301,7 +301,7 @@ def _branches_into(tracker: StepTracker, found: dict[str, Tensor]) -> Iterator[N
     """Collect the raw prediction of each branch."""
 
     def keep(prediction: Tensor) -> Tensor:
-        for branch, rows in tracker.evaluation().rows:
+        for branch, rows in tracker.last_evaluation().rows:
             found[branch] = prediction[rows]
         return prediction
 

@@ -545,7 +545,7 @@ class HookedDiffusion:
     def reset_hooks(
         self, *, including_permanent: bool = False, including_others: bool = False
     ) -> None:
-        """Take off the hooks that `add_hook` put on.
+        """Take off the hooks that `add_hook` put on; those of open contexts stay.
 
         Args:
             including_permanent: The permanent ones as well.
@@ -553,8 +553,12 @@ class HookedDiffusion:
         """
         if including_others:
             self.wiring.release_others()
-        on = self.wiring.registrations
-        self.wiring.register([one for one in on if one.permanent and not including_permanent])
+        kept = [
+            one
+            for one in self.wiring.registrations
+            if one.thread is not None or (one.permanent and not including_permanent)
+        ]
+        self.wiring.register(kept)
 
     @property
     def has_backward_hooks(self) -> bool:

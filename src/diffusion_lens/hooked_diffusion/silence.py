@@ -32,6 +32,7 @@ def hooks_on(wiring: Wiring, registrations: Sequence[Registration]) -> Iterator[
     with wiring.registered(registrations), tracker.noting() as seen:
         refuse_heads_that_are_not_there(wiring.taps_of(registrations))
         yield
+        _refuse_what_was_taken_off(registrations)
         if tracker.total > total or tracker.denoiser is not wiring.denoiser:
             refuse_silent(wiring, registrations, seen)
 
@@ -43,6 +44,21 @@ def refuse_silent(wiring: Wiring, registrations: Sequence[Registration], seen: S
         names[tap.registration].append(tap.point.name)
     branches = sorted(seen.branches)
     refuse_silence(registrations, names, branches=branches, steps=seen.steps, planned=seen.planned)
+
+
+def _refuse_what_was_taken_off(registrations: Sequence[Registration]) -> None:
+    """Refuse hooks that something else took off before they saw anything.
+
+    Raises:
+        HookNeverFiredError: Naming the first.
+    """
+    for registration in registrations:
+        if registration.dropped and not any(one.shown for one in registration.fired.values()):
+            raise HookNeverFiredError(
+                f"{registration!r} was taken off before it saw a value: its hook point went when "
+                "concept streams closed, or `reset_hooks(including_others=True)` of another "
+                "wrapper took it off. Close contexts in the opposite order of opening them."
+            )
 
 
 def refuse_silence(
