@@ -19,7 +19,7 @@ DEV := .venv/.installed-dev
 DOCS := .venv/.installed-docs
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint check docs docs-serve bench toys-grade toys-hrv toys-patching clean distclean
+.PHONY: help setup demo test test-slow lint check docs docs-serve bench toys-grade toys-hrv toys-patching clean distclean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*##  *\(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
@@ -43,8 +43,11 @@ setup: $(DEV)  ## make .venv with everything that tests and demo need
 demo: $(DEV)  ## generate, measure and intervene on the shipped toy models, on a CPU
 	$(BIN)/diffusion-lens demo
 
-test: $(DEV)  ## run the tests
+test: $(DEV)  ## run the tests but for the slow ones
 	$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+test-slow: $(DEV)  ## run the slow ones
+	$(BIN)/python -m pytest -n $(WORKERS) -m "slow and not gpu and not network" $(PYTEST_ARGS)
 
 lint: $(DEV)  ## ruff format, ruff check, pyright
 	$(BIN)/ruff format --check .
@@ -57,9 +60,10 @@ docs: $(DOCS)  ## build the documentation into site/
 docs-serve: $(DOCS)  ## serve the documentation while writing it
 	$(BIN)/mkdocs serve
 
-check: $(DOCS)  ## what CI runs: lint, tests, documentation
+check: $(DOCS)  ## what CI runs: lint, all tests, documentation
 	$(MAKE) --no-print-directory lint
 	$(MAKE) --no-print-directory test
+	$(MAKE) --no-print-directory test-slow
 	$(MAKE) --no-print-directory docs
 
 bench: $(DEV)  ## measure what hooks cost

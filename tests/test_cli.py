@@ -286,6 +286,7 @@ def test_hrv_build_asks_for_prompts() -> None:
     assert "give --prompts FILE" in refused("hrv", "build", PIPELINE)
 
 
+@pytest.mark.slow
 def test_check_prints_the_contract() -> None:
     points = ["--points", "blocks.0.cross_attn.hook_pattern"]
     shown = works("check", PIPELINE, *points)

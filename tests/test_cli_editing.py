@@ -11,6 +11,7 @@ from tests.test_cli import FAST, MMDIT, PIPELINE, UNET, is_page, refused, table,
 RED, BLUE = "a red circle", "a blue circle"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["p2p", "fpe", "masactrl", "pnp", "sdedit"])
 def test_edit_writes_images_a_result_and_a_report(method: str, tmp_path: Path) -> None:
     more = {"masactrl": ["--blocks", "5:10", "--set", "num_inference_steps=6"]}.get(method, FAST)

@@ -243,6 +243,7 @@ def test_spooled_caches_hold_the_same_values(model: HookedDiffusion, tmp_path: P
     assert len(list((tmp_path / "spool").glob("*.safetensors"))) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("names", "options"),
     [
@@ -331,6 +332,7 @@ def live_bytes() -> int:
     return sum(storages.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduce", ["mean", "last"])
 @pytest.mark.parametrize("names", ["**.hook_pattern", "**.hook_z"])
 def test_streamed_reducers_hold_the_same_at_any_number_of_steps(

@@ -112,6 +112,7 @@ def test_refinement_moves_once_more_after_the_threshold() -> None:
 # -- runs -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "flux"])
 def test_words_are_excited_in_every_family_of_images(name: str) -> None:
     result = attend_and_excite(

@@ -186,6 +186,7 @@ class TestSums:
 
 @pytest.mark.parametrize("family", FAMILIES)
 class TestMaps:
+    @pytest.mark.slow
     def test_maps_are_the_mean_of_the_patterns(self, family: str) -> None:
         model, cache = patterns(family)
         found = maps(family)
@@ -213,6 +214,7 @@ class TestMaps:
         with pytest.raises(WordError, match="'red' was not mapped"):
             one.word("red")
 
+    @pytest.mark.slow
     def test_prompts_of_one_batch_need_not_be_worded_alike(self, family: str) -> None:
         prompts = ["a red cat", "the old and red table"]
         negative = [] if family == "flux" else [("negative_prompt", "")]
@@ -244,6 +246,7 @@ class TestMaps:
         expected = torch.cat(resized).mean(0).clamp(min=0)
         torch.testing.assert_close(found.maps[0], expected, atol=1e-5, rtol=1e-4)
 
+    @pytest.mark.slow
     def test_foreign_words_get_the_share_they_would_have(self, family: str) -> None:
         found = maps(family, words="cat", foreign=["dog", "glass table"], keep="head")
         assert found.labels[-1] == "glass table"
@@ -255,6 +258,7 @@ class TestMaps:
         among = maps(family, words=[], foreign=["dog", "sky"], foreign_among="foreign")
         torch.testing.assert_close(among.maps.sum(1), torch.ones_like(among.maps[:, 0]))
 
+    @pytest.mark.slow
     def test_images_are_those_of_plain_runs(self, family: str) -> None:
         pipe = shared_pipe(family)
         settings = {**short(family), "output_type": "pil"}
@@ -264,6 +268,7 @@ class TestMaps:
         assert traces(pipe) == before
         assert np.array_equal(np.array(found.images[0]), np.array(plain.images[0]))
 
+    @pytest.mark.slow
     def test_a_given_image_is_noised_and_denoised_once(self, family: str) -> None:
         model = HookedDiffusion(shared_pipe(family))
         settings = short(family)
@@ -427,6 +432,7 @@ def test_plots_have_a_panel_for_each_head_and_a_slide_for_each_step() -> None:
     np.testing.assert_allclose(figure.frames[1].data[3].z, found.word("cat")[0, 1, 3])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", ["head", "block", ["step", "block"]])
 def test_overlays_show_what_was_kept_apart(keep: Any) -> None:
     words = ["cat", "glass table"]
@@ -446,6 +452,7 @@ def test_overlays_show_what_was_kept_apart(keep: Any) -> None:
     np.testing.assert_allclose(figure.data[1].z, found.maps[(0, *step, 1, 0)])
 
 
+@pytest.mark.slow
 def test_more_panels_than_anyone_sees_say_how_to_have_fewer() -> None:
     found = maps("sd", keep="head", output_type="pil")
     said = rf"{len(found.labels)} words times 28 heads are .* panels; at most 64 .*without keep='h"

@@ -45,6 +45,7 @@ def in_double(family: str) -> HookedDiffusion:
     return HookedDiffusion(pipe)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["sd", "sd3", "flux"])
 def test_an_estimate_is_the_slope_that_finite_differences_give(family: str) -> None:
     model, settings = in_double(family), settings_of(family)
@@ -72,6 +73,7 @@ def test_an_estimate_is_the_slope_that_finite_differences_give(family: str) -> N
         assert abs(slope) > 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["sd", "flux"])
 def test_integrated_gradients_of_the_conditions_sum_to_the_whole_effect(family: str) -> None:
     model = HookedDiffusion(shared_pipe(family))

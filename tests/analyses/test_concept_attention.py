@@ -64,6 +64,7 @@ class TestMaps:
         assert torch.equal(found.of("sky"), found.maps[:, 2])
         assert torch.equal(found.segment(), found.maps.argmax(1))
 
+    @pytest.mark.slow
     def test_kept_steps_and_blocks_average_to_the_map(self, family: str) -> None:
         apart = maps(family, keep=["step", "block"], preset=Preset(last_blocks=2))
         assert apart.axes == ("batch", "step", "block", "concept", "height", "width")
@@ -79,6 +80,7 @@ class TestMaps:
         assert found.images is not None and found.steps == (0,)
         assert np.array_equal(np.stack(found.images), plain.images)
 
+    @pytest.mark.slow
     def test_noise_samples_of_a_given_image_are_averaged(self, family: str) -> None:
         given = {"image": photo(64, 96), "noise_level": 0.7, "guidance_scale": 1.0}
         one = over_photo(family, **given)
@@ -109,6 +111,7 @@ def test_sides_that_patches_do_not_tile_are_rounded_down_and_said() -> None:
     assert (found.made_by["given_size"], found.made_by["size"]) == ([70, 100], [64, 96])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "image",
     [

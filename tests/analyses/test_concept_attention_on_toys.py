@@ -39,6 +39,7 @@ def test_the_model_reads_as_many_tokens_as_it_was_trained_with(model: HookedDiff
     assert {shape[1] for shape in read} == {MAX_LENGTH}
 
 
+@pytest.mark.slow
 def test_objects_are_found_better_than_by_guessing(model: HookedDiffusion) -> None:
     scores = compare(model, noise_level=0.2, count=4)
     found = {name: scores[name]["object"].average_precision for name in scores}
@@ -46,6 +47,7 @@ def test_objects_are_found_better_than_by_guessing(model: HookedDiffusion) -> No
     assert found["exact mask on 16 x 16 cells"] > 0.9
 
 
+@pytest.mark.slow
 def test_every_ablation_is_written(
     model: HookedDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -69,6 +69,7 @@ CHANGES: dict[str, tuple[Callable[[Any], Any], str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("change", "name"), CHANGES.values(), ids=CHANGES.keys())
 def test_a_change_of_the_model_is_named(change: Callable[[Any], Any], name: str) -> None:
     assert name in names_apart(of(), of(change))
@@ -79,6 +80,7 @@ def test_a_scheduler_of_another_class_is_named() -> None:
     assert "scheduler" in apart
 
 
+@pytest.mark.slow
 def test_adapters_and_their_strengths_are_noticed() -> None:
     assert "unet.weights" in names_apart(of(), of(lora(1.0)))
     assert names_apart(of(lora(1.0)), of(lora(0.5))) == {"unet.weights"}

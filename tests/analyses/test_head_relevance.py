@@ -110,6 +110,7 @@ def test_vectors_sum_to_the_number_of_heads_or_to_nothing() -> None:
 # -- running ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["sd", "flux", "sd3"])
 def test_every_head_votes_once_a_step_and_the_image_is_the_same(family: str) -> None:
     model = HookedDiffusion(shared_pipe(family))
@@ -159,6 +160,7 @@ def test_votes_of_an_mmdit_are_those_of_its_queries_and_concept_keys() -> None:
             torch.testing.assert_close(votes_of(found)[step, :, heads].float(), expected)
 
 
+@pytest.mark.slow
 def test_drawn_words_depend_on_the_seed_alone() -> None:
     first, again = counted(), counted()
     assert torch.equal(votes_of(first), votes_of(again))
@@ -172,6 +174,7 @@ def test_the_start_token_takes_part_or_not() -> None:
     assert votes_of(with_it).sum() < votes_of(without).sum()
 
 
+@pytest.mark.slow
 def test_steps_can_be_chosen_or_joined() -> None:
     every = counted(steps=[1])
     assert every.steps == (1,)
@@ -181,6 +184,7 @@ def test_steps_can_be_chosen_or_joined() -> None:
         joined.per_step()
 
 
+@pytest.mark.slow
 def test_nothing_that_is_kept_grows_with_steps() -> None:
     denoiser, inputs = tiny_denoiser("sd1")
     model = HookedDiffusion(denoiser)

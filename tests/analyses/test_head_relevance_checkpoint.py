@@ -323,6 +323,7 @@ def test_noise_that_cannot_be_drawn_again_is_refused(
         count(model, tmp_path, checkpoint_every=0)
 
 
+@pytest.mark.slow
 def test_generators_and_negative_prompts_go_with_their_prompts(model: HookedDiffusion) -> None:
     generators = [torch.Generator().manual_seed(seed) for seed in range(3)]
     assert same(count(model, generator=generators), count(model))

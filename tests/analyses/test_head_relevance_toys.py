@@ -37,6 +37,7 @@ def check_sums(folder: Path) -> None:
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
 
 
+@pytest.mark.slow
 def test_a_few_images_go_through_the_whole_experiment(
     experiment: ModuleType, tmp_path: Path
 ) -> None:

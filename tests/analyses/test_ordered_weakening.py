@@ -113,6 +113,7 @@ def test_what_would_weaken_nothing_is_refused() -> None:
         weaken_words(model(), ["a red cat", ""], [(0, 0)])
 
 
+@pytest.mark.slow
 def test_settings_go_with_their_prompts() -> None:
     given = {"concept": "Color", "counts": [], "seeds": (1, 2), "show_progress": False}
     given |= settings(output_type="np", order="most")

@@ -95,6 +95,7 @@ SITES = {
 
 
 class TestIdentities:
+    @pytest.mark.slow
     @pytest.mark.parametrize("sites", SITES.values(), ids=SITES)
     def test_its_own_values_change_no_bit(
         self, model: HookedDiffusion, family: str, sites: str
@@ -174,6 +175,7 @@ def one_at_a_time(
 
 
 class TestAgainstOneRunForEachPatch:
+    @pytest.mark.slow
     def test_heads(self, model: HookedDiffusion, family: str) -> None:
         names = [
             name
@@ -199,6 +201,7 @@ class TestAgainstOneRunForEachPatch:
             assert found.samples[1].item() == pytest.approx(effect, abs=2e-4)
         assert result.effects.abs().nan_to_num().max() > 1e-3
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("kind", ["hook_resid_mid", "hook_mlp_out", "hook_v"])
     def test_other_sites(self, model: HookedDiffusion, family: str, kind: str) -> None:
         names = [
@@ -226,6 +229,7 @@ class TestAgainstOneRunForEachPatch:
         assert result.samples[1].item() == pytest.approx(expected, abs=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheduler", ["PNDMScheduler", "EulerAncestralDiscreteScheduler"])
 def test_runs_branch_off_where_they_are_first_patched(scheduler: str) -> None:
     import diffusers
@@ -274,6 +278,7 @@ class TestInputs:
         assert result.at(block=last, stream="txt").effects.isnan()
         assert result.at(block=last, stream="img").effects > 0.5  # pooled text comes on by itself
 
+    @pytest.mark.slow
     def test_noise_on_words_is_undone_by_the_text_embedding(
         self, model: HookedDiffusion, family: str
     ) -> None:
@@ -314,6 +319,7 @@ class TestInputs:
         )
         torch.testing.assert_close(by_embeddings.samples, by_seed.samples)
 
+    @pytest.mark.slow
     def test_nothing_is_left_on_the_model(self, model: HookedDiffusion, family: str) -> None:
         before = traces(model.pipe)
 

@@ -123,6 +123,7 @@ class TestGrids:
         assert some.labels["head"] == (1, 3)
         torch.testing.assert_close(some.effects, joined.effects[[1, 3]])
 
+    @pytest.mark.slow
     def test_words_and_places_are_parts(self, model: HookedDiffusion) -> None:
         text = {"sites": "blocks.0.txt.hook_resid_pre"}
         words = patched(model, CLEAN, CORRUPTED, **text, axes=("pos",))
@@ -138,6 +139,7 @@ class TestGrids:
         whole = patched(model, CLEAN, CORRUPTED, sites="blocks.0.img.hook_resid_post", axes=())
         assert 0 < abs(region.effects) < abs(whole.effects)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         ("message", "more"),
         [
@@ -217,6 +219,7 @@ class TestGrids:
         with pytest.raises(PatchingError, match=message):
             patched(model, clean, corrupted, seeds=seeds)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("restart", [True, False], ids=["restart", "whole"])
     @pytest.mark.parametrize("mode", ["teacher-forced", "on-trajectory"])
     @pytest.mark.parametrize("point", ["hook_resid_post", "attn.txt.hook_z"])
@@ -290,6 +293,7 @@ class TestResults:
             found.rank_correlation(found.at(step=1))
         assert found.rank_correlation(found) == pytest.approx(1.0)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("axes", [("block",), ("step", "block"), ()], ids=str)
     def test_it_has_a_picture(self, model: HookedDiffusion, axes: tuple[str, ...]) -> None:
         found = patched(model, CLEAN, CORRUPTED, axes=axes)
@@ -297,6 +301,7 @@ class TestResults:
 
 
 class TestScores:
+    @pytest.mark.slow
     def test_images_are_graded_and_compared_with_texts(self) -> None:
         toy = HookedDiffusion.toy("shapes-unet")
         texts: list[str] = []

@@ -90,6 +90,7 @@ MODES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_an_interrupted_sweep_goes_on(mode: str, model: HookedDiffusion, tmp_path: Path) -> None:
     given = {"metric": watched, "mode": mode, "batch_size": 2, **MODES[mode]}
@@ -161,6 +162,7 @@ OTHERS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "first", "second"), OTHERS.values(), ids=OTHERS.keys())
 def test_another_sweep_is_refused_by_what_differs(
     name: str,
@@ -188,6 +190,7 @@ def test_other_latents_and_embeddings_of_the_same_shape_are_another_sweep(
         patched(model, Run(CLEAN, latents=latents + 1), **more)
 
 
+@pytest.mark.slow
 def test_another_model_precision_or_scheduler_is_another_sweep(tmp_path: Path) -> None:
     from diffusers import DDIMScheduler
 

@@ -142,6 +142,7 @@ def test_a_share_that_is_none_is_refused(wrong: Any) -> None:
 # -- identities -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sd", "sd3", "flux"])
 @pytest.mark.parametrize("edit", ["replace", "refine", "reweight"])
 def test_an_edit_of_a_prompt_by_itself_changes_no_bit(name: str, edit: str) -> None:

@@ -76,6 +76,7 @@ def rows(given: dict[str, Any], count: int) -> dict[str, Any]:
     return {**given, "latents": latents.expand(count, *latents.shape[1:]).clone()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "method"), CASES)
 def test_a_run_injected_into_itself_changes_no_bit(name: str, method: str) -> None:
     plain = latents_of(model(name)(SOURCE, **settings(name)))
@@ -86,6 +87,7 @@ def test_a_run_injected_into_itself_changes_no_bit(name: str, method: str) -> No
     assert torch.equal(edit(name, method, SOURCE, SOURCE).latents, both)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "method"), CASES)
 def test_beside_and_recorded_are_the_same_edit(name: str, method: str, tmp_path: Path) -> None:
     beside = edit(name, method, SOURCE, TARGET)
@@ -129,6 +131,7 @@ def test_blocks_by_default() -> None:
 # -- memory -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_spooled_injection_holds_as_much_at_ten_and_at_fifty_steps(tmp_path: Path) -> None:
     most: dict[int, int] = {}
     for steps in (10, 50):
@@ -237,6 +240,7 @@ def test_more_steps_bring_an_image_back_better(toy: HookedDiffusion) -> None:
     assert many.autoencoder_error <= many.image_error
 
 
+@pytest.mark.slow
 def test_more_rounds_undo_a_flow_better(flow: HookedDiffusion, tmp_path: Path) -> None:
     kept = toys.call_defaults(flow, steps=12)
     noise = {"true_cfg_scale": 1.0}
@@ -260,6 +264,7 @@ def test_an_inverted_image_is_edited_from_its_noise(toy: HookedDiffusion) -> Non
     assert pixel_distance([result.source_image], [found.reconstruction])[0] < 0.01
 
 
+@pytest.mark.slow
 def test_less_noise_stays_nearer_to_the_image(toy: HookedDiffusion, flow: HookedDiffusion) -> None:
     for one in (toy, flow):
         kept = toys.call_defaults(one, steps=8)

@@ -87,6 +87,7 @@ def test_what_holds_itself_comes_to_an_end() -> None:
     assert json.dumps(told(itself))
 
 
+@pytest.mark.slow
 def test_another_process_tells_the_same(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Among them sets, whose order depends on a seed that each process draws."""
     page = tmp_path / "page.py"

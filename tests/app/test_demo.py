@@ -16,6 +16,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Demo, list[str]]:
     return run_demo(folder, size=SMALL, tell=told.append, show_progress=False), told
 
 
+@pytest.mark.slow
 def test_every_part_is_announced_and_shown(made: tuple[Demo, list[str]]) -> None:
     demo, told = made
     assert told == [f"[{n}/{len(DEMO_PARTS)}] {name}" for n, name in enumerate(DEMO_PARTS, 1)]

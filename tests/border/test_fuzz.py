@@ -49,7 +49,7 @@ def test_a_wrong_value_for_every_argument(
     refuse_obscure([outcome(*one) for one in one_of_each(every)])
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_every_wrong_argument(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -62,6 +62,7 @@ def normalised(vectors: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("family", ["sd3", "sd35"])
 class TestStableDiffusion3:
+    @pytest.mark.slow
     @pytest.mark.parametrize("words", [False, True], ids=["embeddings", "words"])
     def test_vectors_and_maps_agree(self, family: str, words: bool) -> None:
         given = golden(family)

@@ -92,6 +92,7 @@ def test_a_hook_that_calls_such_a_layer_gets_what_it_gives() -> None:
     assert found and all(torch.equal(*pair) and pair[0].any() for pair in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["flux", "sd35"])
 def test_concepts_are_the_same_where_accelerate_moves_the_weights(family: str) -> None:
     accelerate = pytest.importorskip("accelerate")

@@ -61,6 +61,7 @@ def test_z_is_attention_over_image_and_concepts(family: str, model: HookedDiffus
     torch.testing.assert_close(attended, z, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attend", ["image", "concepts", ()], ids=["image", "concepts", "none"])
 def test_what_concepts_attend_to_is_of_no_account_in_the_first_block(
     family: str, model: HookedDiffusion, attend: Any
@@ -74,6 +75,7 @@ def test_what_concepts_attend_to_is_of_no_account_in_the_first_block(
     assert torch.equal(*values)
 
 
+@pytest.mark.slow
 def test_the_image_and_the_concepts_keep_their_bits(family: str, model: HookedDiffusion) -> None:
     settings, name = short(family), "blocks.2.attn.concept.hook_z"
     plain = model.pipe(**settings)[0]  # type: ignore[misc]
@@ -89,6 +91,7 @@ def test_the_image_and_the_concepts_keep_their_bits(family: str, model: HookedDi
     assert torch.equal(before[name], after[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["hook_z", "hook_pattern", "hook_attn_scores"])
 def test_edits_are_refused(family: str, model: HookedDiffusion, name: str) -> None:
     where = f"{AT}img_with_concepts.{name}"
@@ -99,6 +102,7 @@ def test_edits_are_refused(family: str, model: HookedDiffusion, name: str) -> No
         model.run_with_hooks(fwd_hooks=[(where, noise)], **short(family, steps=1))
 
 
+@pytest.mark.slow
 def test_concepts_as_hooks_left_them_are_what_the_image_sees(
     family: str, model: HookedDiffusion
 ) -> None:
@@ -111,6 +115,7 @@ def test_concepts_as_hooks_left_them_are_what_the_image_sees(
     assert not torch.equal(before[name], after[name])
 
 
+@pytest.mark.slow
 def test_parts_can_be_addressed(family: str, model: HookedDiffusion) -> None:
     site = Site(f"{AT}img_with_concepts.hook_pattern", heads=0, key="concept")
     _, whole = read(model, family, "img_with_concepts.hook_pattern")

@@ -126,6 +126,7 @@ def test_queries_before_rope_are_those_of_the_concepts(
             torch.testing.assert_close(cache[at], cache[at + "_pre_rope"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hook", [nothing, noise])
 def test_the_image_keeps_its_bits(model: HookedDiffusion, singles: range, hook: Any) -> None:
     settings = short("flux", true_cfg_scale=3.0, negative_prompt="a dog")

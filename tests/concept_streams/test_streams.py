@@ -58,6 +58,7 @@ def two_calls(family: str) -> dict[str, Any]:
 
 
 class TestImage:
+    @pytest.mark.slow
     @pytest.mark.parametrize("hook", [nothing, noise])
     def test_the_image_keeps_its_bits(
         self, family: str, model: HookedDiffusion, hook: Callable
@@ -71,6 +72,7 @@ class TestImage:
         assert {row.name for row in out.report} == set(names)
         assert all(row.fired == 4 for row in out.report)  # two steps, two branches
 
+    @pytest.mark.slow
     def test_the_image_keeps_its_bits_beside_hooks_of_the_main_pass(
         self, family: str, model: HookedDiffusion
     ) -> None:
@@ -91,6 +93,7 @@ class TestImage:
             (row.name, row.fired) for row in plain.report
         ]
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_the_image_keeps_its_bits_in_half_precision(
         self, family: str, dtype: torch.dtype
@@ -144,6 +147,7 @@ class TestValues:
                 torch.testing.assert_close(cache[name][0], after, atol=2e-6, rtol=2e-6)
         assert len(given) == len(blocks)
 
+    @pytest.mark.slow
     def test_residuals_add_up(self, family: str, model: HookedDiffusion) -> None:
         with model.concept_streams(CONCEPTS):
             _, cache = model.run_with_cache(names_filter="**.concept.**", **short(family, steps=1))
@@ -242,6 +246,7 @@ class TestAttend:
         assert torch.equal(cache[at + "hook_z"], cache[at + "hook_v"])
         assert at + "hook_pattern" not in known and at + "hook_q" not in known
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(("attend", "stream"), [("image", "img"), ("concepts", "concept")])
     def test_one_of_the_two(
         self, family: str, model: HookedDiffusion, attend: str, stream: str
@@ -272,12 +277,14 @@ class TestEditing:
                 _, after = model.run_with_cache(names_filter=names, **settings)
         return {key for key in before.keys() if not torch.equal(before[key], after[key])}  # noqa: SIM118
 
+    @pytest.mark.slow
     def test_an_edit_goes_on_into_later_blocks(self, family: str, model: HookedDiffusion) -> None:
         found = self.changed(model, family, "blocks.0.concept.hook_resid_post", noise)
         assert "blocks.1.attn.concept.hook_z" in found
         assert "blocks.0.concept.hook_resid_post" in found
         assert "blocks.0.attn.concept.hook_z" not in found
 
+    @pytest.mark.slow
     def test_a_change_in_place_is_an_edit(self, family: str, model: HookedDiffusion) -> None:
         def cut(pattern: Tensor, _hook: HookContext) -> None:
             pattern.zero_()
@@ -287,6 +294,7 @@ class TestEditing:
         assert "blocks.1.attn.concept.hook_z" in found
         assert not any(name.startswith("blocks.0.") for name in found)
 
+    @pytest.mark.slow
     def test_image_keys_as_hooks_left_them_are_what_concepts_see(
         self, family: str, model: HookedDiffusion
     ) -> None:
@@ -323,6 +331,7 @@ class TestContext:
         model.reset_hooks()
         assert traces(model.pipe) == before
 
+    @pytest.mark.slow
     def test_an_error_in_a_hook_leaves_the_model_as_it_was(
         self, family: str, model: HookedDiffusion
     ) -> None:

@@ -13,11 +13,18 @@ from diffusion_lens.testing import (
 from diffusion_lens.testing.report import CLAUSES
 from diffusion_lens.testing.tolerances import TOLERANCES
 
+QUICK = ("sd3",)
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("family", TINY_FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "precision"),
+    [
+        pytest.param(family, precision, marks=() if family in QUICK else pytest.mark.slow)
+        for family in TINY_FAMILIES
+        for precision in PRECISIONS
+    ],
+)
 def test_every_family_keeps_the_contract(family: str, precision: str) -> None:
     denoiser, inputs = tiny_denoiser(family, dtype=PRECISIONS[precision])
     weights = {name: value.clone() for name, value in denoiser.state_dict().items()}
@@ -28,6 +35,7 @@ def test_every_family_keeps_the_contract(family: str, precision: str) -> None:
     assert all(torch.equal(weights[name], value) for name, value in denoiser.state_dict().items())
 
 
+@pytest.mark.slow
 def test_the_report_lists_every_clause() -> None:
     denoiser, inputs = tiny_denoiser("sd3")
     text = str(check_architecture(denoiser, inputs, points="blocks.0.attn.*.hook_v"))
@@ -36,6 +44,7 @@ def test_the_report_lists_every_clause() -> None:
     assert "failures" not in text
 
 
+@pytest.mark.slow
 def test_an_odd_batch_leaves_out_the_branches_and_says_so() -> None:
     denoiser, inputs = tiny_denoiser("sd3", batch=1)
     report = check_architecture(denoiser, inputs, points="blocks.0.attn.img.hook_z")

@@ -61,6 +61,7 @@ def swapped_streams(spec: BlockSpec) -> BlockSpec:
     return replace(spec, attentions=tuple(attentions))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text_tokens", [None, 16], ids=["other_length", "same_length"])
 @pytest.mark.parametrize("block", ["FluxTransformerBlock", "FluxSingleTransformerBlock"])
 def test_a_swapped_joint_order_fails_clause_7(
@@ -75,6 +76,7 @@ def test_a_swapped_joint_order_fails_clause_7(
     assert any("hook_v: expected nothing to move when only" in line for line in moved)
 
 
+@pytest.mark.slow
 def test_streams_swapped_all_through_the_family_fail_clause_7(
     describe: Callable[..., None],
 ) -> None:
@@ -88,6 +90,7 @@ def test_streams_swapped_all_through_the_family_fail_clause_7(
     assert 7 in {failure.clause for failure in entered}
 
 
+@pytest.mark.slow
 def test_a_swapped_joint_order_of_shared_weights_fails_clause_7(
     describe: Callable[..., None],
 ) -> None:
@@ -98,6 +101,7 @@ def test_a_swapped_joint_order_of_shared_weights_fails_clause_7(
     assert {1, 2}.isdisjoint(report.failed)
 
 
+@pytest.mark.slow
 def test_swapped_rows_of_an_mlp_that_streams_share_fail_clause_6(
     describe: Callable[..., None],
 ) -> None:
@@ -110,6 +114,7 @@ def test_swapped_rows_of_an_mlp_that_streams_share_fail_clause_6(
     assert 6 in report.failed
 
 
+@pytest.mark.slow
 def test_exchanged_gates_of_two_streams_fail_clause_6(describe: Callable[..., None]) -> None:
     def exchanged(spec: BlockSpec) -> BlockSpec:
         (one,) = spec.attentions
@@ -121,6 +126,7 @@ def test_exchanged_gates_of_two_streams_fail_clause_6(describe: Callable[..., No
     assert 6 in report.failed
 
 
+@pytest.mark.slow
 def test_an_out_projection_of_the_other_stream_fails_clause_3(
     describe: Callable[..., None],
 ) -> None:
@@ -138,6 +144,7 @@ def test_an_out_projection_of_the_other_stream_fails_clause_3(
     assert "of stream 'img', and 7 arrive" in found and "another stream's projection" in found
 
 
+@pytest.mark.slow
 def test_a_wrong_gate_fails_clause_6(describe: Callable[..., None]) -> None:
     def shifted(spec: BlockSpec) -> BlockSpec:
         mlp = replace(spec.mlps["img"], gate=Gate("norm1", 3))  # the shift before the MLP
@@ -151,6 +158,7 @@ def test_a_wrong_gate_fails_clause_6(describe: Callable[..., None]) -> None:
     assert all(".img." in where for where in wrong)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["norm2", "ff"])
 def test_a_wrong_place_of_the_middle_fails_clause_6(
     describe: Callable[..., None], module: str
@@ -166,6 +174,7 @@ def test_a_wrong_place_of_the_middle_fails_clause_6(
     assert any(failure.where.endswith("img.hook_resid_mid") for failure in report.failures)
 
 
+@pytest.mark.slow
 def test_a_dead_point_that_is_not_declared_fails_clause_4(describe: Callable[..., None]) -> None:
     describe("FluxTransformer2DModel", text_ends_in_last_block=False)
     report = inspect("flux", points=None)
@@ -175,6 +184,7 @@ def test_a_dead_point_that_is_not_declared_fails_clause_4(describe: Callable[...
     assert "blocks.3.attn.hook_pattern[query=txt]" in undeclared
 
 
+@pytest.mark.slow
 def test_a_living_point_that_is_declared_dead_fails_clause_4(
     describe: Callable[..., None],
 ) -> None:
@@ -187,6 +197,7 @@ def test_a_living_point_that_is_declared_dead_fails_clause_4(
     assert "since these are declared dead" in str(report)
 
 
+@pytest.mark.slow
 def test_permuted_heads_fail_only_clauses_5_and_7(monkeypatch: pytest.MonkeyPatch) -> None:
     original = firing.run
 
@@ -203,6 +214,7 @@ def test_permuted_heads_fail_only_clauses_5_and_7(monkeypatch: pytest.MonkeyPatc
     assert report.failed == (5, 7)
 
 
+@pytest.mark.slow
 def test_a_z_with_permuted_heads_fails_clauses_3_and_5(monkeypatch: pytest.MonkeyPatch) -> None:
     original = readers.on_columns
 
@@ -223,6 +235,7 @@ def test_a_z_with_permuted_heads_fails_clauses_3_and_5(monkeypatch: pytest.Monke
     assert {1, 2, 4}.isdisjoint(report.failed)
 
 
+@pytest.mark.slow
 def test_a_reading_hook_that_changes_the_value_fails_clause_1(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -239,6 +252,7 @@ def test_a_reading_hook_that_changes_the_value_fails_clause_1(
     assert first.where == "blocks.1.img.hook_resid_pre"
 
 
+@pytest.mark.slow
 def test_a_point_that_fires_twice_fails_clause_2(monkeypatch: pytest.MonkeyPatch) -> None:
     original = readers.fire
 
@@ -254,6 +268,7 @@ def test_a_point_that_fires_twice_fails_clause_2(monkeypatch: pytest.MonkeyPatch
     assert {failure.found for failure in report.failures} == {"2"}
 
 
+@pytest.mark.slow
 def test_exchanged_branches_fail_clause_2(monkeypatch: pytest.MonkeyPatch) -> None:
     original = StepTracker.branch_rows
 
@@ -266,6 +281,7 @@ def test_exchanged_branches_fail_clause_2(monkeypatch: pytest.MonkeyPatch) -> No
     assert inspect("sd3", points="blocks.0.attn.**").failed == (2,)
 
 
+@pytest.mark.slow
 def test_unseen_edits_in_place_fail_clause_4(monkeypatch: pytest.MonkeyPatch) -> None:
     def returned_only(tap: Any, given: Tensor, context: Any) -> tuple[Tensor, bool]:
         before = given.clone()

@@ -55,6 +55,7 @@ def describe(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     return describe  # type: ignore[return-value]
 
 
+@pytest.mark.slow
 def test_little_effect_is_no_alarm(weak: tuple[nn.Module, dict[str, Any]]) -> None:
     report = inspect(weak)
     assert report.ok, str(report)
@@ -66,6 +67,7 @@ def in_precision(name: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("weak", [PRECISIONS[name]], indirect=True, ids=[name])
 
 
+@pytest.mark.slow
 @in_precision("float32")
 def test_a_wrong_gate_of_small_updates_fails_clause_6(
     describe: Callable[..., None], weak: tuple[nn.Module, dict[str, Any]]
@@ -79,6 +81,7 @@ def test_a_wrong_gate_of_small_updates_fails_clause_6(
     assert any("img.hook_resid_post" in line and "(in float64)" in line for line in lines)
 
 
+@pytest.mark.slow
 @in_precision("bfloat16")
 def test_permuted_heads_of_little_effect_fail_clauses_5_and_7(
     monkeypatch: pytest.MonkeyPatch, weak: tuple[nn.Module, dict[str, Any]]
@@ -99,6 +102,7 @@ def test_permuted_heads_of_little_effect_fail_clauses_5_and_7(
     assert any("hook_v: expected scaling its heads" in line for line in found(report, 7))
 
 
+@pytest.mark.slow
 @in_precision("float32")
 def test_an_edit_that_half_arrives_fails_clause_6(
     monkeypatch: pytest.MonkeyPatch, weak: tuple[nn.Module, dict[str, Any]]
@@ -115,6 +119,7 @@ def test_an_edit_that_half_arrives_fails_clause_6(
     assert any("img.hook_resid_post: expected setting it back" in line for line in lines)
 
 
+@pytest.mark.slow
 @in_precision("bfloat16")
 def test_what_no_precision_can_decide_is_listed_and_not_passed(
     monkeypatch: pytest.MonkeyPatch, weak: tuple[nn.Module, dict[str, Any]]
@@ -127,6 +132,7 @@ def test_what_no_precision_can_decide_is_listed_and_not_passed(
     assert any(reason.startswith("blocks.1.") for reason in report.skipped)
 
 
+@pytest.mark.slow
 @in_precision("bfloat16")
 def test_a_model_that_does_not_run_in_float64_is_not_judged_by_it(
     weak: tuple[nn.Module, dict[str, Any]],

@@ -50,6 +50,7 @@ def halve(activation: Tensor, _hook: HookContext) -> Tensor:
     return activation * 0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["sd", "flux"], indirect=True)
 def test_compiled_denoisers_run_their_hooks(family: str) -> None:
     torch._dynamo.reset()
@@ -70,6 +71,7 @@ def test_compiled_denoisers_run_their_hooks(family: str) -> None:
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight:UserWarning")
 def test_reads_under_autocast_leave_the_bits(family: str) -> None:
     model = HookedDiffusion(denoiser_of(shared_pipe(family)))
@@ -80,6 +82,7 @@ def test_reads_under_autocast_leave_the_bits(family: str) -> None:
     assert not torch.equal(edited, plain) and edited.isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["sd", "sd35", "flux"], indirect=True)
 def test_edits_count_in_inference_mode(family: str) -> None:
     model = HookedDiffusion(denoiser_of(shared_pipe(family)))
@@ -154,6 +157,7 @@ def test_fused_projections_show_the_same_points(family: str) -> None:
         torch.testing.assert_close(together[name], value, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["sd", "flux"], indirect=True)
 def test_adapters_loaded_after_wrapping_are_seen(family: str) -> None:
     peft = pytest.importorskip("peft")

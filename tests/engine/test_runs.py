@@ -108,6 +108,7 @@ def test_a_lora_loaded_under_hooks_is_followed_by_the_users_own_call() -> None:
     assert torch.equal(theirs, mine)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["sd", "flux"])
 @pytest.mark.parametrize("name", [Z, "blocks.0.attn.hook_pattern", "hook_latents"])
 def test_the_model_cannot_be_run_or_hooked_inside_its_own_hooks(family: str, name: str) -> None:

@@ -48,6 +48,7 @@ def logged(pipe: Any, name: Any, **settings: Any) -> tuple[Log, Any]:
     return log, out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scheduler", "asked", "made"),
     [

@@ -68,10 +68,12 @@ def run(script: str, installed: Path, folder: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_its_analysis_is_found_by_name_and_runs(installed: Path, tmp_path: Path) -> None:
     run(USE_THE_ANALYSIS, installed, tmp_path)
 
 
+@pytest.mark.slow
 def test_its_architecture_is_known_and_keeps_the_contract(installed: Path, tmp_path: Path) -> None:
     shown = run(USE_THE_ARCHITECTURE, installed, tmp_path)
     assert shown.startswith("contract of BriaTransformer2DModel")

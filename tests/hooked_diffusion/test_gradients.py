@@ -89,6 +89,7 @@ def test_denoise_is_what_the_pipeline_evaluates(family: str, model: HookedDiffus
     assert not pred.guided.requires_grad
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", [[], ["**"], ["blocks.*.attn.hook_pattern"]], ids=str)
 def test_latents_get_the_gradient_that_finite_differences_give(
     family: str, model: HookedDiffusion, names: list[str]
@@ -108,6 +109,7 @@ def test_latents_get_the_gradient_that_finite_differences_give(
     torch.testing.assert_close(found, slope(loss), rtol=1e-2, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_reads_with_gradients_leave_the_bits(family: str, model: HookedDiffusion) -> None:
     latents, settings = latents_for(family).requires_grad_(), settings_of(family)
     plain = model.denoise(latents, step=0, **settings).guided
@@ -123,6 +125,7 @@ def test_reads_with_gradients_leave_the_bits(family: str, model: HookedDiffusion
                 assert torch.equal(model.denoise(latents, step=0, **settings).guided, plain), name
 
 
+@pytest.mark.slow
 def test_gradients_of_cached_activations_are_those_of_edits(
     family: str, model: HookedDiffusion
 ) -> None:
@@ -219,6 +222,7 @@ def test_embeddings_get_gradients(family: str, model: HookedDiffusion) -> None:
     assert gradient.abs().max() > 0 and gradient.isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["pattern", "scores"])
 def test_the_gradient_through_part_of_a_pattern_is_that_through_all_of_it(
     family: str, what: str
@@ -253,6 +257,7 @@ def test_the_gradient_through_part_of_a_pattern_is_that_through_all_of_it(
     assert gradients[0].abs().max() > 1e-6
 
 
+@pytest.mark.slow
 def test_gradient_checkpointing_changes_no_gradient_and_doubles_no_count(family: str) -> None:
     pipe = fresh_pipe(family)
     denoiser = pipe.unet if hasattr(pipe, "unet") else pipe.transformer
@@ -309,6 +314,7 @@ def test_a_backward_hook_that_no_gradient_reaches_is_refused(
         model.run_with_hooks(bwd_hooks=[(PATTERN, lambda *_: None)], **short(family))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["sd", "sd3", "flux"], indirect=True)
 def test_an_activation_of_frozen_weights_can_be_differentiated(
     family: str, model: HookedDiffusion

@@ -68,6 +68,7 @@ def test_hooks_that_change_nothing_leave_the_bits(
     assert all(row.edited == 0 for row in out.report)
 
 
+@pytest.mark.slow
 def test_hooks_that_change_nothing_leave_the_bits_one_by_one(
     family: str, pipe: Any, model: HookedDiffusion
 ) -> None:
@@ -79,6 +80,7 @@ def test_hooks_that_change_nothing_leave_the_bits_one_by_one(
         assert torch.equal(latents_of(out), plain), name
 
 
+@pytest.mark.slow
 def test_caching_every_point_leaves_the_bits(
     family: str, pipe: Any, model: HookedDiffusion
 ) -> None:
@@ -89,6 +91,7 @@ def test_caching_every_point_leaves_the_bits(
     assert cache.keys() and set(cache.keys()) == set(model.hook_names())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_hooks_that_change_nothing_leave_the_bits_in_half_precision(
     family: str, dtype: torch.dtype
@@ -104,6 +107,7 @@ def test_hooks_that_change_nothing_leave_the_bits_in_half_precision(
         assert torch.equal(latents_of(out), plain)
 
 
+@pytest.mark.slow
 def test_nothing_is_attached_outside_of_contexts(
     family: str, pipe: Any, model: HookedDiffusion
 ) -> None:
@@ -143,6 +147,7 @@ class Stop:
             raise self.error("stopped by the hook")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
 def test_an_error_in_a_hook_leaves_the_model_as_it_was(
     family: str, pipe: Any, model: HookedDiffusion, error: type[BaseException]
@@ -157,6 +162,7 @@ def test_an_error_in_a_hook_leaves_the_model_as_it_was(
     assert torch.equal(latents_of(model(**settings)), plain)
 
 
+@pytest.mark.slow
 def test_an_error_outside_of_hooks_leaves_the_model_as_it_was(
     family: str, pipe: Any, model: HookedDiffusion
 ) -> None:

@@ -55,6 +55,7 @@ def return_anew(activation: Tensor, hook: HookContext) -> Tensor:
 EDITS = (edit_and_return, edit_without_return, edit_through_a_view, return_anew)
 
 
+@pytest.mark.slow
 def test_every_way_to_edit_counts_at_every_kind_of_point(
     family: str, model: HookedDiffusion
 ) -> None:
@@ -67,6 +68,7 @@ def test_every_way_to_edit_counts_at_every_kind_of_point(
             assert torch.equal(other, found[0]), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["hook_guided_pred", "hook_pred_x0", "hook_noise_pred"])
 @pytest.mark.parametrize("family", ["sd", "sdxl", "flux"], indirect=True)
 def test_every_way_to_edit_counts_at_predictions(
@@ -111,6 +113,7 @@ def image_and_text(model: HookedDiffusion, block: int, what: str) -> list[str]:
     return [name for name in names if name in model.points]
 
 
+@pytest.mark.slow
 def test_heads_are_ablated_by_index(family: str, model: HookedDiffusion) -> None:
     for block in (0, model.n_blocks - 1):
         for head in (0, 1):
@@ -157,6 +160,7 @@ class Patch:
         return self.cache.entries[hook.name, hook.branch][hook.step]
 
 
+@pytest.mark.slow
 def test_patching_from_the_runs_own_cache_changes_no_bit(
     family: str, model: HookedDiffusion
 ) -> None:
@@ -171,6 +175,7 @@ def test_patching_from_the_runs_own_cache_changes_no_bit(
     assert all(row.change == 0 for row in out.report)
 
 
+@pytest.mark.slow
 def test_patching_one_point_from_its_own_cache_changes_no_bit(
     family: str, model: HookedDiffusion
 ) -> None:
@@ -215,6 +220,7 @@ def test_dead_rows_of_a_living_pattern_are_refused(family: str, model: HookedDif
     evaluate(model, family, (name, return_anew))
 
 
+@pytest.mark.slow
 def test_caches_see_values_after_edits(family: str, model: HookedDiffusion) -> None:
     names = [
         "blocks.0.attn.img.hook_z",

@@ -129,6 +129,7 @@ def test_token_columns_exist_in_patterns_only() -> None:
         run("sd", (Z["sd"], scale_token_columns(2.0)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_replacing_with_the_own_cache_is_a_no_op(name: str) -> None:
     hooks = [("**.hook_z", replace_with(whole_cache(name)))]
@@ -249,6 +250,7 @@ def test_a_cache_of_one_branch_does_not_serve_another(make: Any) -> None:
     assert torch.equal(run("sd", (Site(name, branch="cond"), make(cache))), plain("sd"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduce", [None, "last"])
 def test_a_cached_part_is_put_only_where_it_was_taken_from(tmp_path: Path, reduce: Any) -> None:
     name, more = Z["sd"], {"branch": "cond"}

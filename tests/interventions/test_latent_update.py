@@ -41,6 +41,7 @@ def update_of(name: str = "sd", **more: Any) -> LatentUpdate:
     return LatentUpdate(model(name).text_pattern_sites(), word_loss, **given)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpoint", [True, False])
 def test_the_gradient_is_that_of_finite_differences(checkpoint: bool) -> None:
     pipe = fresh_pipe("sd").to(torch.float64)
@@ -60,6 +61,7 @@ def test_the_gradient_is_that_of_finite_differences(checkpoint: bool) -> None:
         assert (there - back) / 2e-5 == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_rule_that_changes_nothing_changes_no_bit(name: str) -> None:
     """Though the denoiser was evaluated, with gradients, between all steps."""
@@ -83,6 +85,7 @@ def test_a_rule_that_changes_nothing_changes_no_bit(name: str) -> None:
     assert not model(name).denoiser.is_gradient_checkpointing
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_going_down_the_gradient_lowers_the_loss(name: str) -> None:
     update = update_of(name, rule=descend(step_size=0.5, steps=[0]))

@@ -49,6 +49,7 @@ def agree(found: Tensor, name: str, *, atol: float, rtol: float = 0.001) -> None
     torch.testing.assert_close(found, golden("sd").expected[name], atol=atol, rtol=rtol)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_the_run_agrees(case: str) -> None:
     data = golden("sd")

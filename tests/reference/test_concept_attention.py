@@ -79,6 +79,7 @@ class TestStableDiffusion3:
         preset = replace(PRESETS["sd3"], vectors_first=False)
         agree(maps(family, preset=preset).maps, "ca.heatmap_per_step_softmax", family=family)
 
+    @pytest.mark.slow
     def test_maps_of_both_guidance_branches_agree(self, family: str) -> None:
         found = [
             maps(family, "ca_cfg", preset="sd3", branch=branch).maps

@@ -8,6 +8,7 @@ from diffusion_lens.testing import capture_inputs, check_architecture
 from tests.pipelines import fresh_pipe, golden
 
 
+@pytest.mark.slow
 def test_captured_arguments_make_the_call_again_and_keep_the_contract() -> None:
     pipe = fresh_pipe("sd3")
     denoiser, inputs = capture_inputs(pipe, **golden("sd3").settings())

@@ -7,6 +7,7 @@ from diffusion_lens import HookedDiffusion
 from diffusion_lens.testing import TINY_FAMILIES, tiny_denoiser
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", TINY_FAMILIES)
 def test_tiny_denoisers_are_small_and_sharp(family: str) -> None:
     denoiser, inputs = tiny_denoiser(family)

@@ -7,6 +7,7 @@ from diffusion_lens import toys
 from diffusion_lens.toys import grade
 
 
+@pytest.mark.slow
 def test_the_command_prints_grades_and_times(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["grade", "--count", "5", "--model", "shapes-unet"])
     grade.main()
@@ -15,6 +16,7 @@ def test_the_command_prints_grades_and_times(monkeypatch, capsys):
     assert "| single, all |" in printed
 
 
+@pytest.mark.slow
 def test_the_shipped_unet_draws_single_objects():
     report = grade.grade_model("shapes-unet", count=10)
     assert report.shares["single, all"]["colour"] >= 0.8
@@ -39,7 +41,7 @@ def test_as_many_captions_as_asked_for_are_spread_over_all(count):
     assert max(gaps) - min(gaps) <= 1 and min(gaps) >= 1
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("name", toys.names())
 def test_the_card_tells_the_truth(name):
     from diffusion_lens.toys.loading import card

@@ -42,6 +42,7 @@ def test_the_page_shows_the_grades_of_the_card(name):
     assert sum(facts["counts"][group] for group in GROUPS) >= 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_diffusers_alone_draws_the_same_image(name):
     alone = DiffusionPipeline.from_pretrained(toys.folder(name))
@@ -52,6 +53,7 @@ def test_diffusers_alone_draws_the_same_image(name):
     assert np.array_equal(theirs, known)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_all_parts_have_the_dtype_that_was_asked_for(name):
     for given, expected in ((None, torch.float32), (torch.bfloat16, torch.bfloat16)):
@@ -68,6 +70,7 @@ def test_loading_is_quick(name):
     assert time.perf_counter() - began < 2
 
 
+@pytest.mark.slow
 def test_a_background_is_drawn_as_the_caption_says():
     images = toys.generate(
         toys.load("shapes-unet"), ["a red square on a black background"] * 4, steps=10

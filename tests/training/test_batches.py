@@ -30,6 +30,7 @@ def test_nothing_is_hidden_unasked(config):
     assert UNKNOWN not in _seen(config)
 
 
+@pytest.mark.slow
 def test_a_third_of_the_attributes_and_no_other_word_is_hidden(config):
     whole, hidden = _seen(config), _seen(replace(config, hidden_attributes=1.0))
     attributes = _ids((*COLOURS, *SHAPES, *TEXTURES))
@@ -39,6 +40,7 @@ def test_a_third_of_the_attributes_and_no_other_word_is_hidden(config):
     assert 0.28 < len(changed) / said < 0.38
 
 
+@pytest.mark.slow
 def test_words_of_colours_alone_are_unknown_where_objects_are_painted(config):
     config = replace(config, single=1.0)
     (plain,), (painted,) = (

@@ -56,6 +56,7 @@ def read(folder: Path, config: TrainConfig = UNET) -> Progress:
     return load_state(folder, average=average, optimizers=new_optimizers(parameters, config))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("renames", [0, 1])
 def test_a_run_killed_while_it_writes_goes_on_from_one_step(
     renames: int, run: Path, monkeypatch: pytest.MonkeyPatch
@@ -120,6 +121,7 @@ def test_an_older_state_of_another_step_than_its_progress_is_refused(run: Path) 
     assert Trainer(UNET, out=run).progress.step == 2  # as the message says
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text", ["", '{"a": 1}', "[]", None], ids=["empty", "keys", "list", "gone"]
 )

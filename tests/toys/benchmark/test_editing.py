@@ -51,6 +51,7 @@ def test_tasks_change_one_word_that_training_showed() -> None:
         edit_tasks(0)
 
 
+@pytest.mark.slow
 def test_exact_edits_are_right_and_keep_the_rest() -> None:
     for score in score_edits(exact, TASKS).values():
         assert score.count >= 10

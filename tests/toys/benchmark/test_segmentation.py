@@ -56,6 +56,7 @@ def test_captions_are_held_out_and_tasks_are_repeatable(tasks):
     assert all(sum(q.kind == "object" for q in task.queries) == 1 for task in single)
 
 
+@pytest.mark.slow
 def test_baselines_come_in_their_order(tasks):
     methods = {
         "random": random_map,

@@ -11,6 +11,7 @@ from diffusion_lens.toys.shapes.scenes import pose
 from diffusion_lens.toys.shapes.world import HELD_OUT_PAIRS
 
 
+@pytest.mark.slow
 def test_there_are_500_different_captions():
     captions = test_captions()
     assert len({one.caption for one in captions}) == len(captions) == 500

@@ -15,6 +15,7 @@ def _drawn(caption, seed=0):
     return render(pose(caption, rng=rng), rng=rng).image
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("noise", "least"), [(0, 0.993), (12, 0.98)])
 def test_renders_are_graded_right(noise, least):
     rng = np.random.default_rng(11)

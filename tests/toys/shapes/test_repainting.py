@@ -91,6 +91,7 @@ def test_a_hue_near_another_colour_is_free(paint):
     assert not any(taken_for(paint, colour) for colour in ("red", "yellow"))
 
 
+@pytest.mark.slow
 def test_grading_takes_no_painted_object_for_a_held_out_combination(repainted):
     rng, seen = np.random.default_rng(1), set()
     for example in repainted:

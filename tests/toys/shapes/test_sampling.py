@@ -21,11 +21,13 @@ def test_the_stream_is_a_function_of_its_seed():
     assert first != list(islice(training_examples(4), 50))
 
 
+@pytest.mark.slow
 def test_training_never_sees_a_held_out_pair():
     for example in islice(training_examples(0), 3000):
         assert not HELD_OUT_PAIRS & {(thing.colour, thing.shape) for thing in example.scene.things}
 
 
+@pytest.mark.slow
 def test_a_share_of_full_captions_is_held_out_and_the_choice_is_stable():
     rng = np.random.default_rng(0)
     full = [e for e in (sample_example(rng) for _ in range(4000)) if " on a " in e.caption]
@@ -38,6 +40,7 @@ def _new(example):
     return any((thing.colour, thing.shape) in HELD_OUT_PAIRS for thing in example.scene.things)
 
 
+@pytest.mark.slow
 def test_every_word_occurs_and_single_words_occur_alone():
     captions = [example.caption for example in islice(training_examples(0), 4000)]
     assert {word for caption in captions for word in caption.split()} == set(WORDS)
@@ -66,6 +69,7 @@ def _pairs_without_fruit(**settings):
     return [scene for scene in pairs if FRUIT not in {thing.shape for thing in scene.things}]
 
 
+@pytest.mark.slow
 def test_colours_of_exchangeable_pairs_can_be_exchanged():
     without = [bool(_exchanged(scene) & HELD_OUT_PAIRS) for scene in _pairs_without_fruit()]
     assert 0.2 < np.mean(without) < 0.5
@@ -96,6 +100,7 @@ def test_what_can_be_exchanged_and_what_needs_binding(things, expected):
     assert (exchangeable(scene), needs_binding(scene)) == expected
 
 
+@pytest.mark.slow
 def test_easy_pairs_are_thinned_and_single_objects_are_not():
     def scenes(**settings):
         return [e.scene for e in islice(training_examples(0, **settings), 2000)]

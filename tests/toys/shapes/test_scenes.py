@@ -40,6 +40,7 @@ def test_pairs_have_two_colours():
     assert all(len({t.colour for t in sample_pair(rng).things}) == 2 for _ in range(100))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", FRAGMENTS)
 def test_a_posed_caption_is_true_of_its_render(text):
     rng = np.random.default_rng(0)
