@@ -14,10 +14,8 @@ BETWEEN = (
     str(Path("torch", "utils", "_contextlib.py")),
     str(Path("jaxtyping", "_decorator.py")),
     "<@beartype",
-    str(Path("site-packages", "diffusers")),
 )
-"""Files of what stands between a method and the pipeline that calls it: this package, decorators,
-and functions of diffusers that no pipeline owns (`retrieve_timesteps`)."""
+"""Files of what stands between a method and the pipeline that calls it: ours, decorators."""
 
 
 class Running(NamedTuple):
@@ -34,10 +32,12 @@ class Running(NamedTuple):
 
 def called_by_method_of(pipe: Any) -> bool:
     """Whether the pipeline's own code calls what is running, not a callback or a hook."""
+    # Functions that no pipeline owns (`retrieve_timesteps`) stand between as well.
+    between = (*BETWEEN, *getattr(sys.modules.get("diffusers"), "__path__", ()))
     for frame in _frames():
         if _is_method_of(pipe, frame):
             return True
-        if not any(part in frame.f_code.co_filename for part in BETWEEN):
+        if not any(part in frame.f_code.co_filename for part in between):
             return False
     return False
 
