@@ -43,7 +43,9 @@ class Schedule:
         """Read a scheduler whose timesteps are set."""
         count = len(scheduler.timesteps)
         found = getattr(scheduler, "sigmas", None)
-        sigmas = found[:count].tolist() if isinstance(found, Tensor) else []
+        # One for each timestep, most with the last one's target behind: others do not pair.
+        pairs = isinstance(found, Tensor) and len(found) in (count, count + 1)
+        sigmas = found[:count].tolist() if pairs else []
         return cls(
             tuple(scheduler.timesteps.tolist()),
             tuple(sigmas) if len(sigmas) == count else None,
