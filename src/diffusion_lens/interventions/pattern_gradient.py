@@ -19,10 +19,10 @@ from diffusion_lens.hook_points.context import HookContext
 from diffusion_lens.hook_points.site import Site
 from diffusion_lens.hooked_diffusion import HookedDiffusion, Run
 
-Seen = Sequence[tuple[Tensor, HookContext]]
+Activations = Sequence[tuple[Tensor, HookContext]]
 """What the hooked points gave in one evaluation, in order."""
 
-LossFunction = Callable[[Seen], Tensor]
+LossFunction = Callable[[Activations], Tensor]
 
 NOT_FOR_ONE_EVALUATION = (
     "callback_on_step_end",
