@@ -48,8 +48,9 @@ class Schedule:
         count = len(scheduler.timesteps)
         found = getattr(scheduler, "sigmas", None)
         # One for each timestep, most with the last one's target behind: others do not pair.
-        pairs = isinstance(found, Tensor) and len(found) in (count, count + 1)
-        sigmas = found[:count].tolist() if pairs else []
+        sigmas = []
+        if isinstance(found, Tensor) and len(found) in (count, count + 1):
+            sigmas = found[:count].tolist()
         return cls(
             tuple(scheduler.timesteps.tolist()),
             tuple(sigmas) if len(sigmas) == count else None,
