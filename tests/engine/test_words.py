@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
-from diffusion_lens import HookedDiffusion
+from diffusion_lens import HookedDiffusion, Site
 from diffusion_lens.engine.words import PromptTokens, word_tokens
 from diffusion_lens.errors import WordError
-from tests.pipelines import fresh_pipe, shared_pipe
+from tests.pipelines import fresh_pipe, shared_pipe, short
 
 PROMPT = "a red cat on the glass table"
 
@@ -84,3 +86,45 @@ def test_every_vector_of_a_textual_inversion_token_is_the_word() -> None:
     assert set(several) < set(model.words(prompt, "red <toy> cat"))
     assert model.words(f"{prompt} <toy>", "<toy>", occurrence=0) == several
     assert hash(model.prompt_tokens(prompt)) == hash(model.prompt_tokens(prompt))
+
+
+@pytest.mark.parametrize("family", ["sd", "sd3", "flux"])
+def test_a_prompt_is_tokenized_once_in_a_run_however_many_hooks_read_words(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, read = HookedDiffusion(shared_pipe(family)), []
+    tokenized: list[Any] = []
+    original = PromptTokens.of
+
+    def counting(_kind: type, *args: Any, **kwargs: Any) -> PromptTokens:
+        tokenized.append(args[2])
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(PromptTokens, "of", classmethod(counting))
+
+    def reads(_value: Any, hook: Any) -> None:
+        read.append(hook.words)
+        assert all(hook.evaluation.word("cond", word) == at for word, at in hook.words.items())
+        hook.words.clear()  # each reading is the reader's own
+
+    hooks = [(Site("**.hook_resid_post", branch="cond"), reads)]
+    hooks.append((Site("**.hook_pattern", key="cat"), reads))
+    settings = {**short(family), "prompt": "a red cat on the table"}
+    for _ in range(2):
+        tokenized.clear()
+        model.run_with_hooks(**settings, fwd_hooks=hooks)
+        assert len(tokenized) == 1
+    monkeypatch.undo()
+    parts = model.spec.text_parts
+    for words in read:
+        assert list(words) == ["a", "red", "cat", "on", "the", "table"]
+        assert words["cat"] == word_tokens(model.pipe, parts, settings["prompt"], "cat")
+    assert not model.wiring.tracker.run.tokens  # and nothing of it is left
+
+
+def test_words_are_looked_up_anew_in_the_next_run() -> None:
+    model, read = HookedDiffusion(shared_pipe("sd")), []
+    hooks = [(Site("hook_latents", branch="cond"), lambda _value, hook: read.append(hook.words))]
+    for prompt in ("a cat", "the red cat"):
+        model.run_with_hooks(**{**short("sd", steps=1), "prompt": prompt}, fwd_hooks=hooks)
+    assert [found["cat"] for found in read] == [(2,), (3,)]

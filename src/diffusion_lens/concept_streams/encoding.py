@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lens.architectures.spec import TextPart
+from diffusion_lens.engine.observing import unobserved
 from diffusion_lens.engine.words import PromptTokens, word_tokens
 from diffusion_lens.errors import ConceptError
 
@@ -111,15 +112,15 @@ def pooled_of(pipe: Any, concepts: Sequence[str], *, device: torch.device) -> Te
     """The pooled embedding of all concepts joined by spaces, axes batch (of 1), d_pooled."""
     settings = _settings(pipe, device, None)
     with torch.no_grad():
-        encoded = type(pipe).encode_prompt(pipe, " ".join(concepts), **settings)
+        encoded = unobserved(type(pipe), "encode_prompt")(pipe, " ".join(concepts), **settings)
     return next(part for part in encoded[1:] if isinstance(part, Tensor) and part.ndim == 2)
 
 
 def _encode(pipe: Any, concept: str, settings: Mapping[str, Any]) -> Tensor:
     """Embeddings of one concept, axes pos, d_text."""
-    # The class's own method: the instance's may be followed, and this is no prompt of a run.
+    # The class's method may be followed, and this is no prompt of a run.
     with torch.no_grad():
-        encoded = type(pipe).encode_prompt(pipe, concept, **settings)
+        encoded = unobserved(type(pipe), "encode_prompt")(pipe, concept, **settings)
     return encoded[0][0]
 
 

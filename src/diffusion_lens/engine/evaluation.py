@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from diffusion_lens.engine.noise import NoiseLevel, noise_level
-from diffusion_lens.engine.run_state import PartPrompts, RunState
-from diffusion_lens.engine.words import word_tokens, words_of
+from diffusion_lens.engine.run_state import PartPrompts, Prompts, RunState
+from diffusion_lens.engine.words import PromptTokens, words_of
 from diffusion_lens.errors import WordError
 
 if TYPE_CHECKING:
@@ -94,12 +94,14 @@ class Evaluation:
 
     def words(self, branch: str) -> Mapping[str, tuple[int, ...]]:
         """Text-stream indices of the words that lie at the same place in every prompt."""
-        prompts = self.run.prompts_of(branch)
-        found = {}
-        for word in words_of(" ".join(prompts[0])):
-            with contextlib.suppress(WordError):
-                found[word] = self.word(branch, word)
-        return found
+        prompts = tuple(dict.fromkeys(self.run.prompts_of(branch)))
+        known, key = self.run.words, (prompts, self.run.max_length)
+        if key not in known:
+            found = known[key] = {}
+            for word in words_of(" ".join(prompts[0])):
+                with contextlib.suppress(WordError):
+                    found[word] = self.word(branch, word)
+        return dict(known[key])
 
     def word(self, branch: str, word: str) -> tuple[int, ...]:
         """Text-stream indices of one word of the branch's prompts.
@@ -107,13 +109,15 @@ class Evaluation:
         Raises:
             WordError: If it is missing, or stands elsewhere in another prompt of the batch.
         """
-        prompts = dict.fromkeys(self.run.prompts_of(branch))
-        pipe, parts, length = self.tracker.pipe, self.spec.text_parts, self.run.max_length
+        prompts = tuple(dict.fromkeys(self.run.prompts_of(branch)))
+        known, key = self.run.places, (prompts, self.run.max_length, word)
+        if key not in known:
+            known[key] = self._place(branch, prompts, word)
+        return known[key]
+
+    def _place(self, branch: str, prompts: Prompts, word: str) -> tuple[int, ...]:
         try:
-            places = {
-                prompt: word_tokens(pipe, parts, prompt, word, max_length=length)
-                for prompt in prompts
-            }
+            places = {prompt: self._tokens(prompt).find(word) for prompt in prompts}
         except WordError as error:
             if branch == "cond":
                 raise
@@ -128,3 +132,11 @@ class Evaluation:
                 "run these prompts one at a time, or word them alike"
             )
         return next(iter(places.values()))
+
+    def _tokens(self, prompt: PartPrompts) -> PromptTokens:
+        """The tokens of a prompt, once for the run, however many words are looked up in it."""
+        known, key = self.run.tokens, (prompt, self.run.max_length)
+        if key not in known:
+            pipe, parts, length = self.tracker.pipe, self.spec.text_parts, self.run.max_length
+            known[key] = PromptTokens.of(pipe, parts, prompt, max_length=length)
+        return known[key]

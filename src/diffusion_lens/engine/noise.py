@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -20,6 +21,9 @@ ELSEWHERE = {
     "HeliosDMDScheduler": "has a schedule for each resolution, which is not described here",
 }
 """Schedulers of diffusers whose timesteps do not tell the noise level of their latents."""
+
+_ALPHAS: WeakKeyDictionary[Any, tuple[Tensor, int | None, Tensor]] = WeakKeyDictionary()
+"""For each scheduler its alphas, their version, and what they were on the CPU."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +47,10 @@ class Schedule:
         """Read a scheduler whose timesteps are set."""
         count = len(scheduler.timesteps)
         found = getattr(scheduler, "sigmas", None)
-        sigmas = found[:count].tolist() if isinstance(found, Tensor) else []
+        # One for each timestep, most with the last one's target behind: others do not pair.
+        sigmas = []
+        if isinstance(found, Tensor) and len(found) in (count, count + 1):
+            sigmas = found[:count].tolist()
         return cls(
             tuple(scheduler.timesteps.tolist()),
             tuple(sigmas) if len(sigmas) == count else None,
@@ -169,7 +176,7 @@ def noise_level(scheduler: Any, timestep: float, sigma: float | None = None) -> 
     if sigma is not None:
         signal = 1.0 if scales_input(scheduler) else (1 + sigma**2) ** -0.5
         return NoiseLevel(signal, sigma * signal, kind)
-    alphas = alphas.double().cpu()
+    alphas = _on_cpu(scheduler, alphas)
     position = min(max(float(timestep), 0.0), len(alphas) - 1)
     below = int(position)
     weight = position - below
@@ -179,6 +186,15 @@ def noise_level(scheduler: Any, timestep: float, sigma: float | None = None) -> 
         return NoiseLevel(1.0, float(torch.lerp(sigmas[below], above, weight)), kind)
     alpha = float(torch.lerp(alphas[below], alphas[min(below + 1, len(alphas) - 1)], weight))
     return NoiseLevel(alpha**0.5, (1 - alpha) ** 0.5, kind)
+
+
+def _on_cpu(scheduler: Any, alphas: Tensor) -> Tensor:
+    """The alphas in double precision: read from the device once, not wherever a hook asks."""
+    version = None if alphas.is_inference() else alphas._version  # which tells of writes in place
+    kept = _ALPHAS.get(scheduler)
+    if version is None or kept is None or kept[0] is not alphas or kept[1] != version:
+        kept = _ALPHAS[scheduler] = (alphas, version, alphas.double().cpu())
+    return kept[2]
 
 
 def _prediction(scheduler: Any) -> str:

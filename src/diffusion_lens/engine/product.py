@@ -15,7 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from diffusion_lens.engine.selection import Index, as_tensor, contiguous, numbers, size_of, take
+from diffusion_lens.engine.selection import (
+    Index,
+    as_tensor,
+    contiguous,
+    numbers,
+    positions,
+    size_of,
+    take,
+)
 
 CHUNK = 2**18
 """Scores computed at once: 1 MB in float32, which stays in a processor core's own cache."""
@@ -232,8 +240,8 @@ class Product:
         keys: Index | None,
     ) -> Tensor:
         if self.causal:
-            lines = torch.tensor(numbers(queries, self.query.shape[2]), device=scores.device)
-            columns = torch.tensor(numbers(keys, self.key.shape[2]), device=scores.device)
+            lines = positions(queries, self.query.shape[2], scores)
+            columns = positions(keys, self.key.shape[2], scores)
             scores = scores.masked_fill(columns[None, :] > lines[:, None], -math.inf)
         if self.mask is None:
             return scores

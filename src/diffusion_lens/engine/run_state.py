@@ -10,10 +10,14 @@ from typing import Any
 from torch import Tensor
 
 from diffusion_lens.engine.noise import Schedule
+from diffusion_lens.engine.words import PromptTokens
 from diffusion_lens.errors import WordError
 
 PartPrompts = tuple[str, ...]
 """The prompt of each part of the text stream; mostly the same one."""
+
+Prompts = tuple[PartPrompts, ...]
+"""The different prompts of a batch."""
 
 SAME_PROMPT = {"perturbed": "cond", "skip": "cond", "image": "uncond"}
 """Branches of a guidance of their own that read the prompt of another one."""
@@ -52,6 +56,10 @@ class RunState:
         guided: Whether it was told to encode for guidance; None where it did not say.
         named_branch: The name that the pipeline gives to the evaluation that comes.
         thread: The thread that it runs on.
+        grid_of: The ids that say the grid, their version, and the grid of each level.
+        tokens: The tokens of each prompt, by prompt and `max_length`.
+        words: Where every word lies, by prompts and `max_length`.
+        places: Where a word or phrase lies that was looked up, by these and itself.
     """
 
     asked: Mapping[str, Any] | None = None
@@ -68,6 +76,11 @@ class RunState:
     named_branch: str | None = None
     thread: int = field(default_factory=threading.get_ident)
     grid_of: tuple[Tensor, int, dict[int, tuple[int, ...]]] | None = None
+    tokens: dict[tuple[PartPrompts, int | None], PromptTokens] = field(default_factory=dict)
+    words: dict[tuple[Prompts, int | None], dict[str, tuple[int, ...]]] = field(
+        default_factory=dict
+    )
+    places: dict[tuple[Prompts, int | None, str], tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def in_pipeline(self) -> bool:
@@ -81,15 +94,7 @@ class RunState:
         if known:
             return len(known)
         asked = self.asked or {}
-        count = None
-        for name in ("prompt_embeds", "prompt"):
-            given = asked.get(name)
-            if isinstance(given, str):
-                count = 1
-            elif isinstance(given, Tensor | Sequence):
-                count = len(given)
-            if count is not None:
-                break
+        count = prompts_in(asked)
         return None if count is None else count * images_per_prompt(asked)
 
     def begin(self, length: int | None) -> None:
@@ -110,6 +115,17 @@ class RunState:
                 "the denoiser was called by hand); use token indices instead of words"
             )
         return found
+
+
+def prompts_in(arguments: Mapping[str, Any]) -> int | None:
+    """How many prompts a call has, None where it does not tell; embeddings come first."""
+    for name in ("prompt_embeds", "prompt"):
+        given = arguments.get(name)
+        if isinstance(given, str):
+            return 1
+        if isinstance(given, Tensor | Sequence):
+            return len(given)
+    return None
 
 
 def images_per_prompt(arguments: Mapping[str, Any]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -15,6 +16,9 @@ from diffusion_lens.hook_points.site import Site
 Index = slice | tuple[int, ...]
 Part = tuple[tuple[int, Index], ...]
 """(dimension, index) pairs; selected dimensions are kept."""
+
+KEPT = 256
+"""How many indices and rows of factors are kept on devices, over all models."""
 
 WordLookup = Callable[[str], tuple[int, ...]]
 
@@ -45,8 +49,29 @@ def put(value: Tensor, part: Part, replacement: Tensor) -> None:
 
 
 def as_tensor(index: tuple[int, ...], like: Tensor) -> Tensor:
-    """Indices as a tensor beside `like`."""
-    return torch.tensor(index, device=like.device)
+    """Indices as a tensor beside `like`, which nobody may write to."""
+    return _kept(index, like.device, torch.int64)
+
+
+def as_factors(factors: tuple[float, ...], like: Tensor) -> Tensor:
+    """Numbers as a tensor beside `like` and in its precision, which nobody may write to."""
+    return _kept(factors, like.device, like.dtype)
+
+
+def positions(index: Index | None, length: int, like: Tensor) -> Tensor:
+    """The selected entries of an axis, as a tensor beside `like`."""
+    if isinstance(index, tuple):
+        return as_tensor(index, like)
+    chosen = range(length) if index is None else range(*index.indices(length))
+    stop = chosen.start + chosen.step * len(chosen)
+    return torch.arange(chosen.start, stop, chosen.step, device=like.device)
+
+
+@functools.lru_cache(maxsize=KEPT)
+def _kept(numbers: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    # A copy from a list waits for the accelerator, and hooks ask for the same one at every step.
+    with torch.inference_mode(False):  # else backward passes of later runs could not save it
+        return torch.tensor(numbers, device=device, dtype=dtype)
 
 
 def size_of(index: Index | None, length: int) -> int:

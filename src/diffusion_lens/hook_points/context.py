@@ -48,7 +48,8 @@ class HookContext:
         block: Index of the block, or None outside the blocks.
         stream: The stream the value belongs to, or None for patterns.
         axes: Axis names of the activation, batch first.
-        step: Denoiser evaluations so far, counted from 0; never the timestep.
+        step: Steps of the scheduler so far, counted from 0; never the timestep. Evaluations of one
+            step share it, such as the two of Flux with true guidance.
         branch: Guidance branch, `"cond"`, `"uncond"`, …; `"guided"` after guidance.
         heads: Indices of the heads along the head axis as the hook sees it, or None.
         streams: For each stream, where it lies along the token axis (`key` for patterns, with

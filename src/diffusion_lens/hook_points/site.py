@@ -31,7 +31,7 @@ class Site:
 
     Attributes:
         name: Hook-point name; `*` matches one dotted part, `**` any number; or a predicate.
-        steps: Denoiser evaluations, counted from 0 (never timesteps).
+        steps: Steps of the scheduler, counted from 0 (never timesteps).
         branch: `"cond"`, `"uncond"` or another guidance branch; None for each branch in turn, or
             for `"cond"` where words are named.
             Points after guidance, where the branches are one, fire whatever is given here.

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from diffusion_lens.border import public
 from diffusion_lens.engine.borders import on_output
-from diffusion_lens.engine.noise import NoiseLevel, noise_level, scales_input
+from diffusion_lens.engine.noise import NoiseLevel, is_flow, noise_level
 from diffusion_lens.engine.observing import observed, unobserved
 from diffusion_lens.engine.steps import StepTracker
 from diffusion_lens.engine.wiring import Wiring
@@ -124,6 +124,7 @@ def denoise(
         wiring.following() as tracker,
         quiet(pipe),
         torch.set_grad_enabled(grad),
+        _state_kept(tracker.scheduler()),
         _starting_at(tracker, step, at_noise_level),
         _latents_are(pipe, latents),
         _stopping(tracker),
@@ -232,6 +233,28 @@ def _same_shape(prepared: Tensor, latents: Tensor) -> None:
 
 
 @contextlib.contextmanager
+def _state_kept(owner: Any) -> Iterator[None]:
+    """Give a scheduler back all that it held, such as the history of a multistep solver.
+
+    A copy would not do: the tracker and the caller's own observers know this very object. Tensors
+    are not copied (some cannot be, inside autograd), since schedulers replace and never write them.
+    """
+    state = dict(vars(owner))
+    lists = [(value, list(value)) for value in state.values() if isinstance(value, list)]
+    inner = [value for value in state.values() if hasattr(value, "set_timesteps")]
+    try:
+        with contextlib.ExitStack() as kept:
+            for one in inner:  # a solver's corrector is a scheduler of its own
+                kept.enter_context(_state_kept(one))
+            yield
+    finally:
+        vars(owner).clear()
+        vars(owner).update(state)
+        for value, entries in lists:
+            value[:] = entries
+
+
+@contextlib.contextmanager
 def _starting_at(
     tracker: StepTracker, step: int | None, at_noise_level: float | None
 ) -> Iterator[None]:
@@ -266,7 +289,10 @@ def _starting_at(
 
 
 def schedule_at(scheduler: Any, level: float) -> tuple[Tensor, float | None]:
-    """The timesteps (one) and the sigma of a noise level, `timestep / num_train_timesteps`."""
+    """The timesteps (one) and the sigma of a noise level, `timestep / num_train_timesteps`.
+
+    The sigma is in the scheduler's own units: noise over signal, except with flow matching.
+    """
     timestep = level * scheduler.config.num_train_timesteps
     whole = not scheduler.timesteps.dtype.is_floating_point
     if whole:
@@ -274,12 +300,10 @@ def schedule_at(scheduler: Any, level: float) -> tuple[Tensor, float | None]:
     timesteps = torch.tensor([timestep], dtype=scheduler.timesteps.dtype).to(
         scheduler.timesteps.device
     )
-    sigma = None
-    if getattr(scheduler, "sigmas", None) is not None:
-        sigma = noise_level(scheduler, float(timestep)).noise
-        if not scales_input(scheduler) and "FlowMatch" not in type(scheduler).__name__:
-            sigma = None
-    return timesteps, sigma
+    if getattr(scheduler, "sigmas", None) is None:
+        return timesteps, None
+    at = noise_level(scheduler, float(timestep))
+    return timesteps, at.noise if is_flow(scheduler) else at.noise / at.signal
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -38,8 +39,8 @@ def encode_image(
             latents = distribution.sample(generators([seed])[0])
     else:
         latents = encoded.latents
-    shift, scale = _shift_and_scale(pipe.vae)
-    latents = ((latents - shift) * scale).to(pipe.vae.dtype)
+    shift, scale, spread = _scaling(pipe, like=latents)
+    latents = ((latents - shift) * scale / spread).to(pipe.vae.dtype)
     if "frame" in axes:
         return latents.permute([VIDEO.index(axis) for axis in axes])
     if hasattr(pipe, "_pack_latents"):
@@ -106,9 +107,10 @@ def decode_latents(
                 f"{height} x {width} pixels ({tokens} tokens); give height= and width="
             )
         latents = pipe._unpack_latents(latents, height, width, pipe.vae_scale_factor)
-    shift, scale = _shift_and_scale(pipe.vae)
     with torch.no_grad(), _upcast(pipe.vae) as vae:
-        pixels = vae.decode((latents / scale + shift).to(vae.dtype), return_dict=False)[0]
+        latents = latents.to(vae.dtype)  # first, so that no shift is rounded to half precision
+        shift, scale, spread = _scaling(pipe, like=latents)
+        pixels = vae.decode(latents * spread / scale + shift, return_dict=False)[0]
     if "frame" in axes:
         return pipe.video_processor.postprocess_video(pixels, output_type=output_type)
     return pipe.image_processor.postprocess(pixels, output_type=output_type)
@@ -148,6 +150,27 @@ def _upcast(vae: Any) -> Iterator[Any]:
         vae.to(before)
 
 
-def _shift_and_scale(vae: Any) -> tuple[float, float]:
-    shift = getattr(vae.config, "shift_factor", None) or 0.0
-    return shift, vae.config.scaling_factor
+def _scaling(pipe: Any, *, like: Tensor) -> tuple[float | Tensor, float, float | Tensor]:
+    """Shift, factor and spread of latents: `(encoded - shift) * factor / spread`.
+
+    A config's mean and spread of each channel (Playground v2.5) count where the pipeline's own code
+    looks for them: Stable Diffusion XL does; 1.x, whose VAE has the same class, 3, Flux and
+    CogVideoX do not.
+    """
+    config = pipe.vae.config
+    mean, spread = (getattr(config, name, None) for name in ("latents_mean", "latents_std"))
+    if mean is not None and spread is not None and _looks_for_a_mean(type(pipe)):
+        shape = (1, -1, *[1] * (like.ndim - 2))
+        shift, by = (torch.tensor(values).view(shape).to(like) for values in (mean, spread))
+        return shift, config.scaling_factor, by
+    return getattr(config, "shift_factor", None) or 0.0, config.scaling_factor, 1.0
+
+
+def _looks_for_a_mean(kind: type) -> bool:
+    """Whether a pipeline's call reads the mean of latents; a subclass calls that of its base."""
+    calls = [
+        inspect.unwrap(base.__dict__["__call__"])
+        for base in kind.__mro__[:-1]
+        if "__call__" in base.__dict__
+    ]
+    return any("latents_mean" in call.__code__.co_names for call in calls)

@@ -6,7 +6,10 @@ import html
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from diffusion_lens.engine.registration import Registration, describe
+import torch
+from torch import Tensor
+
+from diffusion_lens.engine.registration import Fired, Registration, describe
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,13 @@ class Report:
 
     @classmethod
     def of(cls, registrations: Sequence[Registration]) -> Report:
-        """The report of some hooks. Reading it waits for the device once."""
+        """The report of some hooks. Reading it waits once for each device, however many rows."""
+        found = [
+            (registration, name, fired)
+            for registration in registrations
+            for name, fired in registration.fired.items()
+        ]
+        changes = _changes([fired for _, _, fired in found])
         return cls(
             tuple(
                 ReportRow(
@@ -51,10 +60,9 @@ class Report:
                     name=name,
                     fired=fired.calls,
                     edited=fired.edits,
-                    change=0.0 if fired.change is None else float(fired.change) / fired.edits,
+                    change=change,
                 )
-                for registration in registrations
-                for name, fired in registration.fired.items()
+                for (registration, name, fired), change in zip(found, changes, strict=True)
             )
         )
 
@@ -92,6 +100,20 @@ class Report:
             for row in self.rows
         )
         return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _changes(fired: Sequence[Fired]) -> list[float]:
+    """The mean absolute change of each, 0 without edits."""
+    found = [0.0] * len(fired)
+    by_device: dict[torch.device, list[tuple[int, Tensor]]] = {}
+    for number, one in enumerate(fired):
+        if one.change is not None:
+            by_device.setdefault(one.change.device, []).append((number, one.change))
+    for changes in by_device.values():
+        sums = torch.stack([change for _, change in changes]).tolist()
+        for (number, _), total in zip(changes, sums, strict=True):
+            found[number] = total / fired[number].edits
+    return found
 
 
 def _cells(row: ReportRow) -> tuple[str, ...]:

@@ -10,11 +10,16 @@ from typing import Any
 import torch
 
 from diffusion_lens.border import PipelineSetting, public
+from diffusion_lens.engine.run_state import images_per_prompt, prompts_in
 from diffusion_lens.errors import RunError
 
 
 class _DefaultSeed(int):
     """The seed 0 that nobody gave: a `Run` keeps its own beside it."""
+
+    def __reduce__(self) -> str:
+        """Copies and unpickled ones are the very same, since it is told by its identity."""
+        return "DEFAULT_SEED"
 
 
 DEFAULT_SEED = _DefaultSeed(0)
@@ -56,10 +61,8 @@ class Run:
             prompt = tuple(prompt) if isinstance(prompt, Iterable) else (prompt,)
             if not prompt or not all(isinstance(one, str) for one in prompt):
                 raise RunError(f"prompts are strings, got {prompt!r}")
-        if seed is not None:
-            seed = _seed(seed)
         object.__setattr__(self, "prompt", prompt)
-        object.__setattr__(self, "seed", seed)
+        object.__setattr__(self, "seed", _seed(seed))
         object.__setattr__(self, "settings", dict(settings))
 
     @classmethod
@@ -72,7 +75,7 @@ class Run:
     ) -> Run:
         """A run from a run (with some settings replaced) or from prompts."""
         if isinstance(given, Run):
-            if seed is not DEFAULT_SEED and seed != given.seed:
+            if seed is not DEFAULT_SEED and _seed(seed) != given.seed:
                 raise RunError(
                     f"the run has its own seed ({given.seed!r}), seed={seed!r} was given beside "
                     "it; use `run.with_(seed=...)`"
@@ -97,17 +100,13 @@ class Run:
     @property
     def samples(self) -> int:
         """How many images the run makes."""
-        embeddings = self.settings.get("prompt_embeds")
-        count = len(self.prompts) if embeddings is None else int(embeddings.shape[0])
-        return max(count, 1) * self.images_per_prompt
+        asked = {**self.settings, "prompt": self.prompts}
+        return max(prompts_in(asked) or 0, 1) * self.images_per_prompt
 
     @property
     def images_per_prompt(self) -> int:
         """How many images it makes of each prompt."""
-        for name in ("num_images_per_prompt", "num_videos_per_prompt"):
-            if self.settings.get(name) is not None:
-                return int(self.settings[name])
-        return 1
+        return images_per_prompt(self.settings)
 
     @property
     def text_length(self) -> int | None:
@@ -149,9 +148,9 @@ class Run:
         return f"Run({self.prompt!r}, seed={self.seed!r}{', ' + shown if shown else ''})"
 
 
-def _seed(seed: Any) -> int | tuple[int, ...]:
+def _seed(seed: Any) -> int | tuple[int, ...] | None:
     """A seed, or one for each prompt; whole numbers of numpy and torch are fine."""
-    if seed is DEFAULT_SEED:
+    if seed is None or seed is DEFAULT_SEED:
         return seed
     try:
         several = hasattr(seed, "__iter__") and getattr(seed, "ndim", 1)

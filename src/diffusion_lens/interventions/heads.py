@@ -11,6 +11,7 @@ from torch import Tensor
 
 from diffusion_lens.activation_cache import ActivationCache
 from diffusion_lens.border import Number, Seed, public
+from diffusion_lens.engine.selection import as_factors, as_tensor
 from diffusion_lens.errors import RunError
 from diffusion_lens.hook_points.context import HookContext
 from diffusion_lens.interventions.lookup import cached_part
@@ -53,14 +54,14 @@ class AblateHeads:
                 f"resample at {hook.name} needs other samples to take values from, the batch has "
                 "one; give several prompts, or source= with the cache of another run"
             )
-        return given.to(activation)[order.to(given.device)]
+        return given.to(activation)[as_tensor(order, activation)]
 
 
-def _other_rows(count: int, seed: int) -> Tensor:
+def _other_rows(count: int, seed: int) -> tuple[int, ...]:
     """A cyclic shift by a drawn number of rows: no row stays in place unless there is one."""
     generator = torch.Generator().manual_seed(seed)
     shift = 0 if count < 2 else int(torch.randint(1, count, (), generator=generator))
-    return (torch.arange(count) + shift) % count
+    return tuple((row + shift) % count for row in range(count))
 
 
 @public
@@ -136,10 +137,10 @@ def head_factors(factor: HeadFactors, activation: Tensor, hook: HookContext) -> 
             f"factors name head {beyond[0]}; they go by (block, head)"
         )
     assert hook.heads is not None
-    values = [factor.get((hook.layer(), head), 1.0) for head in hook.heads]
+    values = tuple(float(factor.get((hook.layer(), head), 1.0)) for head in hook.heads)
     shape = [1] * activation.ndim
     shape[axis] = len(values)
-    return torch.tensor(values, device=activation.device, dtype=activation.dtype).reshape(shape)
+    return as_factors(values, activation).reshape(shape)
 
 
 def refuse_no_heads(what: str, hook: HookContext) -> None:

@@ -32,7 +32,7 @@ class LatentUpdate:
         sites: What the loss is a function of.
         loss: Takes (activation, hook) pairs in the order in which they were computed, and gives a
             scalar.
-        rule: What is done with it: takes the latents, the step (denoiser evaluations so far), and a
+        rule: What is done with it: takes the latents, the step (as hooks count it), and a
             function that gives loss and gradient at any latents of that step; gives new latents.
             `descend` is the simplest.
         checkpoint: Recompute blocks in the backward pass in place of keeping what they computed.

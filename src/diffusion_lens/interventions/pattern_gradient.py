@@ -13,15 +13,16 @@ import torch
 from torch import Tensor
 
 from diffusion_lens.border import public
+from diffusion_lens.engine.observing import observed
 from diffusion_lens.errors import RunError
 from diffusion_lens.hook_points.context import HookContext
 from diffusion_lens.hook_points.site import Site
 from diffusion_lens.hooked_diffusion import HookedDiffusion, Run
 
-Seen = Sequence[tuple[Tensor, HookContext]]
+Activations = Sequence[tuple[Tensor, HookContext]]
 """What the hooked points gave in one evaluation, in order."""
 
-LossFunction = Callable[[Seen], Tensor]
+LossFunction = Callable[[Activations], Tensor]
 
 NOT_FOR_ONE_EVALUATION = (
     "callback_on_step_end",
@@ -124,7 +125,17 @@ class PatternGradient:
         """
         reader = _Reader()
         given = latents.detach().clone().requires_grad_()
+        scheduler: Any = self.model.pipe.scheduler  # type: ignore[union-attr]
+        lengths: list[int] = []
+
+        def note_length(set_timesteps: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+            result = set_timesteps(*args, **kwargs)
+            lengths.append(len(scheduler.timesteps))
+            return result
+
         with (
+            # Innermost, since `denoise` cuts the schedule for its one step.
+            observed(scheduler, "set_timesteps", note_length, innermost=True),
             torch.inference_mode(False),
             torch.enable_grad(),
             _weights_frozen(self.model.denoiser),
@@ -139,8 +150,7 @@ class PatternGradient:
             if loss.requires_grad:
                 (found,) = torch.autograd.grad(loss, given, allow_unused=True)
                 gradient = gradient if found is None else found
-        steps = step + len(self.model.pipe.scheduler.timesteps)  # type: ignore[union-attr]
-        return LossAt(float(loss.detach()), gradient.detach(), steps)
+        return LossAt(float(loss.detach()), gradient.detach(), lengths[-1])
 
 
 def _scalar(value: Any, loss: LossFunction) -> Tensor:

@@ -16,7 +16,6 @@ from torch import Tensor
 from diffusion_lens import HookedDiffusion, Run, Site
 from diffusion_lens.analyses.attend_and_excite.maps import (
     Columns,
-    Seen,
     mean_attention,
     relevant_attention,
     token_maxima,
@@ -46,6 +45,7 @@ from diffusion_lens.errors import (
 )
 from diffusion_lens.hooked_diffusion.run import DEFAULT_SEED
 from diffusion_lens.interventions.latent_update import LatentUpdate, run_with_latent_update
+from diffusion_lens.interventions.pattern_gradient import Activations
 
 COMPETING = ("all", "without_last", "prompt")
 CITATION = "Chefer et al., Attend-and-Excite, arXiv 2301.13826"
@@ -71,7 +71,7 @@ class NeglectLoss:
     columns: Columns
     smooth: float | None
 
-    def maxima(self, seen: Seen) -> Tensor:
+    def maxima(self, seen: Activations) -> Tensor:
         """The largest attention that each token gets."""
         if self.factors is None:
             maps = [mean_attention(seen, side=self.side)] * len(self.tokens)
@@ -79,7 +79,7 @@ class NeglectLoss:
             maps = [relevant_attention(seen, one, side=self.side) for one in self.factors]
         return token_maxima(maps, self.tokens, columns=self.columns, smooth=self.smooth)
 
-    def __call__(self, seen: Seen) -> Tensor:
+    def __call__(self, seen: Activations) -> Tensor:
         """The loss."""
         return (1 - self.maxima(seen)).clamp(min=0).max()
 

@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from diffusion_lens import HookContext
+from diffusion_lens.engine.selection import as_factors
 from diffusion_lens.errors import RunError, UnsupportedModelError
+from diffusion_lens.interventions.pattern_gradient import Activations
 
-Seen = Sequence[tuple[Tensor, HookContext]]
 SHARPNESS = 100.0
 """Factor on the mean attention before the softmax over tokens."""
 
@@ -76,7 +77,7 @@ def grid_of(hook: HookContext) -> tuple[int, int]:
     return hook.grid[0], hook.grid[1]
 
 
-def mean_attention(seen: Seen, *, side: int | None) -> Float[Tensor, "token height width"]:
+def mean_attention(seen: Activations, *, side: int | None) -> Float[Tensor, "token height width"]:
     """Mean over the heads of all blocks whose grid has a side.
 
     Args:
@@ -101,7 +102,7 @@ def mean_attention(seen: Seen, *, side: int | None) -> Float[Tensor, "token heig
 
 
 def relevant_attention(
-    seen: Seen, factors: dict[tuple[int, int], float], *, side: int | None
+    seen: Activations, factors: dict[tuple[int, int], float], *, side: int | None
 ) -> Float[Tensor, "token height width"]:
     """Mean over all heads of every resolution, each times its factor.
 
@@ -118,7 +119,7 @@ def relevant_attention(
     for (pattern, hook), grid in zip(seen, grids, strict=True):
         assert hook.block is not None
         assert hook.heads is not None
-        weights = torch.tensor([factors[hook.block, head] for head in hook.heads]).to(pattern)
+        weights = as_factors(tuple(factors[hook.block, head] for head in hook.heads), pattern)
         # Resizing is linear, so that the heads are summed first: one map to resize for each token.
         summed = torch.einsum("h,hqt->tq", weights, pattern[0]).unflatten(-1, grid)
         found = resized(summed, size)

@@ -92,7 +92,7 @@ class PatternStatistics:
         if "img" in hook.streams:
             image = pattern[..., hook.streams["img"]]
             rows = torch.arange(len(asking), device=pattern.device)
-            own = image[:, :, rows, torch.tensor(asking, device=pattern.device)]
+            own = image[:, :, rows, rows * self.every[hook.layer()]]
             values["own"] = own.mean(-1)
             values["image"] = image.sum(-1).mean(-1) - values["own"]
             values["distance"] = pattern_distance(image[..., :count], asking, grid)

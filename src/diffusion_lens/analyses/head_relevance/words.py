@@ -17,6 +17,7 @@ from torch import Tensor
 
 from diffusion_lens import HookedDiffusion
 from diffusion_lens.border import public
+from diffusion_lens.engine.observing import unobserved
 from diffusion_lens.errors import ConceptError, closest, listing
 
 ENCODED_AT_ONCE = 32
@@ -188,8 +189,8 @@ def _encode(
     for first in range(0, len(words), ENCODED_AT_ONCE):
         some = list(words[first : first + ENCODED_AT_ONCE])
         with torch.no_grad():
-            # The class's own method: the instance's may be followed, and this is no run's prompt.
-            encoded = type(pipe).encode_prompt(pipe, some, **settings)[0]
+            # The class's method may be followed, and this is no prompt of a run.
+            encoded = unobserved(type(pipe), "encode_prompt")(pipe, some, **settings)[0]
         start = encoded[0, :1] if start is None else start
         found += [
             rows[list(model.words(word, word))] for word, rows in zip(some, encoded, strict=True)
