@@ -550,8 +550,11 @@ def test_perturbed_attention_has_a_branch_of_its_own(
 @pytest.mark.parametrize(
     ("kind", "refusal"),
     [
-        ("StableDiffusionPanoramaPipeline", "does not hold just the branches"),
-        ("StableDiffusionSAGPipeline", "evaluates its denoiser 2 times in step 0"),
+        ("StableDiffusionPanoramaPipeline", "does not hold just the branches.*branches="),
+        (
+            "StableDiffusionSAGPipeline",
+            "evaluates its denoiser 2 times in step 0, .* evaluates it once",
+        ),
     ],
 )
 @pytest.mark.parametrize("embedded", [False, True])
@@ -568,7 +571,7 @@ def test_batches_that_hold_other_rows_than_the_branches_are_refused(
     settings |= {"height": 64, "width": 128} if "Panorama" in kind else {}
     settings |= _embedded(pipe, ["a cat"]) if embedded else {"prompt": "a cat"}
     model = HookedDiffusion(pipe)
-    with pytest.raises(EngineError, match=f"{refusal}.*branches="):
+    with pytest.raises(EngineError, match=refusal):
         model.run_with_hooks(fwd_hooks=[("hook_latents", Log())], **settings)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
 from collections.abc import Callable, Iterator
@@ -451,12 +452,17 @@ def test_batches_whose_branches_cannot_be_told_apart(model: HookedDiffusion) -> 
         model.hooks([(Z, nothing)], branches=("a", "b", "c")),
     ):
         model.denoiser(**given)
+    projection = model.denoiser.time_proj
+    handle = model.denoiser.conv_in.register_forward_pre_hook(
+        lambda _module, _args: (projection(torch.ones(3)), None)[1]
+    )
     with (
+        contextlib.ExitStack() as undo,
         pytest.raises(EngineError, match="its branches cannot be told apart"),
         model.hooks([("native:time_proj", nothing)], branches=("uncond", "cond")),
     ):
-        model.denoiser(**{**given, "timestep": torch.tensor([1.0, 1.0])})
-        model.denoiser.time_proj(torch.ones(3))
+        undo.callback(handle.remove)
+        model.denoiser(**given)
 
 
 def test_modules_that_run_outside_their_denoiser(model: HookedDiffusion) -> None:
