@@ -71,7 +71,7 @@ def test_a_row_tells_what_is_there(row: registry.Row) -> None:
     assert function.__module__.startswith(f"diffusion_lens.analyses.{row.module}")
     assert inspect.signature(function).return_annotation == row.result
     first, *others = row.command.split(" ")
-    known = typer.main.get_command(app)
+    known: Any = typer.main.get_command(app)
     assert not first or first in known.commands
     if first == "hrv":
         assert others[0] in known.commands["hrv"].commands

@@ -254,13 +254,15 @@ def test_a_method_that_was_patched_and_put_back_is_observed_anew() -> None:
 
 
 def test_a_loop_in_another_method_of_the_pipeline_is_refused() -> None:
-    from diffusers import DPMSolverMultistepScheduler, LEditsPPPipelineStableDiffusion
+    import diffusers
     from PIL import Image
 
     pipe = fresh_pipe("sd")
     sde = {"algorithm_type": "sde-dpmsolver++", "solver_order": 2}
-    scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config, **sde)
-    edits: Any = LEditsPPPipelineStableDiffusion(
+    solver: Any = diffusers.DPMSolverMultistepScheduler
+    scheduler = solver.from_config(pipe.scheduler.config, **sde)
+    kind: Any = diffusers.LEditsPPPipelineStableDiffusion
+    edits = kind(
         vae=pipe.vae,
         text_encoder=pipe.text_encoder,
         tokenizer=pipe.tokenizer,
