@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from diffusion_lens import HookedDiffusion, Run
 from diffusion_lens.analyses.telling import told, weights_told
+from diffusion_lens.border import public
 
 
 @dataclasses.dataclass
@@ -205,3 +206,15 @@ def test_quantised_weights_are_told_by_the_tensors_they_are_made_of() -> None:
         return module
 
     assert weights_told(part(1.0)) != weights_told(part(2.0))
+
+
+def test_a_public_function_is_told_alike_before_and_after_its_first_call() -> None:
+    @public
+    def score(value: float) -> float:
+        """The checks of its arguments are made when it is first called."""
+        return 2 * value
+
+    before = told(score)
+    assert score(1.0) == 2
+    assert told(score) == before
+    assert told(partial(score, value=1.0)) != told(partial(score, value=2.0))

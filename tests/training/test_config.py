@@ -1,3 +1,5 @@
+import importlib
+
 import pytest
 
 from diffusion_lens.training import config as module
@@ -20,3 +22,8 @@ def test_a_misspelt_setting_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "files", lambda _: tmp_path)
     with pytest.raises(ValueError, match="the recipe of 'toy' has no setting 'bach'"):
         load_config("toy")
+
+
+def test_the_former_name_of_the_package_is_known() -> None:
+    former = importlib.import_module("diffusion_lens.toys.train.config")
+    assert former.load_config("shapes-unet").model == "shapes-unet"

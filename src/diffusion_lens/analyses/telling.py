@@ -126,6 +126,8 @@ def _parts_told(model: Any) -> str:
 
 def _call(value: Any, inner: Callable[[Any], Any]) -> str:
     """A function or object as text in the form of a call."""
+    if getattr(value, "__border__", False):  # the checks are made at the first call
+        return inner(value.__wrapped__)
     if isinstance(value, FunctionType):
         cells = [_content(cell) for cell in value.__closure__ or ()]
         what = [value.__code__, value.__defaults__, value.__kwdefaults__, *cells]
