@@ -104,6 +104,7 @@ def test_run_passes_any_argument_of_the_pipeline_on(tmp_path: Path) -> None:
     assert "negative_prompt='a dog'" in record["run"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -194,6 +195,7 @@ def test_concept_attention_reads_a_given_image(tmp_path: Path) -> None:
     assert ConceptMaps.load(tmp_path / "maps" / "result").made_by["noise_level"] == 0.3
 
 
+@pytest.mark.slow
 def test_patch_leaves_a_table_a_result_and_a_report(tmp_path: Path) -> None:
     given = ["--sites", "blocks.*.cross_attn.img.hook_z", "--axes", "block", "--axes", "step"]
     shown = works(

@@ -23,6 +23,7 @@ def test_edit_writes_images_a_result_and_a_report(method: str, tmp_path: Path) -
     assert is_page(tmp_path / "report.html")
 
 
+@pytest.mark.slow
 def test_edit_takes_a_given_image(tmp_path: Path) -> None:
     picture = tmp_path / "given.png"
     Image.new("RGB", (32, 32), (200, 30, 40)).save(picture)

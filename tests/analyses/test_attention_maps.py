@@ -200,6 +200,7 @@ class TestMaps:
             found.maps[0], expected[list(found.positions)], atol=1e-5, rtol=1e-4
         )
 
+    @pytest.mark.slow
     def test_words_are_the_mean_of_their_tokens(self, family: str) -> None:
         model = HookedDiffusion(shared_pipe(family))
         prompt = "a cat and a red cat"
@@ -230,6 +231,7 @@ class TestMaps:
         with pytest.raises(WordError, match=r"'cat' is not in the prompt .*sample 1; .*foreign="):
             found.word("cat")
 
+    @pytest.mark.slow
     def test_sizes_need_not_be_square(self, family: str) -> None:
         model = HookedDiffusion(shared_pipe(family))
         scale = shared_pipe(family).vae_scale_factor

@@ -85,6 +85,7 @@ def test_integrated_gradients_of_the_conditions_sum_to_the_whole_effect(family: 
     assert abs(found - 1.0) < abs(first - 1.0)
 
 
+@pytest.mark.slow
 def test_where_the_rest_is_linear_the_estimate_is_exact() -> None:
     model = HookedDiffusion(shared_pipe("sd3"))
     common = {"metric": latent_projection, "sites": "hook_noise_pred", "axes": ("point", "step")}

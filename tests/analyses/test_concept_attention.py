@@ -56,6 +56,7 @@ def test_scores_of_a_case_worked_out_by_hand() -> None:
 
 @pytest.mark.parametrize("family", ["sd3", "sd35", "flux"])
 class TestMaps:
+    @pytest.mark.slow
     def test_weights_of_a_patch_sum_to_one(self, family: str) -> None:
         found = maps(family)
         assert found.axes == ("batch", "concept", "height", "width")
@@ -96,6 +97,7 @@ class TestMaps:
         assert found.images is not None and found.images[0].size == (96, 64)
         assert (found.made_by["given_size"], found.made_by["size"]) == ([64, 96], [64, 96])
 
+    @pytest.mark.slow
     def test_nothing_is_left_on_the_model(self, family: str) -> None:
         pipe = shared_pipe(family)
         before = traces(pipe)
@@ -174,6 +176,7 @@ def test_figures_without_images() -> None:
         found.plot(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["flux", "cogvideox"])
 def test_maps_survive_saving(family: str, tmp_path: Path) -> None:
     found = maps(family, keep=["block"], output_type="pil")
@@ -221,6 +224,7 @@ def test_one_axis_to_keep_needs_no_list() -> None:
     assert torch.equal(maps("flux", keep="step").maps, maps("flux", keep=["step"]).maps)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["sd3", "sd35"])
 def test_a_block_without_the_vectors_of_a_space_is_left_out(family: str) -> None:
     every = maps(family).blocks

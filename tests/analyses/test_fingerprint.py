@@ -86,6 +86,7 @@ def test_adapters_and_their_strengths_are_noticed() -> None:
     assert names_apart(of(lora(1.0)), of(lora(0.5))) == {"unet.weights"}
 
 
+@pytest.mark.slow
 def test_prompts_and_settings_are_compared_in_full() -> None:
     long = "blurry, " * 200
     assert names_apart(of(), of(run=RUN.with_(prompt="a red dog"))) == {"run.prompt"}

@@ -48,6 +48,7 @@ def test_distance_by_hand() -> None:
     assert pattern_distance(3 * across, [0], (2, 3)).item() == pytest.approx(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["sd", "sd3", "flux"])
 def test_numbers_are_those_of_the_whole_patterns(family: str) -> None:
     found = patterns(family, every=1)

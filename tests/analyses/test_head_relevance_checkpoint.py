@@ -94,6 +94,7 @@ def kept(two_of_three: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(two_of_three, tmp_path / "kept"))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_gone_on_from(
     model: HookedDiffusion, kept: Path, stopping: Callable[[int], list[int]]
 ) -> None:

@@ -203,6 +203,7 @@ def test_what_cannot_be_drawn_or_scored_says_why(
         ordered_weakening(model(), given.pop("prompts"), relevance(), **given)
 
 
+@pytest.mark.slow
 def test_orders_begin_and_end_alike_and_differ_between(tmp_path: Path) -> None:
     found = ordered_weakening(
         model(),

@@ -302,6 +302,7 @@ class TestInputs:
         first = model.words(CLEAN, "cat")[0]
         assert not changed[:first].any() and changed[first]
 
+    @pytest.mark.slow
     def test_given_latents_and_embeddings_are_samples(self) -> None:
         model = HookedDiffusion(shared_pipe("sd"))
         settings = settings_of("sd")

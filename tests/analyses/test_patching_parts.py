@@ -110,6 +110,7 @@ class TestAlignment:
 
 
 class TestGrids:
+    @pytest.mark.slow
     def test_what_has_the_same_labels_is_patched_together(self, model: HookedDiffusion) -> None:
         z = {"sites": "blocks.0.attn.*.hook_z"}
         apart = patched(model, CLEAN, CORRUPTED, **z, axes=("stream", "head"))
@@ -240,6 +241,7 @@ class TestGrids:
         assert not image.effects.isnan().any()
 
 
+@pytest.mark.slow
 def test_noise_enters_several_words_in_a_row(model: HookedDiffusion) -> None:
     with pytest.raises(PatchingError, match="words= is empty"):
         WordNoise([])

@@ -110,6 +110,7 @@ def test_an_interrupted_sweep_goes_on(mode: str, model: HookedDiffusion, tmp_pat
     assert sorted(file.name for file in tmp_path.iterdir()) == [SCORES, ABOUT]
 
 
+@pytest.mark.slow
 def test_scores_are_written_while_the_sweep_runs(
     model: HookedDiffusion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -281,6 +282,7 @@ def test_a_damaged_folder_is_refused_by_its_file(
         patched(model, resume=folder)
 
 
+@pytest.mark.slow
 def test_scores_of_another_sweep_in_this_ones_folder_are_refused(
     model: HookedDiffusion, kept: Path, tmp_path: Path
 ) -> None:
@@ -298,6 +300,7 @@ def test_scores_of_another_sweep_in_this_ones_folder_are_refused(
     patched(model, resume=folder)
 
 
+@pytest.mark.slow
 def test_a_missing_page_is_written_anew_and_a_missing_file_of_scores_too(
     model: HookedDiffusion, kept: Path, tmp_path: Path
 ) -> None:

@@ -46,6 +46,7 @@ def assert_close(found: Tensor, expected: Tensor, **more: Any) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5, **more)
 
 
+@pytest.mark.slow
 def test_a_sites_steps_are_those_that_are_patched(model: HookedDiffusion) -> None:
     whole = patched(model, Z, axes=("block", "step"))
     some = patched(model, Site(Z, steps=range(1, 3)), axes=("block", "step"))
@@ -57,6 +58,7 @@ def test_a_sites_steps_are_those_that_are_patched(model: HookedDiffusion) -> Non
     assert torch.equal(text.samples, mean.samples)
 
 
+@pytest.mark.slow
 def test_steps_of_a_site_go_before_those_of_the_sweep(model: HookedDiffusion) -> None:
     """As its branch goes before `branch=`, and as in a cache."""
     sites = [Site(FIRST, steps=[3]), SECOND]

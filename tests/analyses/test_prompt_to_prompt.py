@@ -154,6 +154,7 @@ def test_an_edit_of_a_prompt_by_itself_changes_no_bit(name: str, edit: str) -> N
     assert torch.equal(result.latents, plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "flux"])
 def test_the_source_row_is_that_of_the_source_without_an_edit(name: str) -> None:
     """In a batch of the same size: torch's kernels round differently for a batch of one."""

@@ -231,6 +231,7 @@ def flow() -> HookedDiffusion:
 PROMPT = "a red circle on a white background"
 
 
+@pytest.mark.slow
 def test_more_steps_bring_an_image_back_better(toy: HookedDiffusion) -> None:
     kept = toys.call_defaults(toy, steps=4)
     image = toy(PROMPT, seed=1, **kept).image
@@ -255,6 +256,7 @@ def test_more_rounds_undo_a_flow_better(flow: HookedDiffusion, tmp_path: Path) -
     assert "autoencoder" in repr(back)
 
 
+@pytest.mark.slow
 def test_an_inverted_image_is_edited_from_its_noise(toy: HookedDiffusion) -> None:
     image = toy(PROMPT, seed=1, **toys.call_defaults(toy, steps=8)).image
     found = invert(toy, image, PROMPT, num_inference_steps=8)

@@ -88,6 +88,7 @@ class TestStableDiffusion3:
         agree(maps.mean(0), expected["ca.heatmap"])
         agree(maps[[0, 1]].mean(0), expected["ca.heatmap_subset"])
 
+    @pytest.mark.slow
     def test_maps_of_both_guidance_branches_agree(self, family: str) -> None:
         given = golden(family)
         _, _, cache = streamed(

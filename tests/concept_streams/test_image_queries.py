@@ -44,6 +44,7 @@ def read(model: HookedDiffusion, family: str, *names: str, **streams: Any) -> An
         )
 
 
+@pytest.mark.slow
 def test_z_is_attention_over_image_and_concepts(family: str, model: HookedDiffusion) -> None:
     names = ["img.hook_q", "img.hook_k", "img.hook_v", "concept.hook_k", "concept.hook_v"]
     own = ["img_with_concepts.hook_z", "img_with_concepts.hook_pattern"]

@@ -192,6 +192,7 @@ class TestValues:
         result, out = (cache[name] for name in names)
         torch.testing.assert_close(result.sum(-2) + bias, out, atol=1e-5, rtol=1e-5)
 
+    @pytest.mark.slow
     def test_prompts_of_a_batch_and_embeddings_of_their_own(self, family: str) -> None:
         model = HookedDiffusion(shared_pipe(family))
         settings = short(family, steps=1)

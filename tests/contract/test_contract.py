@@ -64,6 +64,7 @@ def test_an_unknown_precision_is_an_error(monkeypatch: pytest.MonkeyPatch) -> No
         check_architecture(denoiser, inputs)
 
 
+@pytest.mark.slow
 def test_a_denoiser_that_differs_from_run_to_run_is_reported() -> None:
     denoiser, inputs = tiny_denoiser("sd3")
     denoiser.register_forward_hook(lambda _module, _args, out: (out[0] + torch.rand(()),))
@@ -74,6 +75,7 @@ def test_a_denoiser_that_differs_from_run_to_run_is_reported() -> None:
     assert "the same output twice" in str(report)
 
 
+@pytest.mark.slow
 def test_failures_are_raised_with_point_expected_and_found() -> None:
     denoiser, inputs = tiny_denoiser("sd3")
     denoiser.register_forward_hook(lambda _module, _args, out: (out[0] + torch.rand(()),))

@@ -188,6 +188,7 @@ def _look(_value: Tensor, _hook: Any) -> None:
     return None
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_an_image_prompt_of_scale_zero_is_absent_and_says_so_where_it_is_named() -> None:
     unet, inputs = _prompted(0.5)

@@ -168,6 +168,7 @@ def _refused(name: str, scheduler: Any) -> bool:
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:Should have t:UserWarning")  # torchsde on rounding
 @pytest.mark.parametrize("name", NAMES)

@@ -64,6 +64,7 @@ def test_a_hook_that_raises_leaves_nothing(family: str, kind: type[BaseException
     assert torch.equal(evaluate(denoiser, family, (INSIDE[0], _Once(lambda: None))), plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "other"), [("sd", "flux"), ("flux", "flux")])
 def test_a_hook_that_runs_another_model_changes_neither(family: str, other: str) -> None:
     evaluation_of(family)

@@ -139,6 +139,7 @@ def test_other_attention_backends_are_switched_while_hooked(
     assert torch.equal(evaluate(model, "flux", ("**.hook_z", nothing)), plain)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["sd", "sd3", "flux"], indirect=True)
 def test_fused_projections_show_the_same_points(family: str) -> None:
     denoiser = denoiser_of(fresh_pipe(family))
@@ -180,6 +181,7 @@ def test_adapters_loaded_after_wrapping_are_seen(family: str) -> None:
     )
 
 
+@pytest.mark.slow
 def test_group_offloading_and_layerwise_casting_compose() -> None:
     from diffusers.hooks import apply_group_offloading
 

@@ -99,6 +99,7 @@ def test_values_are_those_of_the_fused_product_and_the_output_is_untouched(kind:
     _same(mine, _seen(model, call, POINTS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in POINTS if name.startswith("blocks.1")])
 def test_edits_are_those_of_the_fused_product(name: str) -> None:
     def edit(value: Tensor, _hook: HookContext) -> Tensor:

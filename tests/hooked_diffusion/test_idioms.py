@@ -94,6 +94,7 @@ def test_an_edit_is_reported_with_its_mean_change(family: str, model: HookedDiff
     assert "add_two" in row.hook and "add_two" in str(out.report)
 
 
+@pytest.mark.slow
 def test_names_are_given_by_predicates_and_patterns(family: str, model: HookedDiffusion) -> None:
     def run(where: Any) -> list[str]:
         seen: list[str] = []

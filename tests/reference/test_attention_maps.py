@@ -44,6 +44,7 @@ def agree(found: Tensor, family: str, name: str) -> None:
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "name"), CASES)
 def test_maps_and_words_agree(family: str, name: str) -> None:
     found = daam(family, name)
@@ -54,6 +55,7 @@ def test_maps_and_words_agree(family: str, name: str) -> None:
         assert found.prompts[0].find(word) == tuple(rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "name"), CASES)
 def test_single_layers_and_heads_agree(family: str, name: str) -> None:
     paths = golden(family).cases[name]["modules"]

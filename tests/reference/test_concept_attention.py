@@ -45,6 +45,7 @@ def agree(found: Tensor, name: str, *, family: str = "flux", atol: float = 1e-4)
     torch.testing.assert_close(found, golden(family).expected[name], atol=atol, rtol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["paper", "flux-release"])
 def test_maps_before_the_projections_agree(preset: str) -> None:
     padded = replace(PRESETS[preset], max_sequence_length=64)

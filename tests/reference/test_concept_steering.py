@@ -73,6 +73,7 @@ def test_a_rescaled_word_agrees() -> None:
     agree(latents_of(out), "sd", "rescale")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["adjust", "adjust_clamped"])
 @pytest.mark.parametrize("family", ["sd", "sdxl"])
 def test_an_adjusted_word_agrees(family: str, case: str) -> None:

@@ -63,6 +63,7 @@ def test_the_order_of_heads_and_their_modules_agree(family: str) -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["sd", "sdxl"])
 def test_votes_agree_exactly_and_vectors_within_tolerance(family: str) -> None:
     expected = golden(family).expected
@@ -87,6 +88,7 @@ def test_a_strength_vote_gives_the_published_scores() -> None:
     torch.testing.assert_close(found.votes.float(), scores.sum(0).mT, atol=4e-5, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_one_batch_counts_as_two_runs_merged() -> None:
     together = counted("sd", batch_size=2)
     apart = counted("sd", slice(0, 1)).merge(counted("sd", slice(1, 2)))

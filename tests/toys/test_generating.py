@@ -47,6 +47,7 @@ def test_a_word_that_the_models_never_saw_is_an_unknown_one(model, word, hint):
     assert np.array_equal(drawn, toys.generate(model, "a ? circle", steps=2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", toys.names())
 def test_what_stands_behind_a_long_unknown_word_is_read(name):
     pipe = toys.load(name)

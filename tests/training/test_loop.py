@@ -200,6 +200,7 @@ def test_a_signal_while_the_state_is_written_does_not_lose_it(tmp_path):
     assert json.loads((tmp_path / "progress.json").read_text())["step"] == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("asked", "said"),
     [

@@ -62,6 +62,7 @@ def test_exact_edits_are_right_and_keep_the_rest() -> None:
         assert low <= score.both <= high
 
 
+@pytest.mark.slow
 def test_no_edit_keeps_everything_and_changes_nothing() -> None:
     for score in score_edits(nothing, TASKS).values():
         assert score.changed < 0.1
@@ -88,6 +89,7 @@ def test_the_object_of_either_image_is_left_out() -> None:
     assert found[16, 16]
 
 
+@pytest.mark.slow
 def test_a_table_has_a_row_for_each_method_and_attribute() -> None:
     lines = editing_table({"none": score_edits(nothing, TASKS)}).splitlines()
     assert len(lines) == 2 + len(ATTRIBUTES)
