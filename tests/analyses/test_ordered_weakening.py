@@ -287,3 +287,12 @@ def test_the_published_prompts() -> None:
     assert weakening_prompts("Weather Conditions")[0].prompt == "a cat on a snowy day"
     with pytest.raises(ConceptError, match=r"'Colour'. Closest: 'Color'"):
         weakening_prompts("Colour")
+
+
+def test_words_that_the_runs_length_cuts_away_are_no_words() -> None:
+    """The last place that is kept is the end mark's."""
+    flux, prompt = HookedDiffusion(shared_pipe("flux")), "a cat on a table"
+    heads = [(0, 0)]
+    assert weaken_words(flux, prompt, heads, words="table")
+    with pytest.raises(WordError, match="behind the last token"):
+        weaken_words(flux, prompt, heads, words="table", max_sequence_length=3)

@@ -188,7 +188,8 @@ class _Drawing:
         if not pairs:
             return []
         more = {"factor": self.factor, "words": self.words, "steps": self.steps}
-        return weaken_words(self.model, run.prompts, pairs, **more)
+        length = run.text_length
+        return weaken_words(self.model, run.prompts, pairs, max_sequence_length=length, **more)
 
 
 def _scored(

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_lens import HookContext, HookedDiffusion, Site
-from diffusion_lens.border import Number, public
+from diffusion_lens.border import Number, Size, public
 from diffusion_lens.errors import RunError, WordError
 
 
@@ -56,6 +56,7 @@ def weaken_words(
     words: str | Sequence[str] | None = None,
     steps: Any = None,
     branch: str = "cond",
+    max_sequence_length: Size | None = None,
 ) -> list[tuple[Site, WeakenWords]]:
     """Make the hooks that multiply the attention of some heads to the words of the prompt.
 
@@ -72,6 +73,7 @@ def weaken_words(
             space-separated word, articles included, as published.
         steps: At which steps; None for all.
         branch: In which guidance branch.
+        max_sequence_length: The run's, which may cut words away; None is the pipeline's own.
 
     Returns:
         (Site, hook) pairs for `fwd_hooks`.
@@ -84,9 +86,11 @@ def weaken_words(
     """
     each = [prompts] if isinstance(prompts, str) else list(prompts)
     asked = [words] if isinstance(words, str) else words
+    kept = max_sequence_length
+    found = [(one, model.prompt_tokens(one, max_sequence_length=kept)) for one in each]
     tokens = [
-        sorted({at for word in _weakened(prompt, asked) for at in model.words(prompt, word)})
-        for prompt in each
+        sorted({at for word in _weakened(prompt, asked) for at in known.find(word)})
+        for prompt, known in found
     ]
     union = sorted({at for some in tokens for at in some})
     hook = WeakenWords(factor, tuple(tuple(map(union.index, some)) for some in tokens))
