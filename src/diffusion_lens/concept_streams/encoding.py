@@ -44,11 +44,11 @@ def encode_concepts(
     """
     _refuse_bad(concepts)
     settings = _settings(pipe, device, max_sequence_length)
+    length = settings.get("max_sequence_length")
     rows: dict[str, slice] = {}
     found: list[Tensor] = []
     for concept in concepts:
-        _refuse_long(pipe, parts, concept, settings.get("max_sequence_length"))
-        length = settings.get("max_sequence_length")
+        _refuse_long(pipe, parts, concept, length)
         tokens = word_tokens(pipe, tuple(parts), concept, concept, max_length=length)
         embeddings = _encode(pipe, concept, settings)
         kept = tokens[:1] if first else tokens
@@ -91,8 +91,8 @@ def encode_together(
     _refuse_bad(concepts)
     settings = _settings(pipe, device, max_sequence_length)
     prompt = " ".join(concepts)
-    _refuse_long(pipe, parts, prompt, settings.get("max_sequence_length"))
     length = settings.get("max_sequence_length")
+    _refuse_long(pipe, parts, prompt, length)
     tokens = PromptTokens.of(pipe, tuple(parts[:1]), prompt, max_length=length)
     rows: dict[str, slice] = {}
     start = 0

@@ -104,9 +104,9 @@ def concept_attention(
     """
     run = Run.of(prompts, seed=seed, settings=settings)
     chosen = preset_of(preset)
-    named = {"space": space, "softmax_over": softmax_over}
+    named: dict[str, Any] = {"space": space, "softmax_over": softmax_over}
     if chosen.max_sequence_length is None:
-        named["max_sequence_length"] = run.settings.get("max_sequence_length")
+        named["max_sequence_length"] = run.text_length
     chosen = replace(chosen, **{name: one for name, one in named.items() if one is not None})
     keep = (keep,) if isinstance(keep, str) else keep
     blocks = (blocks,) if isinstance(blocks, int) else blocks

@@ -113,7 +113,7 @@ def head_relevance(
     _refuse_lost_noise(run, checkpoint)
     seeded = _seeded(run)
     batches(seeded, batch_size, error=ConceptError)  # refuses what does not pair, before any work
-    length = run.settings.get("max_sequence_length")
+    length = run.text_length
     words = ConceptWords.encode(model, concepts, max_sequence_length=length)
     joint = model.spec.concepts is not None
     heads = text_heads(model)
