@@ -17,6 +17,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"analyses", "training"}),
     frozenset({"toys", "testing"}),
     frozenset({"interventions"}),
+    frozenset({"authoring"}),
     frozenset({"hooked_diffusion"}),
     frozenset({"concept_streams"}),
     frozenset({"engine"}),

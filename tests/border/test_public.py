@@ -141,6 +141,12 @@ def parameters(function: Any) -> set[str]:
     return set(inspect.signature(function).parameters) - {"self", "cls"}
 
 
+def parts_of(kind: type) -> dict[str, Any]:
+    """What a class defines; `HookedDiffusion` is made of several."""
+    kinds = [one for one in kind.__mro__[1:] if "hooked_diffusion" in one.__module__]
+    return {name: held for one in (*kinds[::-1], kind) for name, held in vars(one).items()}
+
+
 def public_functions() -> dict[str, Any]:
     """Every public function, method and constructor that takes arguments and is no hook."""
     found: dict[str, Any] = {}
@@ -149,7 +155,7 @@ def public_functions() -> dict[str, Any]:
             found[name] = value
         if not inspect.isclass(value) or issubclass(value, Exception | tuple):
             continue
-        for part, held in vars(value).items():
+        for part, held in parts_of(value).items():
             function = getattr(held, "__func__", held)
             generated = part == "__init__" and getattr(value, "_is_protocol", False)
             if is_public(part) and inspect.isfunction(function) and not generated:

@@ -30,7 +30,7 @@ from diffusion_lens.errors import (
     UnsupportedModelError,
     WordError,
 )
-from diffusion_lens.hooked_diffusion.model import _pairs
+from diffusion_lens.hooked_diffusion.hooking import _pairs, _registration
 from diffusion_lens.hooked_diffusion.output import versions
 from diffusion_lens.reducers import Last, RunningMean, reducer_factory
 from tests.pipelines import (
@@ -290,7 +290,7 @@ def test_hooks_that_break_their_promise_to_read_only(model: HookedDiffusion, nam
 
 def test_hooks_that_are_no_functions(model: HookedDiffusion) -> None:
     with pytest.raises(RunError, match=re.escape("a hook is a function fn(activation, hook), got")):
-        inspect.unwrap(HookedDiffusion._registration)(model, Z, "ablate")
+        _registration(Z, "ablate")
     with pytest.raises(RunError, match="dir='forward': a hook is 'fwd' or 'bwd'"):
         model.add_hook(Z, nothing, dir="forward")
 

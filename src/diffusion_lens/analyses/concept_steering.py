@@ -16,9 +16,9 @@ from torch import Tensor
 from diffusion_lens import HookedDiffusion, Output, Run, Site
 from diffusion_lens.analyses.head_relevance.counting import text_heads
 from diffusion_lens.analyses.head_relevance.result import HeadRelevance
+from diffusion_lens.authoring import DEFAULT_SEED
 from diffusion_lens.border import Number, PipelineSetting, Seed, public
 from diffusion_lens.errors import ConceptError, RunError
-from diffusion_lens.hooked_diffusion.run import DEFAULT_SEED
 from diffusion_lens.interventions import scale_token_columns
 from diffusion_lens.interventions.tokens import ScaleTokenColumns
 

@@ -11,8 +11,8 @@ from torch import nn
 
 from diffusion_lens import HookedDiffusion, Run
 from diffusion_lens.analyses.telling import digest, told, weights_told
+from diffusion_lens.authoring import versions
 from diffusion_lens.errors import DiffusionLensError, listing
-from diffusion_lens.hooked_diffusion.output import versions
 
 LONGEST = 200
 """Characters of an entry that are kept as they are; longer ones end in a digest."""
@@ -73,7 +73,7 @@ def _model_told(model: HookedDiffusion) -> Iterator[tuple[str, str]]:
     yield from _entries("version", {**versions(), "python": python}).items()
     yield "device", model.device.type
     # An edit by a hook that is open changes every number.
-    hooks = [[str(one.site), one.backward, one.fn] for one in model.wiring.registrations]
+    hooks = [[str(one.site), one.backward, one.fn] for one in model.registrations]
     yield "open hooks", f"{len(hooks)} {digest(hooks)}"
     if pipe is None:
         yield from _part_told("denoiser", model.denoiser)

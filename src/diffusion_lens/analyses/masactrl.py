@@ -9,9 +9,9 @@ from pathlib import Path
 from diffusion_lens import HookedDiffusion, Run, Site
 from diffusion_lens.analyses.edited_images import EditedImages, edited_run, inference_steps
 from diffusion_lens.analyses.reference_run import blocks_of, run_with_reference
+from diffusion_lens.authoring import DEFAULT_SEED
 from diffusion_lens.border import Amount, PipelineSetting, public
 from diffusion_lens.errors import RunError
-from diffusion_lens.hooked_diffusion.run import DEFAULT_SEED
 
 CITATION = (
     "Cao et al., MasaCtrl: Tuning-Free Mutual Self-Attention Control for Consistent Image "

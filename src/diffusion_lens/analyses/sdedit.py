@@ -11,9 +11,9 @@ from PIL import Image
 from diffusion_lens import HookedDiffusion, Run
 from diffusion_lens.analyses.edited_images import EditedImages, edited_run
 from diffusion_lens.analyses.inversion import fitting
+from diffusion_lens.authoring import DEFAULT_SEED
 from diffusion_lens.border import Between, PipelineSetting, public
 from diffusion_lens.errors import RunError, UnsupportedModelError
-from diffusion_lens.hooked_diffusion.run import DEFAULT_SEED
 
 CITATION = (
     "Meng et al., SDEdit: Guided Image Synthesis and Editing with Stochastic Differential "

@@ -6,7 +6,7 @@ import operator
 from collections.abc import Mapping
 from typing import Any
 
-from diffusion_lens.border.ranges import LARGEST_SIZE
+from diffusion_lens.border import LARGEST_SIZE
 from diffusion_lens.errors import DiffusionLensError
 
 

@@ -14,9 +14,9 @@ from diffusion_lens import HookedDiffusion, Run, Site
 from diffusion_lens.analyses.edited_images import EditedImages, edited_run
 from diffusion_lens.analyses.reference_run import blocks_of, run_with_reference
 from diffusion_lens.analyses.saving import Saved
+from diffusion_lens.authoring import DEFAULT_SEED
 from diffusion_lens.border import Amount, PipelineSetting, public
 from diffusion_lens.errors import ResultError, UnsupportedModelError
-from diffusion_lens.hooked_diffusion.run import DEFAULT_SEED
 from diffusion_lens.interventions import bypass_block
 
 CITATION = (

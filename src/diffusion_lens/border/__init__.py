@@ -4,6 +4,7 @@ Nothing below the border checks types again, and no hook is decorated.
 """
 
 from diffusion_lens.border.checking import public as public
+from diffusion_lens.border.ranges import LARGEST_SIZE as LARGEST_SIZE
 from diffusion_lens.border.ranges import Amount as Amount
 from diffusion_lens.border.ranges import Between as Between
 from diffusion_lens.border.ranges import Count as Count

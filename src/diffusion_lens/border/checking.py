@@ -57,7 +57,7 @@ def _checked(function: Any, closer: Mapping[str, Any]) -> Any:
             border = Border(function, closer)
         wrong = border.first_wrong(args, kwargs)
         if wrong is not None:
-            raise ArgumentError(refusal(function, *wrong)) from None
+            raise ArgumentError(refusal(function, args, *wrong)) from None
         return function(*args, **kwargs)
 
     checked.__border__ = True  # type: ignore[attr-defined]

@@ -16,7 +16,9 @@ SHORT = reprlib.Repr()
 SHORT.maxstring = SHORT.maxother = 60
 
 
-def refusal(function: Callable[..., Any], argument: str, hint: Any, value: Any) -> str:
+def refusal(
+    function: Callable[..., Any], args: tuple[Any, ...], argument: str, hint: Any, value: Any
+) -> str:
     """The message: the function and its argument, what it takes, what it got, what it is for."""
     found = given(value)
     inner = first_wrong(hint, value)
@@ -24,13 +26,22 @@ def refusal(function: Callable[..., Any], argument: str, hint: Any, value: Any) 
         place, item, _wanted = inner
         found = f"{found}, where {place} is {given(item)}"
     where = argument if argument.startswith("*") else f"{argument}=…"
-    message = f"{called(function)}({where}) takes {told(hint)}, got {found}."
+    message = f"{called(function, args)}({where}) takes {told(hint)}, got {found}."
     return " ".join(filter(None, [message, advice(hint, value), meaning(function, argument)]))
 
 
-def called(function: Callable[..., Any]) -> str:
-    """A function as its users call it: a class for its `__init__`, an object for `__call__`."""
-    name = function.__qualname__
+def called(function: Callable[..., Any], args: tuple[Any, ...]) -> str:
+    """A function as its users call it: a class for its `__init__`, an object for `__call__`.
+
+    Args:
+        function: The function.
+        args: What it was called with: a method is called by the class of its object, which may
+            have it from another.
+    """
+    owner, _, method = function.__qualname__.rpartition(".")
+    of = [one if isinstance(one, type) else type(one) for one in args[:1]]
+    kinds = [kind for kind in of if owner in {base.__qualname__ for base in kind.__mro__}]
+    name = f"{kinds[0].__qualname__}.{method}" if kinds else function.__qualname__
     return re.sub(r"\.(__init__|__call__)$", "", re.sub(r"\.__getitem__$", "[…]", name))
 
 

@@ -28,6 +28,7 @@ from diffusion_lens.errors import (
     UnsupportedModelError,
     listing,
 )
+from diffusion_lens.hook_points.names import NamePattern, match_names
 from diffusion_lens.hook_points.point import HookPoint
 
 DENOISERS = ("transformer", "unet")
@@ -126,6 +127,15 @@ class Wiring:
     def native(self, pattern: Any) -> dict[str, HookPoint]:
         """Hook points at modules by their path in diffusers, for a pattern that asks for them."""
         return native_points(self.denoiser, pattern)
+
+    def find(self, pattern: NamePattern) -> dict[str, HookPoint]:
+        """The hook points that a pattern selects, by name.
+
+        Raises:
+            UnknownHookPointError: If there is none.
+        """
+        known = self.native(pattern) or self.points
+        return {name: known[name] for name in match_names(pattern, list(known), model=self.called)}
 
     def has_place(self, registration: Registration) -> bool:
         """Whether the hook points that a hook asks for exist."""

@@ -6,7 +6,15 @@ import html
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
+
 from diffusion_lens.activation_cache import readable_bytes
+from diffusion_lens.architectures.catalogue import find_absent
+from diffusion_lens.architectures.sources import ProductWeights
+from diffusion_lens.engine.wiring import Wiring
+from diffusion_lens.errors import UnknownHookPointError
+from diffusion_lens.hook_points.names import NamePattern, matches
+from diffusion_lens.hook_points.point import HookPoint
 
 HEADER = ("hook point", "axes", "shape", "heads", "grid", "bytes", "module", "note")
 
@@ -96,3 +104,53 @@ class HookTable:
         )
         caption = f"<caption>{html.escape(self.title)}</caption>"
         return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def hook_table(wiring: Wiring, pattern: NamePattern) -> HookTable:
+    """The table of the hook points that match; see `HookedDiffusion.hook_table`."""
+    absent = [
+        HookRow(missing.name, (), (), None, (), None, "", missing.reason, present=False)
+        for missing in find_absent(wiring.denoiser, wiring.spec)
+        if matches(pattern, missing.name)
+    ]
+    try:
+        found = wiring.find(pattern)
+    except UnknownHookPointError:
+        if not absent:
+            raise
+        found = {}
+    rows = [_row(wiring, point) for point in found.values()]
+    return HookTable(f"{wiring.called}: {len(rows)} hook points", (*rows, *absent))
+
+
+def _row(wiring: Wiring, point: HookPoint) -> HookRow:
+    grid = wiring.spec.default_grid(wiring.denoiser, point.level)
+    tokens = {"img": int(torch.Size(grid).numel()), "txt": _text_tokens(wiring)}
+    tokens |= wiring.tracker.tokens_beside
+    count = point.elements(tokens, batch=1)
+    return HookRow(
+        name=point.name,
+        axes=point.axes,
+        shape=point.shape(tokens, batch=1),
+        heads=point.heads,
+        grid=grid,
+        nbytes=None if count is None else count * _itemsize(wiring, point),
+        module=point.module,
+        note=point.dead or "",
+    )
+
+
+def _text_tokens(wiring: Wiring) -> int:
+    """Length of the text stream by default: the tokenizer's limit where one fills it."""
+    parts = wiring.spec.text_parts
+    tokenizer = getattr(wiring.pipe, parts[0].tokenizer, None)
+    if len(parts) > 1 or tokenizer is None:
+        return wiring.spec.text_tokens
+    return min(wiring.spec.text_tokens, tokenizer.model_max_length)
+
+
+def _itemsize(wiring: Wiring, point: HookPoint) -> int:
+    """Bytes of one number: scores and patterns are float32 in half-precision models."""
+    dtype = wiring.denoiser.dtype
+    weights = isinstance(point.source, ProductWeights)
+    return (torch.promote_types(dtype, torch.float32) if weights else dtype).itemsize

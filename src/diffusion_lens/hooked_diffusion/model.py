@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,37 +12,29 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_lens.activation_cache import ActivationCache
-from diffusion_lens.architectures.catalogue import find_absent
-from diffusion_lens.architectures.sources import ProductWeights
-from diffusion_lens.architectures.spec import DenoiserSpec
 from diffusion_lens.border import Size, public
 from diffusion_lens.border.devices import Device
 from diffusion_lens.border.pictures import Pictures
 from diffusion_lens.concept_streams.opening import open_streams
 from diffusion_lens.concept_streams.streams import ConceptStreams
-from diffusion_lens.engine.registration import HookFunction, Registration
 from diffusion_lens.engine.wiring import Wiring
-from diffusion_lens.engine.words import PromptTokens
 from diffusion_lens.errors import ConceptError, RunError, UnsupportedModelError
-from diffusion_lens.hook_points.names import NamePattern, match_names, matches
-from diffusion_lens.hook_points.point import HookPoint
-from diffusion_lens.hook_points.site import Site, Sites
+from diffusion_lens.hook_points.site import Sites
 from diffusion_lens.hooked_diffusion import images
 from diffusion_lens.hooked_diffusion.caching import CacheOptions, progress, recording
 from diffusion_lens.hooked_diffusion.denoise import Prediction, denoise
 from diffusion_lens.hooked_diffusion.generating import generate, refuse_unknown_settings
-from diffusion_lens.hooked_diffusion.hook_table import HookRow, HookTable
+from diffusion_lens.hooked_diffusion.hooking import Hook, Hooking
+from diffusion_lens.hooked_diffusion.naming import Naming
 from diffusion_lens.hooked_diffusion.output import Output
 from diffusion_lens.hooked_diffusion.run import DEFAULT_SEED, Run
-from diffusion_lens.hooked_diffusion.silence import hooks_on, refuse_silent
+from diffusion_lens.hooked_diffusion.silence import refuse_silent
 
-Where = str | Site | Callable[[str], bool]
-Hook = tuple[Where, HookFunction]
 Prompts = str | Sequence[str] | Run | None
 Seed = int | Sequence[int] | None
 
 
-class HookedDiffusion:
+class HookedDiffusion(Naming, Hooking):
     """A diffusers pipeline (or a bare denoiser) whose activations can be read and replaced.
 
     Nothing of the pipeline is changed: no module, processor or forward is replaced, and outside
@@ -110,136 +102,11 @@ class HookedDiffusion:
 
         return cls(load(name, torch_dtype=torch_dtype), name=PREFIX + name.removeprefix(PREFIX))
 
-    # -- the model ----------------------------------------------------------------------------
-
-    @property
-    def pipe(self) -> Any:
-        """The pipeline, None for a bare denoiser."""
-        return self.wiring.pipe
-
-    @property
-    def spec(self) -> DenoiserSpec:
-        """The description of the denoiser."""
-        return self.wiring.spec
-
-    @property
-    def denoiser(self) -> Any:
-        """The module that is hooked, looked up anew each time."""
-        return self.wiring.denoiser
-
-    @property
-    def points(self) -> dict[str, HookPoint]:
-        """Every hook point by name."""
-        return self.wiring.points
-
-    @property
-    def device(self) -> torch.device:
-        """Where the denoiser computes."""
-        return self.wiring.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Precision of the denoiser."""
-        return self.denoiser.dtype
-
-    @property
-    def n_blocks(self) -> int:
-        """Number of transformer blocks."""
-        return self.wiring.n_blocks
-
     @public(args=Device | torch.dtype | None)
     def to(self, *args: Any, **kwargs: Any) -> HookedDiffusion:
         """Move or cast the pipeline; returns this model."""
         (self.pipe or self.denoiser).to(*args, **kwargs)
         return self
-
-    # -- names --------------------------------------------------------------------------------
-
-    @public
-    def hook_names(self, pattern: NamePattern = "**") -> list[str]:
-        """The names of hook points, in order of execution block by block.
-
-        Args:
-            pattern: Which names; `native:**` lists every module's output by its path in diffusers.
-
-        Raises:
-            UnknownHookPointError: If nothing matches; the message shows the closest names.
-        """
-        known = self.wiring.native(pattern) or self.points
-        return match_names(pattern, list(known), model=self.wiring.called)
-
-    @public
-    def hook_table(self, pattern: NamePattern = "**") -> HookTable:
-        """A table of hook points: axes, sizes at the native size, module, dead and absent ones.
-
-        Args:
-            pattern: Which names.
-        """
-        absent = [
-            HookRow(missing.name, (), (), None, (), None, "", missing.reason, present=False)
-            for missing in find_absent(self.denoiser, self.spec)
-            if matches(pattern, missing.name)
-        ]
-        known = self.wiring.native(pattern) or self.points
-        names = [name for name in known if matches(pattern, name)]
-        if not names and not absent:
-            names = self.hook_names(pattern)
-        rows = [self._row(known[name]) for name in names]
-        return HookTable(f"{self.wiring.called}: {len(names)} hook points", (*rows, *absent))
-
-    def text_pattern_sites(self) -> list[Site]:
-        """The Sites at which image queries read the text, in any family."""
-        return [
-            Site(point.name, query="img", key="txt")
-            for point in self.points.values()
-            if isinstance(point.source, ProductWeights)
-            and point.source.which == "pattern"
-            and "img" in point.sequences["query"]
-            and "txt" in point.sequences["key"]
-        ]
-
-    @public
-    def words(
-        self,
-        prompt: str,
-        word: str,
-        *,
-        occurrence: int | None = None,
-        max_sequence_length: int | None = None,
-    ) -> tuple[int, ...]:
-        """Positions in the text stream of a word or phrase of a prompt.
-
-        Args:
-            prompt: The prompt.
-            word: A word or phrase of it.
-            occurrence: Which one, counted from 0; None for all.
-            max_sequence_length: The run's, which may cut words away; None is the pipeline's own.
-
-        Raises:
-            WordError: If it is not in the prompt, or not as often.
-            RunError: For a bare denoiser, which has no tokenizer.
-        """
-        tokens = self.prompt_tokens(prompt, max_sequence_length=max_sequence_length)
-        return tokens.find(word, occurrence=occurrence)
-
-    @public
-    def prompt_tokens(
-        self, prompt: str | tuple[str, ...], *, max_sequence_length: int | None = None
-    ) -> PromptTokens:
-        """The tokens of a prompt: where each lies in the text stream, which characters it covers.
-
-        Args:
-            prompt: The prompt, or one for each part of the text stream (SD3's `prompt` and
-                `prompt_3`).
-            max_sequence_length: The run's, which may cut words away; None is the pipeline's own.
-
-        Raises:
-            RunError: For a bare denoiser, which has no tokenizer.
-        """
-        if self.pipe is None:
-            raise RunError("a bare denoiser has no tokenizer; wrap the pipeline to look up words")
-        parts, length = self.spec.text_parts, max_sequence_length
-        return PromptTokens.of(self.pipe, parts, prompt, max_length=length)
 
     # -- running ------------------------------------------------------------------------------
 
@@ -476,95 +343,6 @@ class HookedDiffusion:
         scheduler = self._needed_pipe("add_noise").scheduler
         return images.add_noise(scheduler, latents, level=noise_level, seed=seed)
 
-    # -- hooks --------------------------------------------------------------------------------
-
-    @public
-    @contextlib.contextmanager
-    def hooks(
-        self,
-        fwd_hooks: Sequence[Hook] = (),
-        bwd_hooks: Sequence[Hook] = (),
-        *,
-        branches: Sequence[str] | None = None,
-    ) -> Iterator[HookedDiffusion]:
-        """Keep hooks on while the context is open; they fire on `model.pipe(...)` calls, too.
-
-        Args:
-            fwd_hooks: (name or Site, function) pairs.
-            bwd_hooks: The same for gradients.
-            branches: What the batch of a denoiser called by hand holds, in order, such as
-                `("uncond", "cond")`.
-
-        Raises:
-            UnknownHookPointError: If a name matches nothing.
-            SiteError: If a Site selects nothing.
-            HookNeverFiredError: At the end, if the model ran and a hook never saw a value.
-        """
-        registrations = [self._registration(*pair) for pair in _pairs(fwd_hooks)]
-        registrations += [self._registration(*pair, backward=True) for pair in _pairs(bwd_hooks)]
-        with self.wiring.batch_holds(branches), hooks_on(self.wiring, registrations):
-            yield self
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Take the active hooks off while the context is open, in the midst of a run, too.
-
-        For further evaluations of the denoiser that are no steps of the run.
-        """
-        with self.wiring.paused():
-            yield
-
-    @public
-    def add_hook(
-        self,
-        where: Where,
-        fn: HookFunction,
-        *,
-        dir: str = "fwd",
-        is_permanent: bool = False,
-    ) -> None:
-        """Put a hook on until `reset_hooks` takes it off.
-
-        Args:
-            where: A name or Site.
-            fn: The function.
-            dir: `"fwd"` for activations, `"bwd"` for gradients.
-            is_permanent: Survive `reset_hooks()`.
-        """
-        if dir not in ("fwd", "bwd"):
-            raise RunError(f"dir={dir!r}: a hook is 'fwd' or 'bwd'")
-        added = self._registration(where, fn, backward=dir == "bwd", permanent=is_permanent)
-        self.wiring.register([*self.wiring.registrations, added])
-
-    @public
-    def add_perma_hook(self, where: Where, fn: HookFunction, *, dir: str = "fwd") -> None:
-        """Put a hook on that survives `reset_hooks()`."""
-        self.add_hook(where, fn, dir=dir, is_permanent=True)
-
-    @public
-    def reset_hooks(
-        self, *, including_permanent: bool = False, including_others: bool = False
-    ) -> None:
-        """Take off the hooks that `add_hook` put on; those of open contexts stay.
-
-        Args:
-            including_permanent: The permanent ones as well.
-            including_others: All hooks of other wrappers of the same denoiser, too.
-        """
-        if including_others:
-            self.wiring.release_others()
-        kept = [
-            one
-            for one in self.wiring.registrations
-            if one.thread is not None or (one.permanent and not including_permanent)
-        ]
-        self.wiring.register(kept)
-
-    @property
-    def has_backward_hooks(self) -> bool:
-        """Whether a hook waits for gradients."""
-        return self.wiring.has_backward_hooks
-
     # -- concept streams ----------------------------------------------------------------------
 
     @public(
@@ -651,14 +429,6 @@ class HookedDiffusion:
 
     # -- inside -------------------------------------------------------------------------------
 
-    def _registration(
-        self, where: Where, fn: HookFunction, *, backward: bool = False, permanent: bool = False
-    ) -> Registration:
-        if not callable(fn):
-            raise RunError(f"a hook is a function fn(activation, hook), got {fn!r}")
-        mark = bool(getattr(fn, "read_only", False)) and not backward
-        return Registration(Site.of(where), fn, backward, mark, permanent)
-
     def _needed_pipe(self, what: str) -> Any:
         if self.pipe is None:
             raise RunError(
@@ -667,35 +437,6 @@ class HookedDiffusion:
             )
         return self.pipe
 
-    def _row(self, point: HookPoint) -> HookRow:
-        grid = self.spec.default_grid(self.denoiser, point.level)
-        tokens = {"img": int(torch.Size(grid).numel()), "txt": self._text_tokens()}
-        tokens |= self.wiring.tracker.tokens_beside
-        count = point.elements(tokens, batch=1)
-        return HookRow(
-            name=point.name,
-            axes=point.axes,
-            shape=point.shape(tokens, batch=1),
-            heads=point.heads,
-            grid=grid,
-            nbytes=None if count is None else count * self._itemsize(point),
-            module=point.module,
-            note=point.dead or "",
-        )
-
-    def _text_tokens(self) -> int:
-        """Length of the text stream by default: the tokenizer's limit where one fills it."""
-        tokenizer = getattr(self.pipe, self.spec.text_parts[0].tokenizer, None)
-        if len(self.spec.text_parts) > 1 or tokenizer is None:
-            return self.spec.text_tokens
-        return min(self.spec.text_tokens, tokenizer.model_max_length)
-
-    def _itemsize(self, point: HookPoint) -> int:
-        """Bytes of one number: scores and patterns are float32 in half-precision models."""
-        weights = isinstance(point.source, ProductWeights)
-        wide = torch.promote_types(self.dtype, torch.float32)
-        return (wide if weights else self.dtype).itemsize
-
     def __repr__(self) -> str:
         """Name, family and size in one line."""
         kind = "bare denoiser" if self.pipe is None else type(self.pipe).__name__
@@ -703,14 +444,3 @@ class HookedDiffusion:
             f"HookedDiffusion({self.name}: {kind}, {self.spec.family}, {self.n_blocks} blocks, "
             f"{len(self.points)} hook points)"
         )
-
-
-def _pairs(hooks: Sequence[Hook]) -> Sequence[Hook]:
-    """Hooks as given, if they are (where, function) pairs."""
-    wrong = [one for one in hooks if not isinstance(one, tuple | list) or len(one) != 2]
-    if wrong:
-        raise RunError(
-            f"hooks are a list of (name or Site, function) pairs, found {wrong[0]!r}; a single "
-            "hook is `fwd_hooks=[(name, fn)]`"
-        )
-    return hooks

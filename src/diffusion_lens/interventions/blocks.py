@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from jaxtyping import Float
 from torch import Tensor
 
+from diffusion_lens import HookedDiffusion
 from diffusion_lens.border import public
 from diffusion_lens.errors import RunError
-from diffusion_lens.hook_points.context import HookContext
-from diffusion_lens.hook_points.site import Site
-from diffusion_lens.hooked_diffusion import HookedDiffusion
+from diffusion_lens.hook_points import HookContext, Site
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_lens.activation_cache import ActivationCache
+from diffusion_lens.authoring import as_factors, as_tensor
 from diffusion_lens.border import Number, Seed, public
-from diffusion_lens.engine.selection import as_factors, as_tensor
 from diffusion_lens.errors import RunError
-from diffusion_lens.hook_points.context import HookContext
+from diffusion_lens.hook_points import HookContext
 from diffusion_lens.interventions.lookup import cached_part
 
 HeadFactors = Number | Mapping[tuple[int, int], Number]

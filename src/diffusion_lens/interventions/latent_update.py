@@ -9,13 +9,11 @@ from typing import Any
 
 from torch import Tensor
 
+from diffusion_lens import HookedDiffusion, Output, Run
+from diffusion_lens.authoring import DEFAULT_SEED, observed
 from diffusion_lens.border import Number, PipelineSetting, public
-from diffusion_lens.engine.observing import observed
 from diffusion_lens.errors import RunError
-from diffusion_lens.hook_points.selectors import Indices, contains, steps_of
-from diffusion_lens.hook_points.site import Site
-from diffusion_lens.hooked_diffusion import HookedDiffusion, Output, Run
-from diffusion_lens.hooked_diffusion.run import DEFAULT_SEED
+from diffusion_lens.hook_points import Indices, Site, contains, steps_of
 from diffusion_lens.interventions.pattern_gradient import LossAt, LossFunction, PatternGradient
 
 Evaluate = Callable[[Tensor], LossAt]

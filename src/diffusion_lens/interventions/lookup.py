@@ -5,9 +5,9 @@ from __future__ import annotations
 from torch import Tensor
 
 from diffusion_lens.activation_cache import ActivationCache
-from diffusion_lens.engine.selection import take
+from diffusion_lens.authoring import take
 from diffusion_lens.errors import CacheKeyError, RunError
-from diffusion_lens.hook_points.context import HookContext
+from diffusion_lens.hook_points import HookContext
 
 
 def cached_part(

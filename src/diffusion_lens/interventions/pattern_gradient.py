@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from diffusion_lens import HookedDiffusion, Run
+from diffusion_lens.authoring import observed
 from diffusion_lens.border import public
-from diffusion_lens.engine.observing import observed
 from diffusion_lens.errors import RunError
-from diffusion_lens.hook_points.context import HookContext
-from diffusion_lens.hook_points.site import Site
-from diffusion_lens.hooked_diffusion import HookedDiffusion, Run
+from diffusion_lens.hook_points import HookContext, Site
 
 Activations = Sequence[tuple[Tensor, HookContext]]
 """What the hooked points gave in one evaluation, in order."""

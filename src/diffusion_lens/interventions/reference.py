@@ -16,8 +16,7 @@ from torch import Tensor
 
 from diffusion_lens.border import public
 from diffusion_lens.errors import RunError
-from diffusion_lens.hook_points.context import HookContext
-from diffusion_lens.hook_points.site import Site
+from diffusion_lens.hook_points import HookContext, Site
 
 Key = tuple[str, str, int, str]
 VALUE = "value"

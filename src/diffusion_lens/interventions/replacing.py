@@ -10,7 +10,7 @@ from torch import Tensor
 from diffusion_lens.activation_cache import ActivationCache
 from diffusion_lens.border import public
 from diffusion_lens.errors import RunError
-from diffusion_lens.hook_points.context import HookContext
+from diffusion_lens.hook_points import HookContext
 from diffusion_lens.interventions.lookup import cached_part
 
 

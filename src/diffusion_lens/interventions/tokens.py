@@ -9,7 +9,7 @@ from torch import Tensor
 
 from diffusion_lens.border import public
 from diffusion_lens.errors import RunError
-from diffusion_lens.hook_points.context import HookContext
+from diffusion_lens.hook_points import HookContext
 from diffusion_lens.interventions.heads import (
     HeadFactors,
     Pair,

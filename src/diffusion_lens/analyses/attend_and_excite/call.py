@@ -25,6 +25,7 @@ from diffusion_lens.analyses.attend_and_excite.rule import THRESHOLDS, Excite, S
 from diffusion_lens.analyses.concept_steering import refuse_other_heads
 from diffusion_lens.analyses.head_relevance import HeadRelevance
 from diffusion_lens.analyses.prompt_to_prompt.word_maps import map_sites
+from diffusion_lens.authoring import DEFAULT_SEED, PromptTokens
 from diffusion_lens.border import (
     Count,
     Fraction,
@@ -35,7 +36,6 @@ from diffusion_lens.border import (
     Size,
     public,
 )
-from diffusion_lens.engine.words import PromptTokens
 from diffusion_lens.errors import (
     ConceptError,
     RunError,
@@ -43,7 +43,6 @@ from diffusion_lens.errors import (
     WordError,
     refuse_unknown,
 )
-from diffusion_lens.hooked_diffusion.run import DEFAULT_SEED
 from diffusion_lens.interventions.latent_update import LatentUpdate, run_with_latent_update
 from diffusion_lens.interventions.pattern_gradient import Activations
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from diffusion_lens import HookContext
-from diffusion_lens.engine.selection import as_factors
+from diffusion_lens.authoring import as_factors
 from diffusion_lens.errors import RunError, UnsupportedModelError
 from diffusion_lens.interventions.pattern_gradient import Activations
 

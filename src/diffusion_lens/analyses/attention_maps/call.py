@@ -26,9 +26,9 @@ from diffusion_lens.analyses.attention_maps.selecting import (
     positions_of,
     tokens_of,
 )
+from diffusion_lens.authoring import DEFAULT_SEED
 from diffusion_lens.border import Amount, PipelineSetting, public
 from diffusion_lens.errors import RunError, refuse_unknown
-from diffusion_lens.hooked_diffusion.run import DEFAULT_SEED
 
 UPSAMPLE = ("bicubic", "bilinear", "nearest")
 CLAMP = ("each", "mean")

@@ -24,7 +24,7 @@ from torch import Tensor
 from diffusion_lens import HookContext, HookedDiffusion, Site
 from diffusion_lens.analyses.attention_maps.collecting import PatternSums, Plan
 from diffusion_lens.analyses.attention_maps.selecting import Chosen
-from diffusion_lens.concept_streams.encoding import encode_concepts
+from diffusion_lens.authoring import encode_concepts
 from diffusion_lens.errors import SiteError, UnsupportedModelError, refuse_unknown
 
 AMONG = ("prompt", "foreign")

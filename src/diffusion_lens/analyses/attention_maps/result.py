@@ -12,8 +12,8 @@ from torch import Tensor
 
 from diffusion_lens.analyses.attention_maps.collecting import Pair, Plan, resized
 from diffusion_lens.analyses.saving import Saved
+from diffusion_lens.authoring import PromptTokens
 from diffusion_lens.border import Number, Size, public
-from diffusion_lens.engine.words import PromptTokens
 from diffusion_lens.errors import ResultError, WordError, closest, listing
 
 MOST_PANELS = 64

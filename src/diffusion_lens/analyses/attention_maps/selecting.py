@@ -8,10 +8,10 @@ from typing import Any
 
 from diffusion_lens import HookedDiffusion, Run, Site
 from diffusion_lens.analyses.attention_maps.collecting import Pair
+from diffusion_lens.authoring import PromptTokens
 from diffusion_lens.border import Number
-from diffusion_lens.engine.words import PromptTokens
 from diffusion_lens.errors import SiteError, UnsupportedModelError, WordError, listing
-from diffusion_lens.hook_points.point import HookPoint
+from diffusion_lens.hook_points import HookPoint
 
 HeadChoice = int | Iterable[int | tuple[int, int] | list[int]] | Mapping[tuple[int, int], Number]
 """Indices, the same in every block; (block, head) pairs; or a mapping from pairs to weights."""
@@ -201,8 +201,8 @@ def tokens_of(model: HookedDiffusion, run: Run, branch: str | None) -> tuple[Pro
     Raises:
         SiteError: If the model has no such branch. Several at once would be added up as one.
     """
-    known = list(model.wiring.tracker.known_branches())
-    if branch not in known:
+    if branch not in model.branches:
+        known = list(model.branches)
         raise SiteError(f"branch={branch!r} is none of {known}; an analysis looks at one")
     count = run.samples // run.images_per_prompt
     negative = branch == "uncond"

@@ -12,7 +12,7 @@ from torch import Tensor
 from diffusion_lens import HookContext, Site
 from diffusion_lens.analyses.concept_attention.presets import SPACES, Preset
 from diffusion_lens.analyses.concept_attention.scores import concept_scores
-from diffusion_lens.concept_streams.streams import ConceptStreams
+from diffusion_lens.authoring import ConceptStreams
 
 WITH_CONCEPTS = "attn.img_with_concepts.hook_z"
 """z of the image where concepts are in the place of the prompt."""

@@ -25,10 +25,9 @@ from diffusion_lens.analyses.concept_attention.presets import (
     Preset,
     preset_of,
 )
+from diffusion_lens.authoring import DEFAULT_SEED, ConceptStreams
 from diffusion_lens.border import Amount, PipelineSetting, public
-from diffusion_lens.concept_streams.streams import ConceptStreams
 from diffusion_lens.errors import ConceptError, HookNeverFiredError, listing, refuse_unknown
-from diffusion_lens.hooked_diffusion.run import DEFAULT_SEED
 
 NOISE_LEVEL = 0.5
 """How far the paper noises a real image."""

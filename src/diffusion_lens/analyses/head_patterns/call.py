@@ -16,9 +16,9 @@ from diffusion_lens.analyses.attention_maps.selecting import (
 )
 from diffusion_lens.analyses.head_patterns.result import HeadPatterns
 from diffusion_lens.analyses.head_patterns.statistics import VALUES, PatternStatistics
+from diffusion_lens.authoring import DEFAULT_SEED
 from diffusion_lens.border import PipelineSetting, public
 from diffusion_lens.errors import SiteError, listing
-from diffusion_lens.hooked_diffusion.run import DEFAULT_SEED
 
 QUERIES = 256
 """About how many image tokens are looked at in each block, unless `every` says otherwise."""

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from diffusion_lens import HookContext, HookedDiffusion, Run, Site
 from diffusion_lens.analyses.attention_maps.selecting import tokens_of
+from diffusion_lens.authoring import DEFAULT_SEED
 from diffusion_lens.border import PipelineSetting, public
 from diffusion_lens.errors import SiteError
-from diffusion_lens.hooked_diffusion.run import DEFAULT_SEED
 
 
 @public

@@ -27,10 +27,9 @@ from diffusion_lens.analyses.head_relevance.words import (
     ConceptWords,
     cross_attention_keys,
 )
+from diffusion_lens.authoring import DEFAULT_SEED, carriers
 from diffusion_lens.border import Count, PipelineSetting, public
-from diffusion_lens.concept_streams.streams import carriers
 from diffusion_lens.errors import ConceptError, UnsupportedModelError, refuse_unknown
-from diffusion_lens.hooked_diffusion.run import DEFAULT_SEED
 
 PARTS = 50
 """In how many disjoint parts of the prompts votes are counted apart, for intervals over prompts."""

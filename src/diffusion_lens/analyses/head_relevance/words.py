@@ -16,8 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_lens import HookedDiffusion
+from diffusion_lens.authoring import unobserved
 from diffusion_lens.border import public
-from diffusion_lens.engine.observing import unobserved
 from diffusion_lens.errors import ConceptError, closest, listing
 
 ENCODED_AT_ONCE = 32

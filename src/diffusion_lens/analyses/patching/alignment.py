@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 
 from diffusion_lens import HookedDiffusion, Run
-from diffusion_lens.engine.words import WORD, words_of
+from diffusion_lens.authoring import WORD, words_of
 from diffusion_lens.errors import PatchingError, WordError, listing
 
 Spans = list[tuple[str, tuple[int, ...]]]

@@ -31,11 +31,10 @@ from diffusion_lens.analyses.patching.summary import (
     summed_up,
 )
 from diffusion_lens.analyses.patching.teacher_forced import HOLDS, Recorded, TeacherForced
+from diffusion_lens.authoring import quiet, take
 from diffusion_lens.border import PipelineSetting, Positive, public
-from diffusion_lens.engine.selection import take
 from diffusion_lens.errors import PatchingError
-from diffusion_lens.hook_points.site import Sites
-from diffusion_lens.hooked_diffusion.caching import quiet
+from diffusion_lens.hook_points import Sites
 
 METHODS = ("first-order", "integrated")
 CITATION = (

@@ -13,11 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_lens.analyses.patching.setting import Batch, refuse_other_length
-from diffusion_lens.architectures.sources import HeadValues
-from diffusion_lens.architectures.spec import Attention
-from diffusion_lens.engine.projection import is_plain
-from diffusion_lens.engine.selection import Part, take
-from diffusion_lens.hook_points.point import HookPoint
+from diffusion_lens.authoring import Attention, HeadValues, Part, is_plain, take
+from diffusion_lens.hook_points import HookPoint
 
 
 @dataclass(frozen=True)

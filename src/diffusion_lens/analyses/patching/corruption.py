@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_lens import HookedDiffusion
+from diffusion_lens.authoring import WORD, words_of
 from diffusion_lens.border import Number, Seed, public
-from diffusion_lens.engine.words import WORD, words_of
 from diffusion_lens.errors import PatchingError, listing
 
 

@@ -15,8 +15,8 @@ from diffusion_lens import HookedDiffusion, Run
 from diffusion_lens.analyses.patching.corruption import WordNoise
 from diffusion_lens.analyses.seeds import listed_seeds, refuse_one_seed
 from diffusion_lens.analyses.telling import told
+from diffusion_lens.authoring import DEFAULT_SEED
 from diffusion_lens.errors import PatchingError, refuse_unknown
-from diffusion_lens.hooked_diffusion.run import DEFAULT_SEED
 
 DIRECTIONS = ("denoise", "noise")
 SAMPLES = 8

@@ -8,11 +8,9 @@ from typing import Any
 
 from diffusion_lens import HookedDiffusion, Run, Site
 from diffusion_lens.analyses.patching.alignment import Alignment
-from diffusion_lens.architectures.catalogue import native_points
-from diffusion_lens.engine.selection import heads_in, selects
+from diffusion_lens.authoring import heads_in, selects
 from diffusion_lens.errors import PatchingError, closest, listing
-from diffusion_lens.hook_points.point import HookPoint
-from diffusion_lens.hook_points.selectors import Tokens
+from diffusion_lens.hook_points import HookPoint, Tokens
 
 AXES = ("block", "stream", "attention", "point", "head", "pos")
 Index = slice | tuple[int, ...]
@@ -103,9 +101,7 @@ def plan(
     places = _positions(model, alignment, base, positions) if "pos" in axes else {}
     for site in map(Site.of, listed):
         blocks: set[int | None] = set()
-        known = native_points(model.denoiser, site.name) or model.points
-        for name in model.hook_names(site.name):
-            point = known[name]
+        for name, point in model.find_points(site.name).items():
             if not selects(point, site):
                 continue
             blocks.add(point.block)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from diffusion_lens import HookContext, Site
 from diffusion_lens.analyses.patching.plan import Cell, Change, Plan
-from diffusion_lens.engine.selection import Part, put, take
+from diffusion_lens.authoring import Part, put, take
 from diffusion_lens.errors import PatchingError
 
 Lookup = Callable[[HookContext], Tensor]

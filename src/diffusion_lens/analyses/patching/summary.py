@@ -13,8 +13,8 @@ from diffusion_lens.analyses.patching.plan import Plan, plan
 from diffusion_lens.analyses.patching.result import PatchingResult, gathered
 from diffusion_lens.analyses.patching.scoreboard import Scoreboard
 from diffusion_lens.analyses.telling import digest, told
+from diffusion_lens.authoring import versions
 from diffusion_lens.errors import PatchingError
-from diffusion_lens.hooked_diffusion.output import versions
 from diffusion_lens.metrics.recovery import normalised
 
 
@@ -45,7 +45,7 @@ def laid_out(
     )
     about = {
         "model": model.name,
-        "scheduler": type(model.wiring.tracker.scheduler()).__name__,
+        "scheduler": type(model.pipe.scheduler).__name__,
         "dtype": str(model.dtype),
         "versions": versions(),
         **pair.about(),

@@ -35,10 +35,10 @@ from diffusion_lens.analyses.patching.summary import (
 )
 from diffusion_lens.analyses.patching.teacher_forced import TeacherForced
 from diffusion_lens.analyses.patching.trajectory import OnTrajectory, runs_of
+from diffusion_lens.authoring import quiet
 from diffusion_lens.border import Count, PipelineSetting, Positive, public
 from diffusion_lens.errors import PatchingError, refuse_unknown
-from diffusion_lens.hook_points.site import Sites
-from diffusion_lens.hooked_diffusion.caching import quiet
+from diffusion_lens.hook_points import Sites
 
 MODES = ("teacher-forced", "on-trajectory", "window")
 DECIDE = ("direction", "seeds", "sites", "axes", "labels", "mode", "steps", "window", "restart")

@@ -31,10 +31,9 @@ from diffusion_lens.analyses.patching.plan import Cell, Plan
 from diffusion_lens.analyses.patching.schedule import Schedule
 from diffusion_lens.analyses.patching.scoreboard import Scoreboard
 from diffusion_lens.analyses.patching.setting import Batch, packed
-from diffusion_lens.architectures.sources import AtModule, AtScheduler
-from diffusion_lens.engine.restart import Replay
+from diffusion_lens.authoring import AtModule, AtScheduler, Replay
 from diffusion_lens.errors import PatchingError
-from diffusion_lens.hook_points.point import HookPoint
+from diffusion_lens.hook_points import HookPoint
 
 HOLDS = (BRANCH,)
 

@@ -22,7 +22,7 @@ from diffusion_lens.analyses.patching.plan import Plan
 from diffusion_lens.analyses.patching.schedule import Schedule
 from diffusion_lens.analyses.patching.scoreboard import Scoreboard
 from diffusion_lens.analyses.patching.setting import Batch, packed
-from diffusion_lens.engine.restart import TrajectoryReplay
+from diffusion_lens.authoring import TrajectoryReplay
 from diffusion_lens.errors import PatchingError
 
 
@@ -65,9 +65,10 @@ class OnTrajectory:
                 output_type="latent",
                 show_progress=False,
             )
-        self.replay = TrajectoryReplay(self.model.denoiser, lambda: self.model.wiring.tracker.step)
-        with self.model.wiring.following(), self.replay.recording():
-            base = self._run(everyone)
+        with self.model.following() as step:
+            self.replay = TrajectoryReplay(self.model.denoiser, step)
+            with self.replay.recording():
+                base = self._run(everyone)
         sides = [self._outcome(_latents(one), everyone) for one in (out, base)]
         self.source, self.base = (side.beside(*sides) for side in sides)
         return tuple(range(base.made_by.steps))

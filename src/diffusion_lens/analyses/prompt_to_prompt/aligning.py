@@ -15,7 +15,7 @@ from diffusion_lens.analyses.prompt_to_prompt.alignment import (
     replacement,
     word_tokens,
 )
-from diffusion_lens.engine.words import PromptTokens
+from diffusion_lens.authoring import PromptTokens
 from diffusion_lens.errors import RunError, WordError, refuse_unknown
 
 EDITS = ("replace", "refine", "reweight")

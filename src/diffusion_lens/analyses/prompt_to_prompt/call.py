@@ -35,9 +35,9 @@ from diffusion_lens.analyses.prompt_to_prompt.word_maps import (
     blend_words,
     map_sites,
 )
+from diffusion_lens.authoring import DEFAULT_SEED
 from diffusion_lens.border import Count, Fraction, Number, PipelineSetting, public
 from diffusion_lens.errors import ConceptError, RunError, UnsupportedModelError
-from diffusion_lens.hooked_diffusion.run import DEFAULT_SEED
 
 CITATION = (
     "Hertz et al., Prompt-to-Prompt Image Editing with Cross Attention Control, arXiv 2208.01626"
