@@ -29,7 +29,7 @@ from overhead import BRANCHES
 from torch import Tensor
 
 from diffusion_lens import HookedDiffusion
-from diffusion_lens.analyses.attention_maps.call import _middle
+from diffusion_lens.analyses.attention_maps.attention_maps import _middle
 from diffusion_lens.analyses.attention_maps.collecting import PatternSums, Plan
 from diffusion_lens.analyses.attention_maps.selecting import choose
 from diffusion_lens.engine.registration import Registration

@@ -27,7 +27,7 @@ from diffusion_lens.analyses.patching import (
     latent_projection,
     patch_steps,
 )
-from diffusion_lens.analyses.patching.attribution import attribution_patching
+from diffusion_lens.analyses.patching.attribution_patching import attribution_patching
 from diffusion_lens.toys import call_defaults
 
 DOCS = Path(__file__).parents[1] / "docs"

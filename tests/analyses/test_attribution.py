@@ -16,7 +16,7 @@ from diffusion_lens.analyses.patching import (
     latent_projection,
     latent_recovery,
 )
-from diffusion_lens.analyses.patching.attribution import attribution_patching
+from diffusion_lens.analyses.patching.attribution_patching import attribution_patching
 from diffusion_lens.errors import PatchingError
 from diffusion_lens.metrics.recovery import projection
 from tests.pipelines import fresh_pipe, shared_pipe, short, traces

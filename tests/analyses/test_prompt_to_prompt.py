@@ -12,7 +12,6 @@ from torch import Tensor
 from diffusion_lens import HookedDiffusion, Run
 from diffusion_lens.analyses import LocalBlend, prompt_to_prompt
 from diffusion_lens.analyses.edited_images import EditedImages
-from diffusion_lens.analyses.prompt_to_prompt.aligning import align
 from diffusion_lens.analyses.prompt_to_prompt.alignment import (
     needleman_wunsch,
     refinement,
@@ -21,6 +20,7 @@ from diffusion_lens.analyses.prompt_to_prompt.alignment import (
 )
 from diffusion_lens.analyses.prompt_to_prompt.schedule import cross_steps, self_steps
 from diffusion_lens.analyses.prompt_to_prompt.word_maps import blend_mask
+from diffusion_lens.analyses.prompt_to_prompt.words import align
 from diffusion_lens.errors import ArgumentError, ConceptError, ResultError, RunError, WordError
 from tests.analyses.test_concept_steering import relevance
 from tests.pipelines import latents_of, shared_pipe, short, traces

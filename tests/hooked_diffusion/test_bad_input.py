@@ -290,7 +290,7 @@ def test_hooks_that_break_their_promise_to_read_only(model: HookedDiffusion, nam
 
 def test_hooks_that_are_no_functions(model: HookedDiffusion) -> None:
     with pytest.raises(RunError, match=re.escape("a hook is a function fn(activation, hook), got")):
-        _registration(Z, "ablate")
+        inspect.unwrap(_registration)(Z, "ablate")
     with pytest.raises(RunError, match="dir='forward': a hook is 'fwd' or 'bwd'"):
         model.add_hook(Z, nothing, dir="forward")
 

@@ -10,7 +10,11 @@ from torch import Tensor
 
 from diffusion_lens import Run
 from diffusion_lens.analyses.attend_and_excite import attend_and_excite
-from diffusion_lens.analyses.attend_and_excite.call import NeglectLoss, _factors, _sites
+from diffusion_lens.analyses.attend_and_excite.attend_and_excite import (
+    NeglectLoss,
+    _factors,
+    _sites,
+)
 from diffusion_lens.analyses.attend_and_excite.maps import Columns
 from diffusion_lens.interventions.pattern_gradient import PatternGradient
 from tests.pipelines import golden

@@ -7,8 +7,8 @@ import torch
 
 from diffusion_lens import Run
 from diffusion_lens.analyses import prompt_to_prompt
-from diffusion_lens.analyses.prompt_to_prompt.aligning import align
 from diffusion_lens.analyses.prompt_to_prompt.schedule import cross_steps, self_steps
+from diffusion_lens.analyses.prompt_to_prompt.words import align
 from tests.pipelines import golden
 from tests.reference.test_concept_steering import published
 from tests.reference.test_head_relevance import model_of

@@ -32,7 +32,7 @@ from diffusion_lens.analyses.ordered_weakening import weaken_words as weaken_wor
 from diffusion_lens.analyses.ordered_weakening import weakening_prompts as weakening_prompts
 from diffusion_lens.analyses.patching import PatchingResult as PatchingResult
 from diffusion_lens.analyses.patching import activation_patching as activation_patching
-from diffusion_lens.analyses.patching.attribution import (
+from diffusion_lens.analyses.patching.attribution_patching import (
     attribution_patching as attribution_patching,
 )
 from diffusion_lens.analyses.plug_and_play import plug_and_play as plug_and_play

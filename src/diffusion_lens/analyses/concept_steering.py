@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_lens import HookedDiffusion, Output, Run, Site
-from diffusion_lens.analyses.head_relevance.counting import text_heads
+from diffusion_lens.analyses.head_relevance.head_relevance import text_heads
 from diffusion_lens.analyses.head_relevance.result import HeadRelevance
 from diffusion_lens.authoring import DEFAULT_SEED
 from diffusion_lens.border import Number, PipelineSetting, Seed, public

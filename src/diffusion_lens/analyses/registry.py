@@ -37,7 +37,7 @@ ROWS = (
     Row("activation_patching", "patching", "PatchingResult", PATCHING, "patch"),
     Row("attend_and_excite", "attend_and_excite", "ExcitedImages", ("chefer2023attend",), "excite"),
     Row("attention_maps", "attention_maps", "AttentionMaps", ("tang2023daam",), "attention-maps"),
-    Row("attribution_patching", "patching.attribution", "PatchingResult", PATCHING),
+    Row("attribution_patching", "patching.attribution_patching", "PatchingResult", PATCHING),
     Row(
         "concept_attention",
         "concept_attention",

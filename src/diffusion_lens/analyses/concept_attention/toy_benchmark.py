@@ -16,8 +16,8 @@ from jaxtyping import Float
 from PIL import Image
 
 from diffusion_lens import HookedDiffusion
-from diffusion_lens.analyses.concept_attention.maps import ConceptMaps
-from diffusion_lens.analyses.concept_attention.saliency import concept_attention
+from diffusion_lens.analyses.concept_attention.concept_attention import concept_attention
+from diffusion_lens.analyses.concept_attention.result import ConceptMaps
 from diffusion_lens.toys.benchmark.baselines import centred_disc, exact_on_grid, random_map
 from diffusion_lens.toys.benchmark.patterns import raw_pattern
 from diffusion_lens.toys.benchmark.segmentation import (

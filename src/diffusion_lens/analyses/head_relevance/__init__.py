@@ -7,9 +7,9 @@ Text-to-Image Generative Models, arXiv 2412.02237, and its code (SNU-DRL/HRV).
 from diffusion_lens.analyses.head_relevance.concepts import (
     PUBLISHED_CONCEPTS as PUBLISHED_CONCEPTS,
 )
-from diffusion_lens.analyses.head_relevance.counting import head_relevance as head_relevance
-from diffusion_lens.analyses.head_relevance.counting import result_of as result_of
-from diffusion_lens.analyses.head_relevance.counting import text_heads as text_heads
+from diffusion_lens.analyses.head_relevance.head_relevance import head_relevance as head_relevance
+from diffusion_lens.analyses.head_relevance.head_relevance import result_of as result_of
+from diffusion_lens.analyses.head_relevance.head_relevance import text_heads as text_heads
 from diffusion_lens.analyses.head_relevance.published import PublishedFile as PublishedFile
 from diffusion_lens.analyses.head_relevance.published import fetch_published as fetch_published
 from diffusion_lens.analyses.head_relevance.published import load_published as load_published

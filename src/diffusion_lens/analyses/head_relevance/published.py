@@ -19,7 +19,7 @@ import torch
 
 from diffusion_lens import HookedDiffusion
 from diffusion_lens.analyses.head_relevance.concepts import PUBLISHED_CONCEPTS
-from diffusion_lens.analyses.head_relevance.counting import text_heads
+from diffusion_lens.analyses.head_relevance.head_relevance import text_heads
 from diffusion_lens.analyses.head_relevance.result import Head, HeadRelevance, vectors_of
 from diffusion_lens.border import Count, public
 from diffusion_lens.errors import ResultError, closest

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffusion_lens.analyses.patching.setting import Batch, refuse_other_length
+from diffusion_lens.analyses.patching.batch import Batch, refuse_other_length
 from diffusion_lens.authoring import Attention, HeadValues, Part, is_plain, take
 from diffusion_lens.hook_points import HookPoint
 

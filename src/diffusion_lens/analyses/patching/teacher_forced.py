@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lens import ActivationCache, HookedDiffusion, Site
+from diffusion_lens.analyses.patching.batch import Batch, packed
 from diffusion_lens.analyses.patching.behind_heads import HeadOutput, behind_heads
 from diffusion_lens.analyses.patching.evaluations import (
     BRANCH,
@@ -30,7 +31,6 @@ from diffusion_lens.analyses.patching.pair import Pair
 from diffusion_lens.analyses.patching.plan import Cell, Plan
 from diffusion_lens.analyses.patching.schedule import Schedule
 from diffusion_lens.analyses.patching.scoreboard import Scoreboard
-from diffusion_lens.analyses.patching.setting import Batch, packed
 from diffusion_lens.authoring import AtModule, AtScheduler, Replay
 from diffusion_lens.errors import PatchingError
 from diffusion_lens.hook_points import HookPoint

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 from diffusion_lens import HookContext, HookedDiffusion
+from diffusion_lens.analyses.patching.batch import Batch, packed
 from diffusion_lens.analyses.patching.evaluations import decoded
 from diffusion_lens.analyses.patching.outcome import Metric, Outcome, scored
 from diffusion_lens.analyses.patching.pair import Pair
 from diffusion_lens.analyses.patching.plan import Plan
 from diffusion_lens.analyses.patching.schedule import Schedule
 from diffusion_lens.analyses.patching.scoreboard import Scoreboard
-from diffusion_lens.analyses.patching.setting import Batch, packed
 from diffusion_lens.authoring import TrajectoryReplay
 from diffusion_lens.errors import PatchingError
 

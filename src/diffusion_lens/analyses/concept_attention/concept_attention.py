@@ -19,12 +19,12 @@ from diffusion_lens.analyses.concept_attention.collecting import (
     VectorPairs,
 )
 from diffusion_lens.analyses.concept_attention.given_image import GivenImage, take_image
-from diffusion_lens.analyses.concept_attention.maps import ConceptMaps
 from diffusion_lens.analyses.concept_attention.presets import (
     SPACES,
     Preset,
     preset_of,
 )
+from diffusion_lens.analyses.concept_attention.result import ConceptMaps
 from diffusion_lens.authoring import DEFAULT_SEED, ConceptStreams
 from diffusion_lens.border import Amount, PipelineSetting, public
 from diffusion_lens.errors import ConceptError, HookNeverFiredError, listing, refuse_unknown

@@ -15,6 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from diffusion_lens import HookedDiffusion, Run
+from diffusion_lens.analyses.patching.batch import part_along, refuse_other_length
 from diffusion_lens.analyses.patching.corruption import WordNoise
 from diffusion_lens.analyses.patching.evaluations import BRANCH, Place
 from diffusion_lens.analyses.patching.outcome import Metric, scored
@@ -24,7 +25,6 @@ from diffusion_lens.analyses.patching.result import PatchingResult
 from diffusion_lens.analyses.patching.schedule import Schedule
 from diffusion_lens.analyses.patching.scoreboard import Scoreboard
 from diffusion_lens.analyses.patching.scores import latent_projection
-from diffusion_lens.analyses.patching.setting import part_along, refuse_other_length
 from diffusion_lens.analyses.patching.summary import (
     laid_out,
     refuse_impossible,

@@ -21,7 +21,6 @@ from diffusion_lens.analyses.edited_images import (
     inference_steps,
 )
 from diffusion_lens.analyses.head_relevance import HeadRelevance
-from diffusion_lens.analyses.prompt_to_prompt.aligning import align, tokens_of, word_columns
 from diffusion_lens.analyses.prompt_to_prompt.controller import (
     EditCrossAttention,
     KeepSelfAttention,
@@ -35,6 +34,7 @@ from diffusion_lens.analyses.prompt_to_prompt.word_maps import (
     blend_words,
     map_sites,
 )
+from diffusion_lens.analyses.prompt_to_prompt.words import align, tokens_of, word_columns
 from diffusion_lens.authoring import DEFAULT_SEED
 from diffusion_lens.border import Count, Fraction, Number, PipelineSetting, public
 from diffusion_lens.errors import ConceptError, RunError, UnsupportedModelError
