@@ -69,8 +69,8 @@ class ConceptStreams:
         if self._found is None or self._found[0] is not main:
             views = {block: concept_view(block, attend=self.attend) for block in carriers(main)}
             shown = {block: view for block, view in views.items() if block.index in self.blocks}
-            beside = find_concept_points(denoiser, shown, image_queries=self.image_queries)
-            points = {**main, **beside}
+            added = find_concept_points(denoiser, shown, image_queries=self.image_queries)
+            points = {**main, **added}
             self._found = (main, views, points)
         return self._found[2]
 

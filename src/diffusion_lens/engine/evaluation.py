@@ -38,7 +38,7 @@ class Evaluation:
         self._scheduled = tracker.scheduled(run, arguments.get("timestep"))
         self._grids: dict[int, tuple[int, ...]] = {}
 
-    def level(self) -> NoiseLevel:
+    def noise_level(self) -> NoiseLevel:
         """Where on the noise schedule the latents lie."""
         timestep, sigma = self._scheduled or (self.timestep(), None)
         return noise_level(self.tracker.scheduler(), timestep, sigma)
@@ -57,7 +57,7 @@ class Evaluation:
 
     def sigma(self) -> float:
         """The noise level in the scheduler's own units."""
-        return self.level().noise
+        return self.noise_level().noise
 
     def grid(self, level: int) -> tuple[int, ...]:
         """Token grid of the image at a resolution level."""
@@ -84,7 +84,7 @@ class Evaluation:
         text = text[0] if isinstance(text, tuple) else text  # image prompts come beside it
         image = latents.shape[1] if latents.ndim == 3 else math.prod(self.grid(level))
         found = {"img": int(image)} | ({} if text is None else {"txt": int(text.shape[1])})
-        return found | self.tracker.tokens_beside
+        return found | self.tracker.companion_tokens
 
     def known_prompts(self, branch: str) -> tuple[PartPrompts, ...]:
         """The prompts of a branch, none where they are not known."""

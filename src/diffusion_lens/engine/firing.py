@@ -144,7 +144,7 @@ def fire(
     if rows is None:
         same_batch(taps[0].point.name, value, evaluation)
     for tap, branch, at in firing_order(taps, evaluation, rows or evaluation.rows):
-        part = ((0, at), *tap.place(evaluation, branch, lengths).part)
+        part = ((0, at), *tap.selection(evaluation, branch, lengths).part)
         before = take(out, part)
         shared = tap.registration.read_only and not splice
         given = before if shared else _copy(before)

@@ -58,13 +58,13 @@ def _clean_image(tracker: StepTracker, taps: Sequence[Tap]) -> Handle:
     """What the prediction says the clean latents are; after the hooks on the prediction."""
 
     def guided(prediction: Tensor, timestep: Any, sample: Tensor) -> Tensor:
-        level = tracker.level(timestep)
-        clean = level.clean(prediction, sample)
+        noise_level = tracker.noise_level(timestep)
+        clean = noise_level.clean(prediction, sample)
         changed = _fire(tracker, taps, clean, like=prediction)
         if changed is clean:
             return prediction
         # As a difference, so that patching in the same value again changes no bit.
-        before, after = (level.prediction_for(image, sample) for image in (clean, changed))
+        before, after = (noise_level.prediction_for(image, sample) for image in (clean, changed))
         return prediction + (after - before).to(prediction.dtype)
 
     tracker.on_guided.append(guided)

@@ -58,7 +58,7 @@ class BlockHooks:
         tracker: Follows the evaluations.
         block: The block.
         sources: The hooks.
-        beside: A second pass that has a part in some of its attentions.
+        second: A second pass that has a part in some of its attentions.
         lengths: Token count of each stream, in the call that is running.
         added: What edits of single heads added to a projection that the MLP shares, by stream.
     """
@@ -68,13 +68,13 @@ class BlockHooks:
         tracker: StepTracker,
         block: BlockSite,
         sources: Sources,
-        beside: SecondPass | None = None,
+        second: SecondPass | None = None,
     ) -> None:
         """Prepare; nothing is attached yet."""
         self.tracker = tracker
         self.block = block
         self.sources = sources
-        self.beside = beside
+        self.second = second
         self.lengths: dict[str, int] = {}
         self.added: dict[str, Tensor] = {}
 
@@ -158,7 +158,7 @@ class BlockHooks:
                 f"{self.block.path} runs its feed-forward in chunks, whose parts cannot be told "
                 "apart; call `disable_forward_chunking()` first"
             )
-        return module if self.beside is None else self.beside.module_of(self.block, module)
+        return module if self.second is None else self.second.module_of(self.block, module)
 
     def _of(self, kind: type) -> list[tuple[Any, Sequence[Tap]]]:
         return [(source, taps) for source, taps in self.sources.items() if type(source) is kind]
@@ -194,7 +194,7 @@ class BlockHooks:
             for source, taps in self._of(kind)
             if source.attention is attention
         }
-        special = None if self.beside is None else self.beside.hooks(self.block, attention)
+        special = None if self.second is None else self.second.hooks(self.block, attention)
         if not products and special is None:
             return
         module = self.part(attention.module)

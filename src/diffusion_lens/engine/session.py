@@ -67,7 +67,7 @@ class Session:
         registrations: Sequence[Registration],
         *,
         model: str,
-        beside: SecondPass | None = None,
+        second: SecondPass | None = None,
     ) -> None:
         """Plan what to attach; raises before anything is touched."""
         self.tracker = tracker
@@ -80,9 +80,9 @@ class Session:
             branches=tracker.known_branches(),
             native=partial(native_points, self.denoiser),
         )
-        self.beside = None
-        if beside is not None and beside.plan(self.taps):
-            self.beside = beside
+        self.second = None
+        if second is not None and second.plan(self.taps):
+            self.second = second
         self._exit = contextlib.ExitStack()
 
     def __enter__(self) -> Session:
@@ -125,13 +125,13 @@ class Session:
 
     def _attach_gated(self) -> Iterator[Handle]:
         """Every hook; where a second pass runs, each is deaf while the other one does."""
-        beside = self.beside
+        second = self.second
         for block, handle in self._attach():
             deaf_on_copies(handle)
-            if beside is not None:
-                gated(handle, beside.listens(block))
+            if second is not None:
+                gated(handle, second.listens(block))
             yield handle
-        for handle in () if beside is None else beside.attach():
+        for handle in () if second is None else second.attach():
             yield deaf_on_copies(handle)
 
     def _attach(self) -> Iterator[tuple[BlockSite | None, Handle]]:
@@ -142,8 +142,8 @@ class Session:
                 yield None, OUTSIDE[type(source)](self.tracker, source, taps)
             else:
                 by_block.setdefault(source.block, {})[source] = taps
-        for block in () if self.beside is None else self.beside.blocks():
+        for block in () if self.second is None else self.second.blocks():
             by_block.setdefault(block, {})
         for block, sources in by_block.items():
-            for handle in BlockHooks(self.tracker, block, sources, self.beside).attach():
+            for handle in BlockHooks(self.tracker, block, sources, self.second).attach():
                 yield block, handle

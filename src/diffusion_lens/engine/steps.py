@@ -46,7 +46,7 @@ class StepTracker:
         self.pipe = pipe
         self.spec = spec
         self.branches: tuple[str, ...] | None = None
-        self.tokens_beside: dict[str, int] = {}
+        self.companion_tokens: dict[str, int] = {}
         self.run = RunState()
         self.current: Evaluation | None = None
         self.running = False
@@ -160,7 +160,7 @@ class StepTracker:
         sigma = None if schedule.sigmas is None else schedule.sigmas[index]
         return schedule.timesteps[index], sigma
 
-    def level(self, timestep: Any) -> NoiseLevel:
+    def noise_level(self, timestep: Any) -> NoiseLevel:
         """The noise level of a timestep that the loop hands to the scheduler."""
         known, sigma = self.scheduled(self.run, timestep) or (float(timestep), None)
         return noise_level(self.scheduler(), known, sigma)

@@ -25,7 +25,7 @@ from diffusion_lens.hook_points.names import match_names
 from diffusion_lens.hook_points.point import HookPoint
 from diffusion_lens.hook_points.site import Site
 
-PLACES_KEPT = 8
+SELECTIONS_KEPT = 8
 """How many prompts and sizes a hook remembers its selection for."""
 
 GUIDED = "guided"
@@ -33,7 +33,7 @@ GUIDED = "guided"
 
 
 @dataclass(frozen=True)
-class Place:
+class Selection:
     """What a Site selects at one hook point, for given token counts.
 
     Attributes:
@@ -53,7 +53,7 @@ class Place:
     @classmethod
     def of(
         cls, point: HookPoint, index: Mapping[str, Index | None], lengths: Mapping[str, int]
-    ) -> Place:
+    ) -> Selection:
         """Work out the rest from the indices."""
         streams = {
             axis: _stream_parts(sequence, lengths, index.get(axis))
@@ -76,7 +76,7 @@ class Tap:
     registration: Registration
     point: HookPoint
     heads: tuple[int, ...] | None
-    places: dict[Any, Place] = field(default_factory=dict)
+    selections: dict[Any, Selection] = field(default_factory=dict)
 
     def active(self, evaluation: Evaluation, branch: str) -> bool:
         """Whether the hook fires at this step in this branch."""
@@ -85,14 +85,16 @@ class Tap:
             return False
         return branch == GUIDED or site.fires_in(branch)
 
-    def place(self, evaluation: Evaluation, branch: str, lengths: Mapping[str, int]) -> Place:
+    def selection(
+        self, evaluation: Evaluation, branch: str, lengths: Mapping[str, int]
+    ) -> Selection:
         """What the Site selects here; worked out once for each prompt and size."""
         site = self.registration.site
         by_axis = {"query": site.query, "key": site.key, "pos": site.pos}
         worded = bool(site.words)
         prompts = evaluation.known_prompts(branch) if worded else ()
         state = (branch if worded else "", tuple(lengths.items()), prompts)
-        if state not in self.places:
+        if state not in self.selections:
             index: dict[str, Index | None] = {"head": contiguous(self.heads)}
             for axis, sequence in self.point.sequences.items():
                 index[axis] = contiguous(
@@ -104,16 +106,16 @@ class Tap:
                         where=f"{axis} of {self.point.name}",
                     )
                 )
-            if len(self.places) > PLACES_KEPT:
-                self.places.clear()
-            self.places[state] = Place.of(self.point, index, lengths)
-        return self.places[state]
+            if len(self.selections) > SELECTIONS_KEPT:
+                self.selections.clear()
+            self.selections[state] = Selection.of(self.point, index, lengths)
+        return self.selections[state]
 
     def index(
         self, evaluation: Evaluation, branch: str, lengths: Mapping[str, int]
     ) -> Mapping[str, Index | None]:
         """The selected indices by axis name; missing or None is the whole axis."""
-        return self.place(evaluation, branch, lengths).index
+        return self.selection(evaluation, branch, lengths).index
 
     def shape(self, evaluation: Evaluation, branch: str, rows: slice) -> tuple[int, ...] | None:
         """What the hook will see, None where the weights do not tell."""
@@ -134,7 +136,7 @@ class Tap:
         owned: bool,
     ) -> HookContext:
         """What the hook is told."""
-        place = self.place(evaluation, branch, lengths)
+        selection = self.selection(evaluation, branch, lengths)
         return HookContext(
             name=self.point.name,
             block=self.point.block,
@@ -142,12 +144,12 @@ class Tap:
             axes=self.point.axes,
             step=evaluation.step,
             branch=branch,
-            heads=place.heads,
-            streams=place.streams.get("key", place.streams.get("pos", {})),
-            queries=place.streams.get("query", {}),
-            whole=place.whole,
+            heads=selection.heads,
+            streams=selection.streams.get("key", selection.streams.get("pos", {})),
+            queries=selection.streams.get("query", {}),
+            whole=selection.whole,
             owned=owned,
-            part=place.part,
+            part=selection.part,
             point=self.point,
             evaluation=evaluation,
         )

@@ -176,8 +176,8 @@ class Wiring:
             self.refuse_other_wrappers()
             self.tracker.follow(self.denoiser)
             points, tracker = self.points, self.tracker
-            beside = None if self.companion is None else self.companion.start(tracker)
-            planned = Session(tracker, points, registrations, model=self.called, beside=beside)
+            second = None if self.companion is None else self.companion.start(tracker)
+            planned = Session(tracker, points, registrations, model=self.called, second=second)
         before, self.registrations = self.registrations, list(registrations)
         self._detach()
         if planned is None:
@@ -281,15 +281,15 @@ class Wiring:
         ]
 
     @contextlib.contextmanager
-    def beside(self, companion: Companion) -> Iterator[None]:
+    def accompanied_by(self, companion: Companion) -> Iterator[None]:
         """Let something run beside the main pass while the context is open."""
         self.companion = companion
-        self.tracker.tokens_beside = dict(companion.tokens())
+        self.tracker.companion_tokens = dict(companion.tokens())
         try:
             yield
         finally:
             self.companion = None
-            self.tracker.tokens_beside = {}
+            self.tracker.companion_tokens = {}
             self._keep([one for one in self.registrations if self.has_place(one)])
 
     @contextlib.contextmanager

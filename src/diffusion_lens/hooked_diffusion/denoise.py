@@ -311,7 +311,7 @@ def _stopping(tracker: StepTracker) -> Iterator[None]:
     """Stop the loop when the scheduler gets the guided prediction."""
 
     def stop(prediction: Tensor, timestep: Any, _sample: Tensor) -> Tensor:
-        raise _StoppedError(prediction, timestep, tracker.level(timestep), tracker.step)
+        raise _StoppedError(prediction, timestep, tracker.noise_level(timestep), tracker.step)
 
     tracker.on_guided.append(stop)
     try:

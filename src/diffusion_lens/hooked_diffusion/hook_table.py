@@ -126,7 +126,7 @@ def hook_table(wiring: Wiring, pattern: NamePattern) -> HookTable:
 def _row(wiring: Wiring, point: HookPoint) -> HookRow:
     grid = wiring.spec.default_grid(wiring.denoiser, point.level)
     tokens = {"img": int(torch.Size(grid).numel()), "txt": _text_tokens(wiring)}
-    tokens |= wiring.tracker.tokens_beside
+    tokens |= wiring.tracker.companion_tokens
     count = point.elements(tokens, batch=1)
     return HookRow(
         name=point.name,

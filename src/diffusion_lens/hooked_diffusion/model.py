@@ -424,7 +424,7 @@ class HookedDiffusion(Naming, Hooking):
             slots=slots,
             image_queries=image_queries,
         )
-        with self.wiring.beside(streams):
+        with self.wiring.accompanied_by(streams):
             yield streams
 
     # -- inside -------------------------------------------------------------------------------

@@ -157,9 +157,9 @@ def attention_maps(
     selectors = {"steps": steps, "branch": branch}
     sums, hooks = PatternSums(plan), []
     with contextlib.ExitStack() as stack:
-        beside = None
+        others = None
         if others:
-            beside = stack.enter_context(
+            others = stack.enter_context(
                 foreign_hooks(
                     model,
                     others,
@@ -170,15 +170,15 @@ def attention_maps(
                     **selectors,
                 )
             )
-            chosen, hooks = beside.chosen, beside.hooks
+            chosen, hooks = others.chosen, others.hooks
         if positions != ():
             key = "txt" if positions is None else ("txt", list(positions))
             hooks = [(chosen.site(key=key, **selectors), sums), *hooks]
         pictures, made_by = _executed(
             model, run, hooks, image=image, level=noise_level, samples=num_samples
         )
-    rows = {} if beside is None else beside.rows
-    parts = [sums] if beside is None else [sums, beside.sums]
+    rows = {} if others is None else others.rows
+    parts = [sums] if others is None else [sums, others.sums]
     parts = [one for one in parts if one.steps]
     found = [one.result(size) for one in parts]
     source = parts[0]

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from diffusion_lens import HookedDiffusion, Run
 from diffusion_lens.analyses.patching.batch import part_along, refuse_other_length
 from diffusion_lens.analyses.patching.corruption import WordNoise
-from diffusion_lens.analyses.patching.evaluations import BRANCH, Place
+from diffusion_lens.analyses.patching.evaluations import BRANCH, Moment
 from diffusion_lens.analyses.patching.outcome import Metric, scored
 from diffusion_lens.analyses.patching.pair import Pair
 from diffusion_lens.analyses.patching.plan import Cell, Change, Plan
@@ -117,8 +117,8 @@ def attribution_patching(
         board = Scoreboard(grid.cells, schedule.steps, len(pair.seeds))
         chunks = list(forced.chunks(schedule))
         bar = {"desc": "attribution", "unit": " batches", "delay": 2, "leave": False}
-        for places, cells in tqdm(chunks, **bar, disable=not show_progress):
-            _attribute(forced, board, places, cells, metric, weights)
+        for moments, cells in tqdm(chunks, **bar, disable=not show_progress):
+            _attribute(forced, board, moments, cells, metric, weights)
     return summed_up(
         board,
         grid,
@@ -135,22 +135,22 @@ def attribution_patching(
 def _attribute(
     forced: TeacherForced,
     board: Scoreboard,
-    places: Sequence[Place],
+    moments: Sequence[Moment],
     cells: Sequence[Cell],
     metric: Metric,
     weights: Sequence[float],
 ) -> None:
-    """Note the estimates of some cells at some places."""
-    recorded = forced.record(places, keep_base=True)
+    """Note the estimates of some cells at some moments."""
+    recorded = forced.record(moments, keep_base=True)
     with torch.no_grad():
         source, base = scored(metric, recorded.source), scored(metric, recorded.base)
-    board.put_sides(places, source, base)
+    board.put_sides(moments, source, base)
     gradients = _gradients(forced, recorded, metric, weights)
     for cell in cells:
         estimate = sum(
             _estimate(forced.plan, change, recorded, gradients) for change in cell.changes
         )
-        board.put(cell, places, base + estimate)
+        board.put(cell, moments, base + estimate)
 
 
 def _gradients(
@@ -161,13 +161,13 @@ def _gradients(
     here, there = forced.conditions["base"], forced.conditions["source"]
     for weight in weights:
         mixed = here.mixed(there, weight) if weight else here
-        arguments = forced.evaluate.arguments(mixed, recorded.places, grad=True)
+        arguments = forced.evaluate.arguments(mixed, recorded.moments, grad=True)
         with (
             torch.enable_grad(),
             forced.model.caching(list(forced.sites.values()), branches=HOLDS) as cache,
         ):
             value = forced.evaluate(arguments)
-            outcome = forced.evaluate.outcome(value, recorded.places)
+            outcome = forced.evaluate.outcome(value, recorded.moments)
             score = scored(metric, outcome.beside(recorded.source, recorded.base))
         if not score.requires_grad:
             raise PatchingError(
@@ -190,7 +190,7 @@ def _estimate(
     name = change.name
     mine, theirs = part_along(plan.points[name].axes, change)
     if name not in gradients:  # nothing of it reaches the score
-        return torch.zeros(len(recorded.places))
+        return torch.zeros(len(recorded.moments))
     refuse_other_length(name, recorded.values[name], recorded.before[name], [change])
     moved = take(recorded.values[name], theirs) - take(recorded.before[name], mine)
     return (moved * take(gradients[name], mine)).flatten(1).sum(1)

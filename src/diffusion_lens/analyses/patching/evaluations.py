@@ -12,11 +12,10 @@ from torch import Tensor
 from diffusion_lens import HookContext, HookedDiffusion
 from diffusion_lens.analyses.patching.outcome import Outcome
 from diffusion_lens.analyses.patching.pair import Pair, Side
+from diffusion_lens.analyses.patching.scoreboard import Moment
 from diffusion_lens.errors import PatchingError
 
 BRANCH = "cond"
-Place = tuple[int, int]
-"""(step, sample): one evaluation of the trajectory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,14 +26,14 @@ class Trajectory:
         inputs: What the denoiser reads at each step, for every sample.
         latents: The loop's own latents at each step, likewise.
         times: The denoiser's timestep argument at each step.
-        levels: The noise level of each step.
+        noise_levels: The noise level of each step.
         names: The denoiser's arguments that take latents and timestep.
     """
 
     inputs: Mapping[int, Tensor]
     latents: Mapping[int, Tensor]
     times: Mapping[int, Tensor]
-    levels: Mapping[int, Any]
+    noise_levels: Mapping[int, Any]
     names: tuple[str, str]
 
     @property
@@ -49,13 +48,13 @@ def follow(model: HookedDiffusion, pair: Pair) -> Trajectory:
     inputs: dict[int, Tensor] = {}
     latents: dict[int, Tensor] = {}
     times: dict[int, Tensor] = {}
-    levels: dict[int, Any] = {}
+    noise_levels: dict[int, Any] = {}
 
     def read(value: Tensor, hook: HookContext) -> None:
         evaluation: Any = hook.evaluation
         inputs[hook.step] = value.clone()
         times[hook.step] = torch.as_tensor(evaluation.arguments["timestep"]).reshape(-1)[0].clone()
-        levels[hook.step] = evaluation.level()
+        noise_levels[hook.step] = evaluation.noise_level()
 
     def sample(value: Tensor, hook: HookContext) -> None:
         latents[hook.step] = value.clone()
@@ -66,7 +65,7 @@ def follow(model: HookedDiffusion, pair: Pair) -> Trajectory:
     hooks = [(f"hook_latents[branch={BRANCH}]", read), ("hook_sample", sample)]
     with pair.clean.encoding(model):
         model.run_with_hooks(run, fwd_hooks=hooks, output_type="latent")
-    return Trajectory(inputs, latents, times, levels, (model.spec.latents, "timestep"))
+    return Trajectory(inputs, latents, times, noise_levels, (model.spec.latents, "timestep"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,36 +162,38 @@ class Evaluator:
     trajectory: Trajectory
 
     def arguments(
-        self, given: Conditions, places: Sequence[Place], *, grad: bool = False
+        self, given: Conditions, moments: Sequence[Moment], *, grad: bool = False
     ) -> dict[str, Any]:
         """What the denoiser is called with; latents and timestep differ from row to row."""
         path = self.trajectory
         latents, time = path.names
-        inputs = torch.stack([path.inputs[step][sample] for step, sample in places])
+        inputs = torch.stack([path.inputs[step][sample] for step, sample in moments])
         return {
-            **given.rows(len(places), grad=grad),
+            **given.rows(len(moments), grad=grad),
             latents: inputs.requires_grad_(grad),
-            time: torch.stack([path.times[step] for step, _ in places]),
+            time: torch.stack([path.times[step] for step, _ in moments]),
         }
 
     def __call__(self, arguments: Mapping[str, Any]) -> Tensor:
         """The raw conditional prediction; hooks see the branch `cond`."""
         return self.model.denoiser(**arguments)[0]
 
-    def outcome(self, value: Tensor, places: Sequence[Place]) -> Outcome:
+    def outcome(self, value: Tensor, moments: Sequence[Moment]) -> Outcome:
         """What a metric is given of these predictions."""
 
         def clean(prediction: Tensor) -> Tensor:
-            rows = zip(prediction, places, strict=True)
+            rows = zip(prediction, moments, strict=True)
             return torch.stack(
                 [
-                    self.trajectory.levels[step].clean(row, self.trajectory.latents[step][sample])
+                    self.trajectory.noise_levels[step].clean(
+                        row, self.trajectory.latents[step][sample]
+                    )
                     for row, (step, sample) in rows
                 ]
             )
 
-        steps = tuple(step for step, _ in places)
-        samples = tuple(sample for _, sample in places)
+        steps = tuple(step for step, _ in moments)
+        samples = tuple(sample for _, sample in moments)
         return Outcome(value, samples, steps, _clean=clean, _decode=self.decode)
 
     def decode(self, latents: Tensor) -> Any:

@@ -36,9 +36,9 @@ class Change:
 
 @dataclass(frozen=True)
 class Cell:
-    """One patch: its place in the grid and all that it replaces at once."""
+    """One patch: its index in the grid and all that it replaces at once."""
 
-    place: tuple[int, ...]
+    index: tuple[int, ...]
     changes: tuple[Change, ...]
 
 

@@ -15,7 +15,8 @@ from diffusion_lens.analyses.patching.plan import Cell
 PAUSE = 10.0
 """Seconds between two writes."""
 
-Place = tuple[int, int]
+Moment = tuple[int, int]
+"""A step of the trajectory (or the first of a window), and a sample."""
 
 
 @dataclass(eq=False)
@@ -51,35 +52,35 @@ class Scoreboard:
         found = None if self.kept is None else self.kept.read(shape=shape)
         if found is not None:
             self.scores, self.done = found
-        self._numbers = {cell.place: number for number, cell in enumerate(self.cells)}
+        self._numbers = {cell.index: number for number, cell in enumerate(self.cells)}
         self._columns = {step: number for number, step in enumerate(self.steps)}
 
-    def has(self, cell: Cell, places: Sequence[Place]) -> bool:
-        """Whether a cell is known at all of some places."""
-        return bool(self.done[self._numbers[cell.place]][self._at(places)].all())
+    def has(self, cell: Cell, moments: Sequence[Moment]) -> bool:
+        """Whether a cell is known at all of some moments."""
+        return bool(self.done[self._numbers[cell.index]][self._at(moments)].all())
 
-    def has_sides(self, places: Sequence[Place]) -> bool:
+    def has_sides(self, moments: Sequence[Moment]) -> bool:
         """Whether source and base are."""
-        return bool(self.done[-2:][(slice(None), *self._at(places))].all())
+        return bool(self.done[-2:][(slice(None), *self._at(moments))].all())
 
-    def put(self, cell: Cell, places: Sequence[Place], found: Tensor) -> None:
+    def put(self, cell: Cell, moments: Sequence[Moment], found: Tensor) -> None:
         """Note the scores of a cell."""
-        self._put(self._numbers[cell.place], places, found)
+        self._put(self._numbers[cell.index], moments, found)
         if self.kept is not None and time.monotonic() - self._written > PAUSE:
             self.write()
 
-    def put_sides(self, places: Sequence[Place], source: Tensor, base: Tensor) -> None:
+    def put_sides(self, moments: Sequence[Moment], source: Tensor, base: Tensor) -> None:
         """Note those of source and base."""
-        self._put(-2, places, source)
-        self._put(-1, places, base)
+        self._put(-2, moments, source)
+        self._put(-1, moments, base)
 
-    def _put(self, number: int, places: Sequence[Place], found: Tensor) -> None:
-        at = self._at(places)
+    def _put(self, number: int, moments: Sequence[Moment], found: Tensor) -> None:
+        at = self._at(moments)
         self.scores[number][at] = found.detach().cpu().to(torch.float64)
         self.done[number][at] = True
 
-    def _at(self, places: Sequence[Place]) -> tuple[list[int], list[int]]:
-        return [self._columns[step] for step, _ in places], [sample for _, sample in places]
+    def _at(self, moments: Sequence[Moment]) -> tuple[list[int], list[int]]:
+        return [self._columns[step] for step, _ in moments], [sample for _, sample in moments]
 
     def write(self) -> None:
         """Keep what is known; a write that is cut short leaves the one before."""

@@ -98,7 +98,7 @@ def summed_up(
     sides = {"source": source.expand_as(scores), "base": base.expand_as(scores)}
     found = gathered(
         normalised(scores, **sides, least=least),
-        places=[cell.place for cell in grid.cells],
+        places=[cell.index for cell in grid.cells],
         axes=axes,
         labels=grid.labels,
         steps=board.steps,

@@ -22,7 +22,7 @@ from diffusion_lens.analyses.patching.behind_heads import HeadOutput, behind_hea
 from diffusion_lens.analyses.patching.evaluations import (
     BRANCH,
     Evaluator,
-    Place,
+    Moment,
     conditions,
     follow,
 )
@@ -40,17 +40,17 @@ HOLDS = (BRANCH,)
 
 @dataclass(eq=False)
 class Recorded:
-    """Source and base at some places of the trajectory.
+    """Source and base at some moments of the trajectory.
 
     Attributes:
-        places: The places; one row for each.
+        moments: The moments; one row for each.
         values: The source's value of every hook point of the plan.
         before: The base's value of those where it is needed.
         source: The source's outcome.
         base: The base's outcome.
     """
 
-    places: Sequence[Place]
+    moments: Sequence[Moment]
     values: Mapping[str, Tensor]
     before: Mapping[str, Tensor]
     source: Outcome
@@ -108,68 +108,68 @@ class TeacherForced:
                     board.put(cell, chunk, found)
                 advance(len(batch.rows))
 
-    def chunks(self, schedule: Schedule) -> Iterator[tuple[list[Place], list[Cell]]]:
+    def chunks(self, schedule: Schedule) -> Iterator[tuple[list[Moment], list[Cell]]]:
         """Places that are recorded together, with the cells that are patched there."""
         for steps, cells in schedule.stretches():
-            places = [(step, sample) for step in steps for sample in range(len(self.pair.seeds))]
-            for start in range(0, len(places), self.batch_size):
-                yield places[start : start + self.batch_size], cells
+            moments = [(step, sample) for step in steps for sample in range(len(self.pair.seeds))]
+            for start in range(0, len(moments), self.batch_size):
+                yield moments[start : start + self.batch_size], cells
 
     @property
     def sites(self) -> dict[str, Site]:
         """What is recorded of each hook point; single evaluations have no steps."""
         return {name: site.with_(steps=None) for name, site in self.plan.sites.items()}
 
-    def record(self, places: Sequence[Place], *, keep_base: bool = False) -> Recorded:
-        """Evaluate source and base at some places.
+    def record(self, moments: Sequence[Moment], *, keep_base: bool = False) -> Recorded:
+        """Evaluate source and base at some moments.
 
         Args:
-            places: The places.
+            moments: The moments.
             keep_base: Keep the base's value of every hook point.
         """
         with self.model.caching(list(self.sites.values()), branches=HOLDS) as values:
-            source = self.evaluate(self.evaluate.arguments(self.conditions["source"], places))
+            source = self.evaluate(self.evaluate.arguments(self.conditions["source"], moments))
         wanted = {name for one in self._behind.values() for name in one.weights}
         kept = [site for name, site in self.sites.items() if keep_base or name in wanted]
         before = ActivationCache()
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self.replay.recording(len(places)))
+            stack.enter_context(self.replay.recording(len(moments)))
             if kept:
                 before = stack.enter_context(self.model.caching(kept, branches=HOLDS))
-            base = self.evaluate(self.evaluate.arguments(self.conditions["base"], places))
-        sides = [self.evaluate.outcome(value, places) for value in (source, base)]
+            base = self.evaluate(self.evaluate.arguments(self.conditions["base"], moments))
+        sides = [self.evaluate.outcome(value, moments) for value in (source, base)]
         outcomes = [side.beside(*sides) for side in sides]
-        return Recorded(places, _values(values), _values(before), *outcomes)
+        return Recorded(moments, _values(values), _values(before), *outcomes)
 
     def patched(self, recorded: Recorded, cells: Sequence[Cell]) -> Iterator[tuple[Batch, Tensor]]:
         """Predictions with each cell patched, batch by batch."""
 
         def begins(cell: Cell) -> tuple[int, str, tuple[str, ...]]:
-            behind = self._behind.get(cell.place)
-            paths = [(self.replay.begins_before(path), path) for path in self._paths[cell.place]]
+            behind = self._behind.get(cell.index)
+            paths = [(self.replay.begins_before(path), path) for path in self._paths[cell.index]]
             before, path = min(paths, default=(-1, ""))
             return before, path, tuple(behind.weights) if behind else ()
 
         for (_, path, _), group in groupby(sorted(cells, key=begins), key=begins):
-            for batch in packed(list(group), range(len(recorded.places)), rows=self.batch_size):
+            for batch in packed(list(group), range(len(recorded.moments)), rows=self.batch_size):
                 yield batch, self._predict(recorded, batch, path)
 
     def outcome(self, recorded: Recorded, batch: Batch, value: Tensor) -> Outcome:
         """What a metric is given of a batch."""
-        places = [recorded.places[row] for row in batch.rows.tolist()]
-        found = self.evaluate.outcome(value, places)
+        moments = [recorded.moments[row] for row in batch.rows.tolist()]
+        found = self.evaluate.outcome(value, moments)
         sides = (
-            self.evaluate.outcome(side.value[batch.rows.to(value.device)], places)
+            self.evaluate.outcome(side.value[batch.rows.to(value.device)], moments)
             for side in (recorded.source, recorded.base)
         )
         return found.beside(*sides)
 
     def _predict(self, recorded: Recorded, batch: Batch, path: str) -> Tensor:
-        places = [recorded.places[row] for row in batch.rows.tolist()]
-        arguments = self.evaluate.arguments(self.conditions["base"], places)
+        moments = [recorded.moments[row] for row in batch.rows.tolist()]
+        arguments = self.evaluate.arguments(self.conditions["base"], moments)
         with contextlib.ExitStack() as stack:
             output = None
-            behind = self._behind.get(batch.cells[0].place)
+            behind = self._behind.get(batch.cells[0].index)
             if behind is not None:
                 output = self.replay.output(path, batch.rows)
                 output = behind.changed(output, batch, recorded.values, recorded.before)
@@ -187,9 +187,9 @@ class TeacherForced:
             points = [self.plan.points[change.name] for change in cell.changes]
             behind = behind_heads(self.model.denoiser, points) if self.restart else None
             if behind is not None:
-                self._behind[cell.place] = behind
+                self._behind[cell.index] = behind
             paths = {module_of(point) for point in points} if behind is None else {behind.path}
-            self._paths[cell.place] = frozenset() if "" in paths or not self.restart else paths
+            self._paths[cell.index] = frozenset() if "" in paths or not self.restart else paths
         self.replay = Replay(self.model.denoiser, frozenset().union(*self._paths.values()))
 
 

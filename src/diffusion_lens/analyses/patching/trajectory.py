@@ -94,11 +94,11 @@ class OnTrajectory:
         everyone = range(len(self.pair.seeds))
         sides = [scored(metric, side) for side in (self.source, self.base)]
         for label, steps in windows:
-            places = [(label, sample) for sample in everyone]
-            board.put_sides(places, *sides)
+            moments = [(label, sample) for sample in everyone]
+            board.put_sides(moments, *sides)
             cells = schedule.active(steps)
-            missing = [cell for cell in cells if not board.has(cell, places)]
-            advance((len(cells) - len(missing)) * len(places))
+            missing = [cell for cell in cells if not board.has(cell, moments)]
+            advance((len(cells) - len(missing)) * len(moments))
             at = {
                 name: [step for step in steps if step in its] for name, its in schedule.at.items()
             }
@@ -111,7 +111,7 @@ class OnTrajectory:
                 outcome = self._outcome(latents, rows).beside(sources, bases)
                 scores = scored(metric, outcome).unflatten(0, (len(batch.cells), len(everyone)))
                 for cell, found in zip(batch.cells, scores, strict=True):
-                    board.put(cell, places, found)
+                    board.put(cell, moments, found)
                 advance(len(rows))
 
     @torch.no_grad()

@@ -15,7 +15,7 @@ from diffusion_lens.errors import RunError
 
 
 @dataclass(frozen=True)
-class Plan:
+class TextEdit:
     """What is edited, for a text stream of some length.
 
     Attributes:
@@ -45,7 +45,7 @@ class EditCrossAttention:
     """
 
     edit: str
-    plan: Callable[[int], Plan] = field(repr=False)
+    plan: Callable[[int], TextEdit] = field(repr=False)
     factors: Sequence[Mapping[tuple[int, int], float]] = field(default=(), repr=False)
 
     def __call__(

@@ -24,7 +24,7 @@ from diffusion_lens.analyses.head_relevance import HeadRelevance
 from diffusion_lens.analyses.prompt_to_prompt.controller import (
     EditCrossAttention,
     KeepSelfAttention,
-    Plan,
+    TextEdit,
 )
 from diffusion_lens.analyses.prompt_to_prompt.schedule import cross_steps, self_steps
 from diffusion_lens.analyses.prompt_to_prompt.word_maps import (
@@ -164,7 +164,7 @@ def _cross_hooks(
     weights = word_columns(model, run, reweight, argument="reweight")
 
     @functools.cache
-    def plan(length: int) -> Plan:
+    def plan(length: int) -> TextEdit:
         alignments = [align(model, run, target, edit=edit, length=length) for target in targets]
         alpha = cross_steps(cross_replace, word_ranges, ranges, steps=steps, length=length)
         equaliser = torch.ones(len(targets), length)
@@ -173,7 +173,7 @@ def _cross_hooks(
             scaled[number, list(alignment.edited)] = 1
             for word, tokens in weights[number].items():
                 equaliser[number, list(tokens)] = float(reweight[word])
-        return Plan(alignments, alpha, equaliser, scaled)
+        return TextEdit(alignments, alpha, equaliser, scaled)
 
     first = plan(_least_length(model, run))  # whatever is wrong with the words, says so now
     if factors and not first.scaled.any(1).all():
