@@ -183,11 +183,10 @@ class Evaluator:
 
         def clean(prediction: Tensor) -> Tensor:
             rows = zip(prediction, moments, strict=True)
+            noise_levels, latents = self.trajectory.noise_levels, self.trajectory.latents
             return torch.stack(
                 [
-                    self.trajectory.noise_levels[step].clean(
-                        row, self.trajectory.latents[step][sample]
-                    )
+                    noise_levels[step].clean(row, latents[step][sample])
                     for row, (step, sample) in rows
                 ]
             )
