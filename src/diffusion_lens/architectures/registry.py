@@ -66,11 +66,14 @@ def architectures() -> dict[str, DenoiserSpec]:
 
     An entry point that cannot be imported, or gives no description, is left out with a warning.
 
+    Returns:
+        Those of this package and of `register_architecture`, then those of other packages.
+
     Raises:
         ExtensionError: If a class is described twice.
     """
     names = [one.value.denoiser for one in _declared(anew=True)[0]]
-    return {name: architecture_of(name) for name in dict.fromkeys([*names, *_REGISTERED])}
+    return {name: architecture_of(name) for name in dict.fromkeys([*_REGISTERED, *names])}
 
 
 def architecture_of(class_name: str) -> DenoiserSpec:
