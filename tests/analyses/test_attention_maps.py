@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffusion_lens import HookContext, HookedDiffusion, Run, viz
 from diffusion_lens.analyses import AttentionMaps, attention_maps
-from diffusion_lens.analyses.attention_maps.collecting import PatternSums, Plan
+from diffusion_lens.analyses.attention_maps.collecting import Aggregation, PatternSums
 from diffusion_lens.analyses.attention_maps.foreign import ForeignKeys, appended
 from diffusion_lens.analyses.attention_maps.selecting import tokens_of
 from diffusion_lens.errors import ArgumentError, ResultError, RunError, SiteError, WordError
@@ -100,8 +100,8 @@ def context(block: int, step: int, grid: tuple[int, ...], heads: int) -> HookCon
 
 
 class TestSums:
-    def filled(self, plan: Plan) -> tuple[PatternSums, Tensor, Tensor]:
-        sums = PatternSums(plan)
+    def filled(self, aggregation: Aggregation) -> tuple[PatternSums, Tensor, Tensor]:
+        sums = PatternSums(aggregation)
         generator = torch.Generator().manual_seed(0)
         coarse = torch.rand(2, 1, 3, 4, 5, dtype=torch.float64, generator=generator)
         fine = torch.rand(2, 1, 2, 16, 5, dtype=torch.float64, generator=generator)
@@ -111,51 +111,53 @@ class TestSums:
         return sums, coarse, fine
 
     def test_one_map_is_the_mean_over_heads_of_all_blocks(self) -> None:
-        sums, coarse, fine = self.filled(Plan(upsample="nearest"))
+        sums, coarse, fine = self.filled(Aggregation(upsample="nearest"))
         big = coarse.mT.unflatten(-1, (2, 2)).repeat_interleave(2, -1).repeat_interleave(2, -2)
         everything = torch.cat([big, fine.mT.unflatten(-1, (4, 4))], 2)
         torch.testing.assert_close(sums.result(), everything.mean((0, 2)))
         assert len(sums.sums) == 2
 
     def test_clamping_each_head_is_not_clamping_their_mean(self) -> None:
-        apart, coarse, fine = self.filled(Plan(apart=frozenset({0}), over_steps="sum"))
+        apart, coarse, fine = self.filled(Aggregation(apart=frozenset({0}), over_steps="sum"))
         each = F.interpolate(
             coarse.sum(0)[0].mT.unflatten(-1, (2, 2)), size=(4, 4), mode="bicubic"
         ).clamp(min=0)
         heads = torch.cat([each, fine.sum(0)[0].mT.unflatten(-1, (4, 4))])
         torch.testing.assert_close(apart.result()[0], heads.mean(0))
-        together, *_ = self.filled(Plan(over_steps="sum"))
+        together, *_ = self.filled(Aggregation(over_steps="sum"))
         assert together.sums[None, 0].value.shape == (1, 4, 5)
         assert apart.sums[None, 0].value.shape == (1, 3, 4, 5)
 
     def test_weights_weigh_heads(self) -> None:
         weights = {(0, 0): 1.0, (0, 1): 0.5, (0, 2): 2.0, (1, 0): 3.0, (1, 1): 0.25}
-        plan = Plan(upsample="nearest", weights=weights)
-        sums, coarse, fine = self.filled(plan)
+        aggregation = Aggregation(upsample="nearest", weights=weights)
+        sums, coarse, fine = self.filled(aggregation)
         big = coarse.mT.unflatten(-1, (2, 2)).repeat_interleave(2, -1).repeat_interleave(2, -2)
         everything = torch.cat([big, fine.mT.unflatten(-1, (4, 4))], 2).mean(0)[0]
         factors = torch.tensor(list(weights.values()), dtype=torch.float64)
         expected = torch.einsum("h,h...->...", factors, everything) / factors.sum()
         torch.testing.assert_close(sums.result()[0], expected)
-        apart, *_ = self.filled(Plan(upsample="nearest", weights=weights, apart=frozenset({0})))
+        apart, *_ = self.filled(
+            Aggregation(upsample="nearest", weights=weights, apart=frozenset({0}))
+        )
         torch.testing.assert_close(apart.result()[0], expected)
 
     def test_kept_axes_average_to_the_whole(self) -> None:
-        whole, *_ = self.filled(Plan(upsample="nearest"))
+        whole, *_ = self.filled(Aggregation(upsample="nearest"))
         for keep, shape in (
             ({"step"}, (1, 2, 5, 4, 4)),
             ({"block"}, (1, 2, 5, 4, 4)),
             ({"head"}, (1, 5, 5, 4, 4)),
             ({"step", "head"}, (1, 2, 5, 5, 4, 4)),
         ):
-            found = self.filled(Plan(upsample="nearest", keep=frozenset(keep)))[0].result()
+            found = self.filled(Aggregation(upsample="nearest", keep=frozenset(keep)))[0].result()
             assert found.shape == shape
             if "block" not in keep:
                 axes = tuple(range(1, found.ndim - 3))
                 torch.testing.assert_close(found.mean(axes), whole.result())
 
     def test_frames_are_kept_apart(self) -> None:
-        sums = PatternSums(Plan())
+        sums = PatternSums(Aggregation())
         value = torch.rand(1, 2, 3 * 2 * 2, 5)
         sums(value, context(0, 0, (3, 2, 2), 2))
         found = sums.result((4, 4))
@@ -166,21 +168,21 @@ class TestSums:
         torch.testing.assert_close(found[:, :, 1], one.clamp(min=0))
 
     def test_reference_images_behind_the_grid_are_left_out(self) -> None:
-        sums = PatternSums(Plan())
+        sums = PatternSums(Aggregation())
         value = torch.rand(1, 2, 9, 5)
         sums(value, context(0, 0, (2, 2), 2))
         torch.testing.assert_close(sums.result(), value[:, :, :4].mean(1).mT.unflatten(-1, (2, 2)))
 
     def test_sums_do_not_grow_with_steps(self) -> None:
-        def held(steps: int, plan: Plan) -> int:
-            sums = PatternSums(plan)
+        def held(steps: int, aggregation: Aggregation) -> int:
+            sums = PatternSums(aggregation)
             for step in range(steps):
                 for block, grid in enumerate([(4, 4), (2, 2), (2, 2), (4, 4)]):
                     sums(torch.rand(1, 2, grid[0] ** 2, 5), context(block, step, grid, 2))
             return sum(one.value.untyped_storage().nbytes() for one in sums.sums.values())
 
-        assert held(5, Plan()) == held(50, Plan()) == (16 + 4) * 5 * 4
-        apart = Plan(apart=frozenset({1, 2}))
+        assert held(5, Aggregation()) == held(50, Aggregation()) == (16 + 4) * 5 * 4
+        apart = Aggregation(apart=frozenset({1, 2}))
         assert held(5, apart) == held(50, apart) == (16 + 2 * 2 * 4) * 5 * 4
 
 
@@ -365,7 +367,9 @@ def test_foreign_shares_survive_a_token_that_gets_no_attention() -> None:
     rows, keys = query[0, :, 0], torch.cat([text[0, :, 0], word[0]])
     expected = (rows @ keys.mT / 2**0.5).softmax(-1)[:, 3]
     hook = context(0, 0, (1, 2), 1)
-    collector = ForeignKeys(PatternSums(Plan()), [slice(0, 1)], among="prompt", keys={0: word})
+    collector = ForeignKeys(
+        PatternSums(Aggregation()), [slice(0, 1)], among="prompt", keys={0: word}
+    )
     collector.on_query(query, hook)
     collector.on_reference(text, hook)
     collector.on_pattern((rows @ text[0, :, 0].mT / 2**0.5).softmax(-1)[None, None], hook)
@@ -468,7 +472,7 @@ def test_bicubic_interpolation_overshoots_and_bilinear_does_not() -> None:
     pattern[0, 0, 0] = 1.0
     found = {}
     for mode in ("bicubic", "bilinear"):
-        sums = PatternSums(Plan(upsample=mode))
+        sums = PatternSums(Aggregation(upsample=mode))
         sums(pattern, context(0, 0, (2, 2), 1))
         found[mode] = float(sums.result((8, 8)).max())
     assert found["bicubic"] > 1.0 and found["bilinear"] == 1.0

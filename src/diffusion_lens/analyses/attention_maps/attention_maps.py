@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from diffusion_lens import HookedDiffusion, Run
-from diffusion_lens.analyses.attention_maps.collecting import AXES, PatternSums, Plan
+from diffusion_lens.analyses.attention_maps.collecting import AXES, Aggregation, PatternSums
 from diffusion_lens.analyses.attention_maps.foreign import foreign_hooks
 from diffusion_lens.analyses.attention_maps.result import AttentionMaps
 from diffusion_lens.analyses.attention_maps.selecting import (
@@ -147,7 +147,7 @@ def attention_maps(
     asked = [words] if isinstance(words, str | int) else words
     others = [foreign] if isinstance(foreign, str) else list(foreign)
     positions = positions_of(tokens, asked) if asked is None or len(asked) or not others else ()
-    plan = Plan(
+    aggregation = Aggregation(
         keep=kept,
         weights=chosen.weights,
         apart=_apart(chosen, chosen_preset, size),
@@ -155,30 +155,30 @@ def attention_maps(
         upsample=chosen_preset.upsample,
     )
     selectors = {"steps": steps, "branch": branch}
-    sums, hooks = PatternSums(plan), []
+    sums, hooks = PatternSums(aggregation), []
     with contextlib.ExitStack() as stack:
-        others = None
+        extra = None
         if others:
-            others = stack.enter_context(
+            extra = stack.enter_context(
                 foreign_hooks(
                     model,
                     others,
                     chosen,
-                    plan,
+                    aggregation,
                     among=foreign_among,
                     reference=positions_of(tokens, None) or (),
                     **selectors,
                 )
             )
-            chosen, hooks = others.chosen, others.hooks
+            chosen, hooks = extra.chosen, extra.hooks
         if positions != ():
             key = "txt" if positions is None else ("txt", list(positions))
             hooks = [(chosen.site(key=key, **selectors), sums), *hooks]
         pictures, made_by = _executed(
             model, run, hooks, image=image, level=noise_level, samples=num_samples
         )
-    rows = {} if others is None else others.rows
-    parts = [sums] if others is None else [sums, others.sums]
+    rows = {} if extra is None else extra.rows
+    parts = [sums] if extra is None else [sums, extra.sums]
     parts = [one for one in parts if one.steps]
     found = [one.result(size) for one in parts]
     source = parts[0]

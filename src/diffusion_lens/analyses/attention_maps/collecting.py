@@ -39,7 +39,7 @@ class Sum:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Aggregation:
     """What is kept apart and how the rest is put together.
 
     Attributes:
@@ -61,16 +61,16 @@ class PatternSums:
     """A reader of patterns whose queries are the image; `result()` gives maps.
 
     Args:
-        plan: What is kept apart.
+        aggregation: What is kept apart.
     """
 
     read_only = True
     keeps = False
 
     @public
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, aggregation: Aggregation) -> None:
         """Start from nothing."""
-        self.plan = plan
+        self.aggregation = aggregation
         self.sums: dict[tuple[int | None, int], Sum] = {}
         self.calls: dict[tuple[int | None, int], int] = {}
         self.grids: dict[int, tuple[int, ...]] = {}
@@ -88,7 +88,7 @@ class PatternSums:
         if block not in self.grids:
             self.grids[block], self.heads[block] = hook.grid, hook.heads
         self.steps[hook.step] = None
-        self.add(activation.detach(), block, hook.step if "step" in self.plan.keep else None)
+        self.add(activation.detach(), block, hook.step if "step" in self.aggregation.keep else None)
 
     def add(
         self, pattern: Float[Tensor, "batch head query key"], block: int, step: int | None
@@ -111,7 +111,7 @@ class PatternSums:
 
     def weights(self, block: int) -> list[float]:
         """The weights of a block's heads."""
-        given = self.plan.weights
+        given = self.aggregation.weights
         return [1.0 if given is None else given[block, head] for head in self.heads[block]]
 
     def _on_heads(self, pattern: Tensor, block: int) -> Tensor:
@@ -121,11 +121,11 @@ class PatternSums:
         return self._factors[block]
 
     def _apart(self, block: int) -> bool:
-        return "head" in self.plan.keep or block in self.plan.apart
+        return "head" in self.aggregation.keep or block in self.aggregation.apart
 
     def _place(self, block: int) -> int:
         """The block under whose number a pattern is added: the first one of the same grid."""
-        if self._apart(block) or self.plan.keep & {"block", "head"}:
+        if self._apart(block) or self.aggregation.keep & {"block", "head"}:
             return block
         return self._shared.setdefault(self.grids[block], block)
 
@@ -145,21 +145,21 @@ class PatternSums:
             size: Height and width; by default those of the finest grid.
         """
         size = self.finest() if size is None else tuple(size)
-        steps = sorted(self.steps) if "step" in self.plan.keep else [None]
+        steps = sorted(self.steps) if "step" in self.aggregation.keep else [None]
         found = torch.stack([self._of_step(step, size) for step in steps], 1)
-        return found if "step" in self.plan.keep else found.squeeze(1)
+        return found if "step" in self.aggregation.keep else found.squeeze(1)
 
     def _of_step(self, step: int | None, size: Sequence[int]) -> Tensor:
         blocks = [block for one, block in self.sums if one == step]
-        if "head" in self.plan.keep:
+        if "head" in self.aggregation.keep:
             return torch.cat([self._of_heads(step, block, size) for block in sorted(blocks)], 1)
-        if "block" in self.plan.keep:
+        if "block" in self.aggregation.keep:
             return torch.stack([self._mean(step, [block], size) for block in sorted(blocks)], 1)
         return self._mean(step, blocks, size)
 
     def _of_heads(self, step: int | None, block: int, size: Sequence[int]) -> Tensor:
         maps = self._resized(step, block, size).clamp_(min=0)
-        return maps if self.plan.over_steps == "sum" else maps / self.calls[step, block]
+        return maps if self.aggregation.over_steps == "sum" else maps / self.calls[step, block]
 
     def _mean(self, step: int | None, blocks: Sequence[int], size: Sequence[int]) -> Tensor:
         """Weighted mean over heads and blocks."""
@@ -172,7 +172,7 @@ class PatternSums:
             weight += self.sums[step, block].weight
         assert total is not None
         total = total.clamp_(min=0) / weight
-        if self.plan.over_steps == "mean":
+        if self.aggregation.over_steps == "mean":
             return total
         return total * max(count for (one, _), count in self.calls.items() if one == step)
 
@@ -180,11 +180,13 @@ class PatternSums:
         grid = self.grids[block]
         value = self.sums[step, block].value
         # Reference images follow the image's own tokens and are no part of its grid.
-        return resized(value.narrow(-2, 0, math.prod(grid)).mT.unflatten(-1, grid), size, self.plan)
+        return resized(
+            value.narrow(-2, 0, math.prod(grid)).mT.unflatten(-1, grid), size, self.aggregation
+        )
 
     def __repr__(self) -> str:
         """As a report shows it."""
-        return f"PatternSums({', '.join(sorted(self.plan.keep)) or 'one map'})"
+        return f"PatternSums({', '.join(sorted(self.aggregation.keep)) or 'one map'})"
 
 
 def _over_heads(value: Tensor, weights: Float[Tensor, " head"]) -> Tensor:
@@ -205,17 +207,17 @@ def _add_over_heads(total: Tensor, value: Tensor, weights: Float[Tensor, " head"
     rows.baddbmm_(weights.expand(len(total), 1, -1), value.flatten(2))
 
 
-def resized(maps: Tensor, size: Sequence[int], plan: Plan = Plan()) -> Tensor:
+def resized(maps: Tensor, size: Sequence[int], aggregation: Aggregation = Aggregation()) -> Tensor:
     """Maps with their last two axes brought to a size; a fresh tensor, not clamped.
 
     Args:
         maps: Any axes, then height and width.
         size: Height and width.
-        plan: Gives the mode of interpolation.
+        aggregation: Gives the mode of interpolation.
     """
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps.clone(memory_format=torch.contiguous_format)
-    options = {} if plan.upsample.startswith("nearest") else {"align_corners": False}
+    options = {} if aggregation.upsample.startswith("nearest") else {"align_corners": False}
     flat = maps.reshape(1, -1, *maps.shape[-2:])
-    found = F.interpolate(flat, size=tuple(size), mode=plan.upsample, **options)
+    found = F.interpolate(flat, size=tuple(size), mode=aggregation.upsample, **options)
     return found.reshape(*maps.shape[:-2], *size)

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_lens import HookContext, HookedDiffusion, Site
-from diffusion_lens.analyses.attention_maps.collecting import PatternSums, Plan
+from diffusion_lens.analyses.attention_maps.collecting import Aggregation, PatternSums
 from diffusion_lens.analyses.attention_maps.selecting import Chosen
 from diffusion_lens.authoring import encode_concepts
 from diffusion_lens.errors import SiteError, UnsupportedModelError, refuse_unknown
@@ -125,7 +125,9 @@ class ForeignKeys:
             pattern = appended(scores, self._normaliser, self.owners)
         self._query = self._normaliser = None
         self.sums.steps[hook.step] = None
-        self.sums.add(pattern, hook.layer(), hook.step if "step" in self.sums.plan.keep else None)
+        self.sums.add(
+            pattern, hook.layer(), hook.step if "step" in self.sums.aggregation.keep else None
+        )
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,7 @@ def foreign_hooks(
     model: HookedDiffusion,
     words: Sequence[str],
     chosen: Chosen,
-    plan: Plan,
+    aggregation: Aggregation,
     *,
     among: str,
     reference: Sequence[int],
@@ -162,7 +164,7 @@ def foreign_hooks(
         model: The model.
         words: The words.
         chosen: Heads.
-        plan: What is kept apart.
+        aggregation: What is kept apart.
         among: `"prompt"` or `"foreign"`.
         reference: The text tokens from whose scores and shares of attention the normalisers of
             rows are found; empty for all.
@@ -176,7 +178,7 @@ def foreign_hooks(
         UnsupportedModelError: If no chosen block can take foreign words.
     """
     refuse_unknown("foreign_among", among, AMONG, error=SiteError)
-    sums = PatternSums(plan)
+    sums = PatternSums(aggregation)
     keys_of = ("txt", list(reference)) if reference else "txt"
     if model.spec.concepts is None:
         embeddings, rows = _encoded(model, words)

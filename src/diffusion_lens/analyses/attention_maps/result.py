@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from diffusion_lens.analyses.attention_maps.collecting import Pair, Plan, resized
+from diffusion_lens.analyses.attention_maps.collecting import Aggregation, Pair, resized
 from diffusion_lens.analyses.saving import Saved
 from diffusion_lens.authoring import PromptTokens
 from diffusion_lens.border import Number, Size, public
@@ -120,7 +120,7 @@ class AttentionMaps(Saved):
         if size is not None:
             if len(size) != 2:
                 raise ResultError(f"size={size!r}: give height and width")
-            maps = resized(maps, size, Plan())
+            maps = resized(maps, size, Aggregation())
         if absolute:
             return maps > threshold
         over = [

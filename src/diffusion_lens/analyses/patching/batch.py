@@ -13,8 +13,8 @@ from diffusion_lens.analyses.patching.plan import Cell, Change, Plan
 from diffusion_lens.authoring import Part, put, take
 from diffusion_lens.errors import PatchingError
 
-Lookup = Callable[[HookContext], Tensor]
-"""Gives the source's value where a hook fires, for every recorded row."""
+Lookup = Callable[[Tensor, HookContext], Tensor]
+"""Gives what stands in for an activation, for every recorded row."""
 
 
 @dataclass(eq=False)
@@ -70,7 +70,7 @@ class PutRows:
 
     def __call__(self, activation: Tensor, hook: HookContext) -> Tensor:
         """Replace the parts in place."""
-        recorded = self.lookup(hook).to(activation)
+        recorded = self.lookup(activation, hook).to(activation)
         refuse_other_length(hook.name, recorded, activation, [change for _, change in self.changes])
         source = recorded.index_select(0, self.recorded.to(recorded.device))
         for rows, change in self.changes:

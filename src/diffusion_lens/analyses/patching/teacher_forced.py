@@ -174,7 +174,7 @@ class TeacherForced:
                 output = self.replay.output(path, batch.rows)
                 output = behind.changed(output, batch, recorded.values, recorded.before)
             else:
-                hooks = batch.hooks(self.plan, lambda hook: recorded.values[hook.name])
+                hooks = batch.hooks(self.plan, lambda _, hook: recorded.values[hook.name])
                 stack.enter_context(self.model.hooks(hooks, branches=HOLDS))
             if path:
                 start = self.replay.starting_at(path, batch.rows, output=output)

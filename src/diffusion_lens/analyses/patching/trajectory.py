@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from diffusion_lens import HookContext, HookedDiffusion
+from diffusion_lens import HookedDiffusion
 from diffusion_lens.analyses.patching.batch import Batch, packed
+from diffusion_lens.analyses.patching.donors import Donor, SourceRun
 from diffusion_lens.analyses.patching.evaluations import decoded
 from diffusion_lens.analyses.patching.outcome import Metric, Outcome, scored
 from diffusion_lens.analyses.patching.pair import Pair
@@ -36,6 +37,7 @@ class OnTrajectory:
         plan: The patches.
         batch_size: Runs in a batch.
         restart: Whether patched runs begin where they are first patched.
+        donor: Gives what is put in; the pair's source by default.
     """
 
     model: HookedDiffusion
@@ -43,10 +45,11 @@ class OnTrajectory:
     plan: Plan
     batch_size: int
     restart: bool = True
+    donor: Donor = field(default_factory=SourceRun)
 
     @torch.no_grad()
     def prepare(self, steps: Any = None) -> tuple[int, ...]:
-        """Run source and base once, without decoding.
+        """Run what values come from, and the base, once and without decoding.
 
         Args:
             steps: Steps of hook points whose Site says none; None for all.
@@ -54,22 +57,15 @@ class OnTrajectory:
         Returns:
             The steps that there are.
         """
+        source = self.donor.record(self.model, self.pair, self.plan.sites, steps)
         everyone = range(len(self.pair.seeds))
-        source = self.pair.batch(self.pair.source, everyone)
-        with self.pair.source.encoding(self.model):
-            out, self.values = self.model.run_with_cache(
-                source,
-                names_filter=list(self.plan.sites.values()),
-                steps=steps,
-                branch="all",
-                output_type="latent",
-                show_progress=False,
-            )
         with self.model.following() as step:
             self.replay = TrajectoryReplay(self.model.denoiser, step)
             with self.replay.recording():
                 base = self._run(everyone)
-        sides = [self._outcome(_latents(one), everyone) for one in (out, base)]
+        latents = _latents(base)
+        both = (latents if source is None else source, latents)
+        sides = [self._outcome(one, everyone) for one in both]
         self.source, self.base = (side.beside(*sides) for side in sides)
         return tuple(range(base.made_by.steps))
 
@@ -123,7 +119,7 @@ class OnTrajectory:
             at: For each hook point, its steps.
             first: The first step at which any is patched.
         """
-        hooks = batch.hooks(self.plan, self._lookup, steps=at)
+        hooks = batch.hooks(self.plan, self.donor, steps=at)
         start = first if self.restart else 0
         replay = self.replay.until(start, batch.rows, samples=len(self.pair.seeds))
         with self.model.hooks(hooks), replay:
@@ -134,15 +130,6 @@ class OnTrajectory:
             stack.enter_context(self.pair.base.encoding(self.model))
             run = self.pair.batch(self.pair.base, samples)
             return self.model(run, output_type="latent")
-
-    def _lookup(self, hook: HookContext) -> Tensor:
-        found = self.values.entries.get((hook.name, hook.branch))
-        if found is None or hook.step not in found:
-            raise PatchingError(
-                f"{hook.name} fired in branch {hook.branch!r} at step {hook.step} of the base, but "
-                "not of the source: both runs need the same guidance and number of steps"
-            )
-        return found[hook.step]
 
     def _outcome(self, latents: Tensor, samples: Sequence[int]) -> Outcome:
         settings = self.pair.base.run.settings
