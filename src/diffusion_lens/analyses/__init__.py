@@ -30,7 +30,9 @@ from diffusion_lens.analyses.ordered_weakening import WeakeningCurves as Weakeni
 from diffusion_lens.analyses.ordered_weakening import ordered_weakening as ordered_weakening
 from diffusion_lens.analyses.ordered_weakening import weaken_words as weaken_words
 from diffusion_lens.analyses.ordered_weakening import weakening_prompts as weakening_prompts
+from diffusion_lens.analyses.patching import AblationResult as AblationResult
 from diffusion_lens.analyses.patching import PatchingResult as PatchingResult
+from diffusion_lens.analyses.patching import ablation_sweep as ablation_sweep
 from diffusion_lens.analyses.patching import activation_patching as activation_patching
 from diffusion_lens.analyses.patching.attribution_patching import (
     attribution_patching as attribution_patching,

@@ -34,6 +34,12 @@ class Row(NamedTuple):
 
 PATCHING = ("vig2020causal", "meng2022rome", "basu2024localizing")
 ROWS = (
+    Row(
+        "ablation_sweep",
+        "patching.ablation_sweep",
+        "AblationResult",
+        ("michel2019sixteen", "wang2023interpretability"),
+    ),
     Row("activation_patching", "patching", "PatchingResult", PATCHING, "patch"),
     Row("attend_and_excite", "attend_and_excite", "ExcitedImages", ("chefer2023attend",), "excite"),
     Row("attention_maps", "attention_maps", "AttentionMaps", ("tang2023daam",), "attention-maps"),

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from diffusion_lens import HookedDiffusion, Run
 from diffusion_lens.analyses.fingerprint import fingerprint
 from diffusion_lens.analyses.patching.corruption import WordNoise
+from diffusion_lens.analyses.patching.donors import Donor, SourceRun
 from diffusion_lens.analyses.patching.kept import Kept
 from diffusion_lens.analyses.patching.outcome import Metric
 from diffusion_lens.analyses.patching.pair import Pair
@@ -41,8 +42,11 @@ from diffusion_lens.errors import PatchingError, refuse_unknown
 from diffusion_lens.hook_points import Sites
 
 MODES = ("teacher-forced", "on-trajectory", "window")
-DECIDE = ("direction", "seeds", "sites", "axes", "labels", "mode", "steps", "window", "restart")
-"""What of `PatchingResult.made_by` decides on scores, besides runs, model and metric."""
+DECIDE = (
+    *("direction", "seeds", "sites", "axes", "labels", "mode", "steps", "window", "restart"),
+    *("value", "others"),
+)
+"""What of a result's `made_by` decides on scores, besides runs, model and metric."""
 
 
 @public
@@ -125,8 +129,8 @@ def activation_patching(
     )
     about |= {"mode": mode, "steps": steps, "restart": restart}
     about |= {"window": window if mode == "window" else None}
-    kept = None if resume is None else _kept(model, pair, grid, Path(resume), metric, about)
-    run = _teacher_forced if mode == "teacher-forced" else _whole_runs
+    kept = None if resume is None else kept_in(Path(resume), model, pair, grid, metric, about)
+    run = _teacher_forced if mode == "teacher-forced" else partial(whole_runs, donor=SourceRun())
     with quiet(model.pipe), torch.no_grad():
         board = run(
             model,
@@ -164,11 +168,12 @@ def _teacher_forced(
     return board
 
 
-def _whole_runs(
+def whole_runs(
     model: HookedDiffusion,
     pair: Pair,
     grid: Plan,
     *,
+    donor: Donor,
     steps: Sequence[int] | None,
     window: int | None,
     batch_size: int,
@@ -177,7 +182,8 @@ def _whole_runs(
     kept: Kept | None,
     show_progress: bool,
 ) -> Scoreboard:
-    sweep = OnTrajectory(model, pair, grid, batch_size, restart)
+    """Score every patch of whole runs."""
+    sweep = OnTrajectory(model, pair, grid, batch_size, restart, donor)
     schedule = Schedule.of(grid, steps, sweep.prepare(steps))
     windows = runs_of(schedule.steps, window=window)
     samples = len(pair.seeds)
@@ -191,11 +197,11 @@ def _whole_runs(
     return board
 
 
-def _kept(
+def kept_in(
+    folder: Path,
     model: HookedDiffusion,
     pair: Pair,
     grid: Plan,
-    folder: Path,
     metric: Metric,
     about: Mapping[str, Any],
 ) -> Kept:
@@ -213,7 +219,7 @@ def _kept(
         latents=pair.latents,
         patches=grid.cells,
         metric=metric,
-        **{name: about[name] for name in DECIDE},
+        **{name: about[name] for name in DECIDE if name in about},
     )
     kept = Kept(folder, sweep)
     kept.claim()

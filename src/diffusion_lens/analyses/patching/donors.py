@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -15,6 +15,7 @@ from diffusion_lens.errors import PatchingError
 Sites = Mapping[str, Site]
 
 
+@runtime_checkable
 class Donor(Protocol):
     """Gives the values of a sweep over whole runs."""
 

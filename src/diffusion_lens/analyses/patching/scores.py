@@ -64,6 +64,21 @@ def x0_distance(outcome: Outcome, *, mask: Tensor | None = None) -> Float[Tensor
     return -distance(outcome.clean_latents, source.clean_latents, mask=mask)
 
 
+@public
+def latent_distance(outcome: Outcome, *, mask: Tensor | None = None) -> Float[Tensor, " batch"]:
+    """Distance of a prediction (or final latents) from the base's: 0 is the base itself.
+
+    The root of the mean squared difference, in units of the latents. For ablations, whose base is
+    the intact run.
+
+    Args:
+        outcome: What a patch came to.
+        mask: Places that count, likewise.
+    """
+    _, base = _beside(outcome)
+    return distance(outcome.value, base.value, mask=mask)
+
+
 @dataclass(frozen=True)
 class TextDifference:
     """Score of the images with one text minus that with another; see `text_difference`."""

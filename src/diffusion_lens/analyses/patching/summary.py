@@ -7,10 +7,11 @@ from typing import Any
 
 from diffusion_lens import HookedDiffusion
 from diffusion_lens.analyses.patching.alignment import align
+from diffusion_lens.analyses.patching.effects import gathered
 from diffusion_lens.analyses.patching.outcome import Metric
 from diffusion_lens.analyses.patching.pair import Pair
 from diffusion_lens.analyses.patching.plan import Plan, plan
-from diffusion_lens.analyses.patching.result import PatchingResult, gathered
+from diffusion_lens.analyses.patching.result import PatchingResult
 from diffusion_lens.analyses.patching.scoreboard import Scoreboard
 from diffusion_lens.analyses.telling import digest, told
 from diffusion_lens.authoring import versions
