@@ -128,6 +128,7 @@ class AttentionHooks:
         queries, keys = self.attention.sequences(name)
         lengths = self.measured(name, product.query, product.key)
         given = product.query
+        # Image prompts ask with the very tensor of the text's queries, whose hooks have run.
         if self._query is not None and given is self._query[0]:
             product.query = self._query[1]
         elif number == 0:
@@ -249,6 +250,7 @@ def weights(
 ) -> Tensor:
     """Run the hooks on scores and pattern; edits of them are added to the fused output."""
     output = product.fused_with_normaliser()
+    # Autocast would round scores and pattern, which are float32 at least, to half precision.
     with torch.autocast(output.device.type, enabled=False):
         return _with_hooks(output, product, score_taps, pattern_taps, evaluation, lengths)
 
@@ -316,8 +318,10 @@ class _Branch:
     def edit(self, output: Tensor, scores: Sequence[Tap], patterns: Sequence[Tap]) -> Tensor:
         """Compute the block that covers all hooks, run them in order, add what changed."""
         everything = (*scores, *patterns)
+        # One block for all, so that each hook sees the edits of those before it.
         heads = self._union("head", [self.index(tap)[0] for tap in everything])
         queries = self._union("query", [self.index(tap)[1] for tap in everything])
+        # A changed score moves its whole row of the pattern, so every key takes part.
         keys = None if scores else self._union("key", [self.index(tap)[2] for tap in everything])
         covered = {"head": heads, "query": queries, "key": keys}
         if scores:
@@ -335,6 +339,7 @@ class _Branch:
         change = (pattern - original) @ values
         place = ((0, self.rows), *axis_part(PATTERN_AXES, {"head": heads, "query": queries}))
         result = output.clone()
+        # Added in the pattern's precision: a small change would be lost in half precision.
         put(result, place, (take(output, place).to(change.dtype) + change).to(output.dtype))
         return result
 
@@ -454,6 +459,7 @@ def _use_native_backend(module: nn.Module) -> Any:
     chosen = processor._attention_backend or dispatch._AttentionBackendRegistry._active_backend
     if chosen in NATIVE_BACKENDS:
         return None
+    # From the instance: the class has a default, which must not be written onto the instance.
     before = processor.__dict__.get("_attention_backend", _use_native_backend)
     processor._attention_backend = dispatch.AttentionBackendName.NATIVE
     return (before,)

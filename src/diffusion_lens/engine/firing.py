@@ -190,7 +190,7 @@ def run(tap: Tap, given: Tensor, context: HookContext) -> tuple[Tensor, bool]:
     """
     if tap.registration.read_only and recomputing():
         return given, False
-    if given.is_inference():
+    if given.is_inference():  # such tensors count no versions, so edits in place would go unseen
         given = _copy(given)
     version = given._version
     after = call(tap, given, context)

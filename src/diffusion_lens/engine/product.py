@@ -112,7 +112,7 @@ class Product:
         if not self._kernel_gives_normaliser():
             return self.fused()
         mask = self.mask
-        if mask is not None and mask.dtype == torch.bool:
+        if mask is not None and mask.dtype == torch.bool:  # this kernel takes masks to add only
             mask = torch.zeros_like(mask, dtype=self.query.dtype).masked_fill_(~mask, -math.inf)
         output, self.normaliser = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             self.query, self.key, self.value, 0.0, self.causal, attn_mask=mask, scale=self.scale
@@ -125,7 +125,7 @@ class Product:
         )
         device = self.query.device.type
         if recorded or device != "cpu" or self.shared or self.dropout:
-            return False
+            return False  # the kernel's normaliser has no gradient: what follows it would be wrong
         if torch.is_autocast_enabled(device) or self.factor <= 0:
             return False
         choice = torch._fused_sdp_choice(
@@ -161,6 +161,7 @@ class Product:
         query, key = self._part(rows, heads, queries, keys)
         normaliser = self._normaliser(rows, heads, queries)
         if self.mask is None and not self.causal and key.shape[2] <= FEW_KEYS:
+            # Few keys by many queries is faster this way round, and is shown transposed.
             scores = _matmul(key * self.factor, query.transpose(-1, -2), workspace)
             return _exponential(scores, normaliser.unsqueeze(-2)).transpose(-1, -2)
         scores = _matmul(query, (key * self.factor).transpose(-1, -2), workspace)
@@ -268,7 +269,7 @@ class Product:
         def logarithms(chunk: Tensor, key: Tensor, lines: tuple[int, ...]) -> Tensor:
             scores = self._masked(chunk @ key, rows, heads, contiguous(lines), None)
             found = torch.logsumexp(scores, -1)
-            return found.masked_fill(found == -math.inf, 0.0)
+            return found.masked_fill(found == -math.inf, 0.0)  # -inf minus -inf would be nan
 
         recorded = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad)
         parts = []

@@ -87,6 +87,7 @@ class ProductMode(TorchFunctionMode):
             return False
         if self._frame is None:
             return True
+        # The module's own call must be above: a generator or a broken-off call may outlive it.
         frame: FrameType | None = sys._getframe(2)
         while frame is not None and frame is not self._frame:
             frame = frame.f_back
@@ -126,6 +127,7 @@ def _taken_off(mode: ProductMode) -> bool:
     if not any(one is mode for one in _get_current_function_mode_stack()):
         return False
     above = []
+    # Modes are left in the order of hooks, not that of a stack, which torch's `__exit__` assumes.
     while (top := torch._C._pop_torch_function_stack()) is not mode:
         above.append(top)
     for one in reversed(above):

@@ -136,7 +136,9 @@ class StreamHooks:
                 self.collect(sublayer, output[:, rows])
                 return
             self.collect(sublayer, output[place or 0])
-            if self.name == "img":
+            if (
+                self.name == "img"
+            ):  # image prompts: further outputs that the block adds to the image
                 self._beside += output[outputs:]
 
         return take
@@ -146,7 +148,7 @@ class StreamHooks:
         edits = [self._edits[name] for name in updates if name in self._edits]
         if not edits:
             return value
-        if self._in_parallel():
+        if self._in_parallel():  # one sum of both, which the block's own projection has rounded
             for edit in edits:
                 value = value + edit
             return value
@@ -165,7 +167,7 @@ class StreamHooks:
             fire = self.fires.get(mid.name)
             after = summed if fire is None else fire(summed)
             if after is not value:
-                value.copy_(after)
+                value.copy_(after)  # in place: the block adds to this very tensor later
             if self.follows_updates:
                 self._entered = value
             return value
@@ -177,7 +179,7 @@ class StreamHooks:
         if after is not value:
             for beside in self._beside:
                 after = after + beside
-            if value.dtype == torch.float16:
+            if value.dtype == torch.float16:  # as the blocks of diffusers do with their own sum
                 after = after.clamp(-65504, 65504)
         self._entered = None
         self._gates, self._updates, self._edits, self._beside = {}, {}, {}, []

@@ -90,7 +90,7 @@ class Session:
         with contextlib.ExitStack() as stack:
             if self.taps:
                 self.refuse_what_hides_hooks()
-                if "torch._dynamo" in sys.modules:
+                if "torch._dynamo" in sys.modules:  # else nothing is compiled; importing takes long
                     stack.enter_context(EAGER.asked_for())
             stack.enter_context(self.tracker.attached())
             for handle in self._attach_gated():

@@ -70,6 +70,7 @@ class StepTracker:
     def follow(self, denoiser: nn.Module) -> None:
         """Follow this denoiser from the next time that hooks are attached."""
         self.denoiser = denoiser
+        # Of the class: a forward on the instance (offloading, replays) may take anything.
         self._parameters = list(inspect.signature(type(denoiser).forward).parameters)[1:]
 
     # -- what is known --------------------------------------------------------------------------
@@ -194,6 +195,7 @@ class StepTracker:
     def attached(self) -> Iterator[StepTracker]:
         """Follow the pipeline while the context is open."""
         with contextlib.ExitStack() as undo:
+            # In front of all others, whose evaluation must be known when they fire.
             handle = self.denoiser.register_forward_pre_hook(
                 self._before, with_kwargs=True, prepend=True
             )

@@ -89,7 +89,7 @@ class Wiring:
                 f"{type(self.pipe).__name__} has no denoiser under any of {DENOISERS}; wrap a "
                 "ready text-to-image pipeline, or the denoiser itself"
             )
-        return getattr(found, "_orig_mod", found)
+        return getattr(found, "_orig_mod", found)  # what `torch.compile` wraps has the hooks
 
     @property
     def called(self) -> str:
@@ -99,6 +99,7 @@ class Wiring:
     @property
     def device(self) -> torch.device:
         """Where the denoiser computes."""
+        # Offloaded weights lie elsewhere between calls.
         return getattr(self.pipe, "_execution_device", None) or self.denoiser.device
 
     @property
