@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from diffusion_lens.engine.product import Product, safe_softmax
-from diffusion_lens.engine.selection import Index, numbers
+from diffusion_lens.engine.selection import numbers
+from diffusion_lens.hook_points.selectors import Indices
 
 BATCH, HEADS, QUERIES, KEYS, WIDTH = 3, 4, 7, 9, 6
 EVERY = slice(0, BATCH)
@@ -69,14 +70,14 @@ def explicit(product: Product) -> Tensor:
     return weights / total.masked_fill(total == 0, 1.0)
 
 
-def block(whole: Tensor, rows: slice, *indices: Index | None) -> Tensor:
+def block(whole: Tensor, rows: slice, *indices: Indices | None) -> Tensor:
     whole = whole[rows]
     for dim, index in enumerate(indices, start=1):
         whole = whole.index_select(dim, torch.tensor(numbers(index, whole.shape[dim])))
     return whole
 
 
-PARTS: list[tuple[slice, Index | None, Index | None, Index | None]] = [
+PARTS: list[tuple[slice, Indices | None, Indices | None, Indices | None]] = [
     (EVERY, None, None, None),
     (slice(1, 2), (2,), None, None),
     (slice(0, 2), slice(1, 3), (0, 5, 2), None),

@@ -14,9 +14,8 @@ from diffusion_lens.activation_cache.stacking import ranges
 from diffusion_lens.border import public
 from diffusion_lens.border.devices import Device
 from diffusion_lens.errors import CacheKeyError, closest, listing
+from diffusion_lens.hook_points.selectors import GUIDED, Part
 
-GUIDED = "guided"
-Part = tuple[tuple[int, slice | tuple[int, ...]], ...]
 MIXED: Part = ((-1, ()),)
 """A part that is not the same wherever a point was recorded."""
 

@@ -21,10 +21,11 @@ from diffusion_lens.engine.firing import edited, fire, run, same_batch
 from diffusion_lens.engine.product import Product, Workspace, safe_softmax
 from diffusion_lens.engine.product_mode import ProductMode
 from diffusion_lens.engine.projection import same_length
-from diffusion_lens.engine.selection import Index, contiguous, numbers, put, take
+from diffusion_lens.engine.selection import contiguous, numbers, put, take
 from diffusion_lens.engine.softmax_product import SoftmaxProduct
 from diffusion_lens.engine.taps import Tap, axis_part
 from diffusion_lens.errors import DeadHookPointError, EngineError
+from diffusion_lens.hook_points.selectors import Indices
 
 PATTERN_AXES = ("batch", "head", "query", "key")
 SLICED = "Sliced"
@@ -307,7 +308,7 @@ class _Branch:
             "key": product.key.shape[2],
         }
 
-    def index(self, tap: Tap) -> tuple[Index | None, Index | None, Index | None]:
+    def index(self, tap: Tap) -> tuple[Indices | None, Indices | None, Indices | None]:
         found = tap.index(self.evaluation, self.branch, self.lengths)
         return found.get("head"), found.get("query"), found.get("key")
 
@@ -344,7 +345,7 @@ class _Branch:
         return result
 
     def _run(
-        self, taps: Sequence[Tap], value: Tensor, covered: Mapping[str, Index | None]
+        self, taps: Sequence[Tap], value: Tensor, covered: Mapping[str, Indices | None]
     ) -> tuple[Tensor, bool]:
         """Run hooks on parts of a block; the new block, and whether it must go on from it."""
         out, splice, any_change = value, value.requires_grad, False
@@ -365,7 +366,7 @@ class _Branch:
                 any_change = True
         return out, any_change
 
-    def _alive(self, tap: Tap, queries: Index | None) -> None:
+    def _alive(self, tap: Tap, queries: Indices | None) -> None:
         """Refuse an edit of rows whose output is thrown away."""
         sequence = tap.point.sequences["query"]
         if tap.point.dead_queries is None or sequence == ("img",):
@@ -378,7 +379,7 @@ class _Branch:
                 f"the output: {tap.point.dead_queries}. Edit rows of the image (query='img')."
             )
 
-    def _union(self, axis: str, indices: Sequence[Index | None]) -> Index | None:
+    def _union(self, axis: str, indices: Sequence[Indices | None]) -> Indices | None:
         """What covers all of some indices; a slice where that is enough."""
         if any(index is None for index in indices):
             return None
@@ -387,7 +388,7 @@ class _Branch:
         wanted = {place for index in indices for place in numbers(index, self.sizes[axis])}
         return contiguous(tuple(sorted(wanted))) if len(wanted) < self.sizes[axis] else None
 
-    def _inside(self, axis: str, index: Index | None, covered: Index | None) -> Index | None:
+    def _inside(self, axis: str, index: Indices | None, covered: Indices | None) -> Indices | None:
         """An index of the whole axis as an index of the part of it that is covered."""
         if covered is None or index is None:
             return index

@@ -12,7 +12,8 @@ from diffusion_lens.engine.borders import on_argument, on_output
 from diffusion_lens.engine.firing import fire
 from diffusion_lens.engine.handles import Handle, Removal
 from diffusion_lens.engine.steps import StepTracker
-from diffusion_lens.engine.taps import GUIDED, Tap
+from diffusion_lens.engine.taps import Tap
+from diffusion_lens.hook_points.selectors import GUIDED
 
 
 def at_module(tracker: StepTracker, source: AtModule, taps: Sequence[Tap]) -> Handle:

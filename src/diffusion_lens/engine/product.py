@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from diffusion_lens.engine.selection import (
-    Index,
     as_tensor,
     contiguous,
     numbers,
@@ -24,6 +23,7 @@ from diffusion_lens.engine.selection import (
     size_of,
     take,
 )
+from diffusion_lens.hook_points.selectors import Indices
 
 CHUNK = 2**18
 """Scores computed at once: 1 MB in float32, which stays in a processor core's own cache."""
@@ -136,9 +136,9 @@ class Product:
     def pattern(
         self,
         rows: slice,
-        heads: Index | None,
-        queries: Index | None,
-        keys: Index | None,
+        heads: Indices | None,
+        queries: Indices | None,
+        keys: Indices | None,
         *,
         workspace: Workspace | None = None,
     ) -> Tensor:
@@ -171,8 +171,8 @@ class Product:
     def rows(
         self,
         rows: slice,
-        heads: Index | None,
-        queries: Index | None,
+        heads: Indices | None,
+        queries: Indices | None,
         *,
         workspace: Workspace | None = None,
     ) -> Tensor:
@@ -202,21 +202,21 @@ class Product:
         return out
 
     def scores(
-        self, rows: slice, heads: Index | None, queries: Index | None, keys: Index | None
+        self, rows: slice, heads: Indices | None, queries: Indices | None, keys: Indices | None
     ) -> Tensor:
         """A block of the scaled and masked scores before the softmax."""
         query, key = self._part(rows, heads, queries, keys)
         scores = query @ (key * self.factor).transpose(-1, -2)
         return self._masked(scores, rows, heads, queries, keys)
 
-    def values(self, rows: slice, heads: Index | None, keys: Index | None) -> Tensor:
+    def values(self, rows: slice, heads: Indices | None, keys: Indices | None) -> Tensor:
         """A block of the values, one for each query head, in the pattern's precision."""
         value = self._shared_heads(self.value[rows], heads)
         value = value if keys is None else take(value, ((2, keys),))
         return value.to(self.dtype)
 
     def _part(
-        self, rows: slice, heads: Index | None, queries: Index | None, keys: Index | None
+        self, rows: slice, heads: Indices | None, queries: Indices | None, keys: Indices | None
     ) -> tuple[Tensor, Tensor]:
         query, key = self.query[rows], self._shared_heads(self.key[rows], heads)
         query = query if heads is None else take(query, ((1, heads),))
@@ -224,7 +224,7 @@ class Product:
         key = key if keys is None else take(key, ((2, keys),))
         return query.to(self.dtype), key.to(self.dtype)
 
-    def _shared_heads(self, tensor: Tensor, heads: Index | None) -> Tensor:
+    def _shared_heads(self, tensor: Tensor, heads: Indices | None) -> Tensor:
         count = self.query.shape[1]
         if tensor.shape[1] == count:
             return tensor if heads is None else take(tensor, ((1, heads),))
@@ -236,9 +236,9 @@ class Product:
         self,
         scores: Tensor,
         rows: slice,
-        heads: Index | None,
-        queries: Index | None,
-        keys: Index | None,
+        heads: Indices | None,
+        queries: Indices | None,
+        keys: Indices | None,
     ) -> Tensor:
         if self.causal:
             lines = positions(queries, self.query.shape[2], scores)
@@ -255,7 +255,7 @@ class Product:
             return scores.masked_fill(~mask, -math.inf)
         return scores + mask.to(scores.dtype)
 
-    def _normaliser(self, rows: slice, heads: Index | None, queries: Index | None) -> Tensor:
+    def _normaliser(self, rows: slice, heads: Indices | None, queries: Indices | None) -> Tensor:
         if self.normaliser is not None:
             found = self.normaliser[rows]
             found = found if heads is None else take(found, ((1, heads),))
@@ -301,5 +301,5 @@ def _exponential(scores: Tensor, normaliser: Tensor) -> Tensor:
     return scores.sub_(normaliser).exp_()
 
 
-def _within(index: Index | None, part: slice, length: int) -> Index:
+def _within(index: Indices | None, part: slice, length: int) -> Indices:
     return numbers(index, length)[part] if index is not None else part

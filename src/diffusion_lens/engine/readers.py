@@ -35,6 +35,7 @@ from diffusion_lens.engine.companion import SecondPass
 from diffusion_lens.engine.firing import fire
 from diffusion_lens.engine.handles import Handle, Removal
 from diffusion_lens.engine.projection import (
+    Fire,
     on_columns,
     on_fused_outputs,
     on_result,
@@ -46,7 +47,6 @@ from diffusion_lens.engine.steps import StepTracker
 from diffusion_lens.engine.taps import Tap
 from diffusion_lens.errors import EngineError
 
-Fire = Callable[[Tensor], Tensor]
 Sources = Mapping[Any, Sequence[Tap]]
 """The hooks of a block, by the source of their hook point."""
 

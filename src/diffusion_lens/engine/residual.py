@@ -17,9 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from diffusion_lens.architectures.spec import BlockSite, Gate, Mid, Stream
 from diffusion_lens.engine.borders import on_argument, on_output
-from diffusion_lens.engine.projection import stream_slice
-
-Fire = Callable[[Tensor], Tensor]
+from diffusion_lens.engine.projection import Fire, stream_slice
 
 
 class StreamHooks:

@@ -10,12 +10,8 @@ from torch import Tensor
 
 from diffusion_lens.errors import SiteError
 from diffusion_lens.hook_points.point import HookPoint
-from diffusion_lens.hook_points.selectors import Indices, Tokens
+from diffusion_lens.hook_points.selectors import Indices, Part, Tokens
 from diffusion_lens.hook_points.site import Site
-
-Index = slice | tuple[int, ...]
-Part = tuple[tuple[int, Index], ...]
-"""(dimension, index) pairs; selected dimensions are kept."""
 
 KEPT = 256
 """How many indices and rows of factors are kept on devices, over all models."""
@@ -58,7 +54,7 @@ def as_factors(factors: tuple[float, ...], like: Tensor) -> Tensor:
     return _kept(factors, like.device, like.dtype)
 
 
-def positions(index: Index | None, length: int, like: Tensor) -> Tensor:
+def positions(index: Indices | None, length: int, like: Tensor) -> Tensor:
     """The selected entries of an axis, as a tensor beside `like`."""
     if isinstance(index, tuple):
         return as_tensor(index, like)
@@ -74,14 +70,14 @@ def _kept(numbers: tuple[float, ...], device: torch.device, dtype: torch.dtype) 
         return torch.tensor(numbers, device=device, dtype=dtype)
 
 
-def size_of(index: Index | None, length: int) -> int:
+def size_of(index: Indices | None, length: int) -> int:
     """How many entries an index selects of `length`."""
     if index is None:
         return length
     return len(range(*index.indices(length))) if isinstance(index, slice) else len(index)
 
 
-def numbers(index: Index | None, length: int) -> tuple[int, ...]:
+def numbers(index: Indices | None, length: int) -> tuple[int, ...]:
     """The selected entries as numbers."""
     if index is None:
         return tuple(range(length))
@@ -95,7 +91,7 @@ def token_index(
     words: WordLookup,
     *,
     where: str,
-) -> Index | None:
+) -> Indices | None:
     """Turn a token selector into an index along one axis.
 
     Args:
@@ -193,7 +189,7 @@ def heads_in(point: HookPoint, site: Site) -> tuple[int, ...] | None:
     return tuple(dict.fromkeys(head % point.heads for head in heads))
 
 
-def contiguous(indices: Indices | None) -> Index | None:
+def contiguous(indices: Indices | None) -> Indices | None:
     """A slice where consecutive numbers allow it, since slices cut without copying."""
     if isinstance(indices, tuple) and indices == tuple(
         range(indices[0], indices[0] + len(indices))

@@ -10,7 +10,6 @@ from diffusion_lens.engine.branches import Rows
 from diffusion_lens.engine.evaluation import Evaluation
 from diffusion_lens.engine.registration import Registration
 from diffusion_lens.engine.selection import (
-    Index,
     Part,
     contiguous,
     heads_in,
@@ -23,13 +22,11 @@ from diffusion_lens.errors import SiteError, closest, listing
 from diffusion_lens.hook_points.context import HookContext
 from diffusion_lens.hook_points.names import match_names
 from diffusion_lens.hook_points.point import HookPoint
+from diffusion_lens.hook_points.selectors import GUIDED, Indices
 from diffusion_lens.hook_points.site import Site
 
 SELECTIONS_KEPT = 8
 """How many prompts and sizes a hook remembers its selection for."""
-
-GUIDED = "guided"
-"""The branch of what comes after guidance, where the branches are one."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +41,7 @@ class Selection:
         whole: Full length of each of these axes.
     """
 
-    index: Mapping[str, Index | None]
+    index: Mapping[str, Indices | None]
     part: Part
     heads: tuple[int, ...] | None
     streams: Mapping[str, Mapping[str, slice | tuple[int, ...]]]
@@ -52,7 +49,7 @@ class Selection:
 
     @classmethod
     def of(
-        cls, point: HookPoint, index: Mapping[str, Index | None], lengths: Mapping[str, int]
+        cls, point: HookPoint, index: Mapping[str, Indices | None], lengths: Mapping[str, int]
     ) -> Selection:
         """Work out the rest from the indices."""
         streams = {
@@ -95,7 +92,7 @@ class Tap:
         prompts = evaluation.known_prompts(branch) if worded else ()
         state = (branch if worded else "", tuple(lengths.items()), prompts)
         if state not in self.selections:
-            index: dict[str, Index | None] = {"head": contiguous(self.heads)}
+            index: dict[str, Indices | None] = {"head": contiguous(self.heads)}
             for axis, sequence in self.point.sequences.items():
                 index[axis] = contiguous(
                     token_index(
@@ -113,7 +110,7 @@ class Tap:
 
     def index(
         self, evaluation: Evaluation, branch: str, lengths: Mapping[str, int]
-    ) -> Mapping[str, Index | None]:
+    ) -> Mapping[str, Indices | None]:
         """The selected indices by axis name; missing or None is the whole axis."""
         return self.selection(evaluation, branch, lengths).index
 
@@ -156,7 +153,7 @@ class Tap:
 
 
 def _stream_parts(
-    sequence: Sequence[str], lengths: Mapping[str, int], index: Index | None
+    sequence: Sequence[str], lengths: Mapping[str, int], index: Indices | None
 ) -> dict[str, slice | tuple[int, ...]]:
     """Where each stream lies in what is left of an axis after a selection."""
     found: dict[str, slice | tuple[int, ...]] = {}
@@ -184,7 +181,7 @@ def firing_order(
                 yield tap, branch, at
 
 
-def axis_part(axes: Sequence[str], index: Mapping[str, Index | None]) -> Part:
+def axis_part(axes: Sequence[str], index: Mapping[str, Indices | None]) -> Part:
     """Indices by axis name as a part; whole axes are left out."""
     found = ((axes.index(name), at) for name, at in index.items() if name in axes)
     return tuple((dim, at) for dim, at in found if at is not None)

@@ -17,7 +17,12 @@ SYNONYMS = {
 }
 """What the two branches are called elsewhere."""
 
+GUIDED = "guided"
+"""The branch of what comes after guidance, where the branches are one."""
+
 Indices = tuple[int, ...] | slice
+Part = tuple[tuple[int, Indices], ...]
+"""(dimension, index) pairs of a tensor; selected dimensions are kept."""
 Heads = tuple[int, ...] | tuple[tuple[int, int], ...]
 
 

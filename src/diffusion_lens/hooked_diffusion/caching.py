@@ -20,9 +20,10 @@ from diffusion_lens.activation_cache.recorder import (
 )
 from diffusion_lens.engine.evaluation import Evaluation
 from diffusion_lens.engine.registration import Registration
-from diffusion_lens.engine.taps import GUIDED, Tap
+from diffusion_lens.engine.taps import Tap
 from diffusion_lens.engine.wiring import Wiring
 from diffusion_lens.errors import RunError
+from diffusion_lens.hook_points.selectors import GUIDED
 from diffusion_lens.hook_points.site import Site
 from diffusion_lens.hooked_diffusion.silence import hooks_on
 from diffusion_lens.reducers import Reducer

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 from diffusion_lens.border import public
 from diffusion_lens.engine.registration import HookFunction, Registration
 from diffusion_lens.errors import RunError
-from diffusion_lens.hook_points.site import Site
+from diffusion_lens.hook_points.site import Site, Where
 from diffusion_lens.hooked_diffusion.silence import hooks_on
 from diffusion_lens.hooked_diffusion.wired import Wired
 
-Where = str | Site | Callable[[str], bool]
 Hook = tuple[Where, HookFunction]
 Model = TypeVar("Model", bound="Hooking")
 

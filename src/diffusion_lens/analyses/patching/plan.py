@@ -10,10 +10,9 @@ from diffusion_lens import HookedDiffusion, Run, Site
 from diffusion_lens.analyses.patching.alignment import Alignment
 from diffusion_lens.authoring import heads_in, selects
 from diffusion_lens.errors import PatchingError, closest, listing
-from diffusion_lens.hook_points import HookPoint, Tokens
+from diffusion_lens.hook_points import HookPoint, Indices, Tokens
 
 AXES = ("block", "stream", "attention", "point", "head", "pos")
-Index = slice | tuple[int, ...]
 Label = int | str | None
 
 
@@ -30,8 +29,8 @@ class Change:
 
     name: str
     heads: tuple[int, ...] | None = None
-    pos: Index | None = None
-    source_pos: Index | None = None
+    pos: Indices | None = None
+    source_pos: Indices | None = None
 
 
 @dataclass(frozen=True)
@@ -174,7 +173,7 @@ def _changes(
     axes: Sequence[str],
     alignment: Alignment,
     base: Run,
-    places: Mapping[str | int, tuple[Index, Index]],
+    places: Mapping[str | int, tuple[Indices, Indices]],
 ) -> list[tuple[tuple[Label, ...], Change]]:
     """Every cell that a hook point has a part in, by its labels."""
     whole = Change(point.name, None, *_selected_positions(model, site, point, alignment, base))
@@ -228,7 +227,7 @@ def _heads(site: Site, point: HookPoint) -> tuple[int, ...]:
 
 def _selected_positions(
     model: HookedDiffusion, site: Site, point: HookPoint, alignment: Alignment, base: Run
-) -> tuple[Index | None, Index | None]:
+) -> tuple[Indices | None, Indices | None]:
     """What a Site selects along `pos`, for base and source."""
     if "pos" not in point.axes:
         if site.pos is not None:
@@ -252,7 +251,7 @@ def _selected_positions(
     return index, alignment.sources(index, what=repr(site))
 
 
-def _indices(tokens: Tokens, point: HookPoint) -> Index | None:
+def _indices(tokens: Tokens, point: HookPoint) -> Indices | None:
     if tokens.words or tokens.stream not in (None, point.stream):
         raise PatchingError(f"{tokens!r} is not in the stream {point.stream!r} of {point.name}")
     return tokens.indices
@@ -296,10 +295,10 @@ def _positions(
     alignment: Alignment,
     base: Run,
     positions: Sequence[str | int] | None,
-) -> dict[str | int, tuple[Index, Index]]:
+) -> dict[str | int, tuple[Indices, Indices]]:
     """Label of each entry along `pos`, with its positions in base and source."""
     if positions is not None:
-        found: dict[str | int, tuple[Index, Index]] = {}
+        found: dict[str | int, tuple[Indices, Indices]] = {}
         for one in positions:
             mine = (one,) if isinstance(one, int) else _word_positions(model, base, [one])
             found[one] = (mine, alignment.sources(mine, what="positions="))
