@@ -1,4 +1,4 @@
-"""What a model is to the engine: its parts, its hook points, the hooks that are on, the tracker."""
+"""What a model is to the engine: its parts, the hooks on them, and who follows its runs."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary, WeakSet
 
-import torch
 from torch import nn
 
-from diffusion_lens.architectures.catalogue import find_points, native_points
-from diffusion_lens.architectures.registry import architecture_of
 from diffusion_lens.engine.branches import check_stated
 from diffusion_lens.engine.companion import Companion
+from diffusion_lens.engine.model_parts import ModelParts
 from diffusion_lens.engine.registration import Registration
 from diffusion_lens.engine.session import Session
 from diffusion_lens.engine.steps import StepTracker
@@ -25,118 +23,33 @@ from diffusion_lens.errors import (
     RunError,
     SiteError,
     UnknownHookPointError,
-    UnsupportedModelError,
     listing,
 )
-from diffusion_lens.hook_points.names import NamePattern, match_names
-from diffusion_lens.hook_points.point import HookPoint
-
-DENOISERS = ("transformer", "unet")
 
 _HOOKED: WeakKeyDictionary[nn.Module, WeakSet[Wiring]] = WeakKeyDictionary()
 """Who has hooks on a denoiser: two wrappers of one pipeline would act on each other's runs."""
 
 
-class Wiring:
-    """A pipeline (or a bare denoiser), its description and whatever is attached to it.
+class Wiring(ModelParts):
+    """A model's parts, and whatever is attached to them.
 
     Attributes:
-        pipe: The pipeline, None for a bare denoiser.
-        spec: The denoiser's description.
         tracker: Follows the pipeline through its steps.
         registrations: The hooks that are on.
-        companion: What runs beside the main pass.
     """
 
     def __init__(self, pipe: Any) -> None:
-        """Look up the denoiser.
-
-        Args:
-            pipe: A diffusers pipeline, or a denoiser that is called by hand.
-
-        Raises:
-            UnsupportedModelError: If there is no denoiser of a known architecture.
-        """
-        self.pipe = None if isinstance(pipe, nn.Module) else pipe
-        self._bare = pipe if isinstance(pipe, nn.Module) else None
-        self.spec = architecture_of(type(self.denoiser).__name__)
+        """Look up the denoiser, and follow it; see `ModelParts`."""
+        super().__init__(pipe)
         self.tracker = StepTracker(self.pipe, self.denoiser, self.spec)
         self.tracker.on_call.append(self._before_a_call)
         self.tracker.on_end.append(self._after_a_call)
         self.tracker.on_evaluation_by_hand.append(self._refuse_hooks_of_other_threads)
         self.registrations: list[Registration] = []
-        self.companion: Companion | None = None
         self._session: Session | None = None
         self._attached_to: list[object] = []
-        self._points: tuple[object, dict[str, HookPoint]] | None = None
-        self.points  # noqa: B018 (an unknown kind of block is an error now, not in the first run)
 
-    # -- parts --------------------------------------------------------------------------------
-
-    @property
-    def denoiser(self) -> Any:
-        """The module that is hooked, looked up anew each time.
-
-        Raises:
-            UnsupportedModelError: If the pipeline has none.
-        """
-        found: Any = self._bare
-        if self.pipe is not None:
-            candidates = (getattr(self.pipe, name, None) for name in DENOISERS)
-            found = next((module for module in candidates if module is not None), None)
-        if found is None:
-            raise UnsupportedModelError(
-                f"{type(self.pipe).__name__} has no denoiser under any of {DENOISERS}; wrap a "
-                "ready text-to-image pipeline, or the denoiser itself"
-            )
-        return getattr(found, "_orig_mod", found)  # what `torch.compile` wraps has the hooks
-
-    @property
-    def called(self) -> str:
-        """What messages call the model."""
-        return type(self.denoiser).__name__
-
-    @property
-    def device(self) -> torch.device:
-        """Where the denoiser computes."""
-        # Offloaded weights lie elsewhere between calls.
-        return getattr(self.pipe, "_execution_device", None) or self.denoiser.device
-
-    @property
-    def points(self) -> dict[str, HookPoint]:
-        """Every hook point by name."""
-        denoiser = self.denoiser
-        state = (denoiser, self._processors())
-        if self._points is None or self._points[0] != state:
-            found = find_points(denoiser, self.spec)
-            if self.pipe is None:
-                found = {
-                    name: point for name, point in found.items() if point.module != "scheduler"
-                }
-            self._points = (state, found)
-        main = self._points[1]
-        return main if self.companion is None else self.companion.points(denoiser, main)
-
-    def _processors(self) -> tuple[type, ...]:
-        return tuple(map(type, getattr(self.denoiser, "attn_processors", {}).values()))
-
-    def _parts(self) -> list[object]:
-        """What hooks are attached to: LoRA, for one, puts other modules in place."""
-        scheduler = getattr(self.pipe, "scheduler", None)
-        return [scheduler, *self._processors(), *self.denoiser.modules()]
-
-    def native(self, pattern: Any) -> dict[str, HookPoint]:
-        """Hook points at modules by their path in diffusers, for a pattern that asks for them."""
-        return native_points(self.denoiser, pattern)
-
-    def find(self, pattern: NamePattern) -> dict[str, HookPoint]:
-        """The hook points that a pattern selects, by name.
-
-        Raises:
-            UnknownHookPointError: If there is none.
-        """
-        known = self.native(pattern) or self.points
-        return {name: known[name] for name in match_names(pattern, list(known), model=self.called)}
+    # -- hooks --------------------------------------------------------------------------------
 
     def has_place(self, registration: Registration) -> bool:
         """Whether the hook points that a hook asks for exist."""
@@ -153,16 +66,9 @@ class Wiring:
         return True
 
     @property
-    def n_blocks(self) -> int:
-        """Number of transformer blocks."""
-        return 1 + max(point.block for point in self.points.values() if point.block is not None)
-
-    @property
     def has_backward_hooks(self) -> bool:
         """Whether a hook waits for gradients."""
         return any(registration.backward for registration in self.registrations)
-
-    # -- hooks --------------------------------------------------------------------------------
 
     def register(self, registrations: Sequence[Registration]) -> None:
         """Make these the hooks that are on; on an error those before stay as they were.
@@ -195,7 +101,7 @@ class Wiring:
     def _attach(self, session: Session) -> None:
         session.__enter__()
         self._session = session
-        self._attached_to = self._parts()
+        self._attached_to = self.attached_to()
         _HOOKED.setdefault(session.denoiser, WeakSet()).add(self)
 
     def _detach(self) -> None:
@@ -373,7 +279,7 @@ class Wiring:
         """Attach the hooks anew where the pipeline has other parts than at that time."""
         if self._session is None:
             return
-        if not _same_objects(self._attached_to, self._parts()):
+        if not _same_objects(self._attached_to, self.attached_to()):
             self.register(self.registrations)
         else:
             self._session.refuse_what_hides_hooks()

@@ -1,0 +1,113 @@
+"""The parts of a model that the engine looks up: denoiser, description, hook points."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from diffusion_lens.architectures.catalogue import find_points, native_points
+from diffusion_lens.architectures.registry import architecture_of
+from diffusion_lens.engine.companion import Companion
+from diffusion_lens.errors import UnsupportedModelError
+from diffusion_lens.hook_points.names import NamePattern, match_names
+from diffusion_lens.hook_points.point import HookPoint
+
+DENOISERS = ("transformer", "unet")
+
+
+class ModelParts:
+    """A pipeline (or a bare denoiser) and its description.
+
+    Attributes:
+        pipe: The pipeline, None for a bare denoiser.
+        spec: The denoiser's description.
+        companion: What runs beside the main pass.
+    """
+
+    def __init__(self, pipe: Any) -> None:
+        """Look up the denoiser.
+
+        Args:
+            pipe: A diffusers pipeline, or a denoiser that is called by hand.
+
+        Raises:
+            UnsupportedModelError: If there is no denoiser of a known architecture.
+        """
+        self.pipe = None if isinstance(pipe, nn.Module) else pipe
+        self._bare = pipe if isinstance(pipe, nn.Module) else None
+        self.spec = architecture_of(type(self.denoiser).__name__)
+        self.companion: Companion | None = None
+        self._points: tuple[object, dict[str, HookPoint]] | None = None
+        self.points  # noqa: B018 (an unknown kind of block is an error now, not in the first run)
+
+    @property
+    def denoiser(self) -> Any:
+        """The module that is hooked, looked up anew each time.
+
+        Raises:
+            UnsupportedModelError: If the pipeline has none.
+        """
+        found: Any = self._bare
+        if self.pipe is not None:
+            candidates = (getattr(self.pipe, name, None) for name in DENOISERS)
+            found = next((module for module in candidates if module is not None), None)
+        if found is None:
+            raise UnsupportedModelError(
+                f"{type(self.pipe).__name__} has no denoiser under any of {DENOISERS}; wrap a "
+                "ready text-to-image pipeline, or the denoiser itself"
+            )
+        return getattr(found, "_orig_mod", found)  # what `torch.compile` wraps has the hooks
+
+    @property
+    def called(self) -> str:
+        """What messages call the model."""
+        return type(self.denoiser).__name__
+
+    @property
+    def device(self) -> torch.device:
+        """Where the denoiser computes."""
+        # Offloaded weights lie elsewhere between calls.
+        return getattr(self.pipe, "_execution_device", None) or self.denoiser.device
+
+    @property
+    def points(self) -> dict[str, HookPoint]:
+        """Every hook point by name."""
+        denoiser = self.denoiser
+        state = (denoiser, self._processors())
+        if self._points is None or self._points[0] != state:
+            found = find_points(denoiser, self.spec)
+            if self.pipe is None:
+                found = {
+                    name: point for name, point in found.items() if point.module != "scheduler"
+                }
+            self._points = (state, found)
+        main = self._points[1]
+        return main if self.companion is None else self.companion.points(denoiser, main)
+
+    def _processors(self) -> tuple[type, ...]:
+        return tuple(map(type, getattr(self.denoiser, "attn_processors", {}).values()))
+
+    def attached_to(self) -> list[object]:
+        """What hooks are attached to: LoRA, for one, puts other modules in place."""
+        scheduler = getattr(self.pipe, "scheduler", None)
+        return [scheduler, *self._processors(), *self.denoiser.modules()]
+
+    def native(self, pattern: Any) -> dict[str, HookPoint]:
+        """Hook points at modules by their path in diffusers, for a pattern that asks for them."""
+        return native_points(self.denoiser, pattern)
+
+    def find(self, pattern: NamePattern) -> dict[str, HookPoint]:
+        """The hook points that a pattern selects, by name.
+
+        Raises:
+            UnknownHookPointError: If there is none.
+        """
+        known = self.native(pattern) or self.points
+        return {name: known[name] for name in match_names(pattern, list(known), model=self.called)}
+
+    @property
+    def n_blocks(self) -> int:
+        """Number of transformer blocks."""
+        return 1 + max(point.block for point in self.points.values() if point.block is not None)
