@@ -7,8 +7,9 @@ from typing import Any
 from PIL import Image
 
 from diffusion_lens.border import Fraction, Number, public
+from diffusion_lens.border.pictures import picture
 from diffusion_lens.errors import FigureError, refuse_unknown
-from diffusion_lens.viz.pictures import coloured, picture
+from diffusion_lens.viz.pictures import coloured
 from diffusion_lens.viz.values import array, limits
 
 RESAMPLING = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR}

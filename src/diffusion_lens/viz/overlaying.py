@@ -10,9 +10,10 @@ import plotly.graph_objects as go
 from PIL import Image
 
 from diffusion_lens.border import Fraction, Number, public
+from diffusion_lens.border.pictures import pictures
 from diffusion_lens.errors import FigureError, refuse_unknown
 from diffusion_lens.viz.panels import Panels, backdrop
-from diffusion_lens.viz.pictures import pictures, source
+from diffusion_lens.viz.pictures import source
 from diffusion_lens.viz.style import colour_axis
 from diffusion_lens.viz.values import array, labels, limits
 

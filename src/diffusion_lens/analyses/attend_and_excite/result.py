@@ -9,6 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_lens.analyses.saving import Saved
+from diffusion_lens.border.gallery import gallery
+from diffusion_lens.border.one_line import one_line, short
 from diffusion_lens.errors import ResultError
 
 
@@ -60,7 +62,16 @@ class ExcitedImages(Saved):
 
     def __repr__(self) -> str:
         """Prompt, words and how many moves, in one line."""
-        return (
-            f"ExcitedImages({self.prompt!r}, words {list(self.words)}, {len(self.losses)} moves, "
-            f"latents {tuple(self.latents.shape)})"
+        return one_line(
+            self,
+            short(self.prompt),
+            f"words {list(self.words)}",
+            f"{len(self.losses)} moves",
+            f"latents {tuple(self.latents.shape)}",
+            made_by=self.made_by,
+            look=(".image", ".plot()"),
         )
+
+    def _repr_html_(self) -> str | None:
+        """The image."""
+        return gallery(self.images, captions=[self.prompt], line=repr(self))

@@ -13,6 +13,8 @@ from torch import Tensor
 from diffusion_lens.analyses.attention_maps.collecting import Pair, Plan, resized
 from diffusion_lens.analyses.saving import Saved
 from diffusion_lens.border import Number, Size, public
+from diffusion_lens.border.gallery import gallery
+from diffusion_lens.border.one_line import one_line, prompt_of, short
 from diffusion_lens.engine.words import PromptTokens
 from diffusion_lens.errors import ResultError, WordError, closest, listing
 
@@ -334,8 +336,18 @@ class AttentionMaps(Saved):
         return self.maps.shape[self.axes.index(axis)]
 
     def __repr__(self) -> str:
-        """Axes, sizes and tokens in one line."""
-        sizes = ", ".join(
-            f"{axis} {size}" for axis, size in zip(self.axes, self.maps.shape, strict=True)
+        """Prompt, axes, sizes and tokens in one line."""
+        sizes = zip(self.axes, self.maps.shape, strict=True)
+        return one_line(
+            self,
+            prompt_of(self.made_by) or short([tokens.texts[0] for tokens in self.prompts]),
+            *(f"{axis} {size}" for axis, size in sizes),
+            f"tokens {listing(self.labels, most=12)}",
+            made_by=self.made_by,
+            look=(".word()", ".mask()", ".plot()"),
         )
-        return f"AttentionMaps({sizes}; tokens {listing(self.labels, most=12)})"
+
+    def _repr_html_(self) -> str | None:
+        """The images that the maps lie over."""
+        captions = [tokens.texts[0] for tokens in self.prompts]
+        return gallery(self.images or None, captions=captions, line=repr(self))

@@ -16,8 +16,10 @@ from diffusion_lens.analyses.concept_attention.panels import (
 )
 from diffusion_lens.analyses.saving import Saved
 from diffusion_lens.border import public
+from diffusion_lens.border.gallery import gallery
+from diffusion_lens.border.one_line import one_line, prompt_of
 from diffusion_lens.border.pictures import Pictures
-from diffusion_lens.errors import ConceptError, ResultError, closest
+from diffusion_lens.errors import ConceptError, ResultError, closest, listing
 
 CITATION = "Helbling et al., ConceptAttention, ICML 2025, arXiv 2502.04320"
 
@@ -137,3 +139,19 @@ class ConceptMaps(Saved):
             images_over="panel",
             **style,
         )
+
+    def __repr__(self) -> str:
+        """Prompt, concepts, axes and sizes in one line."""
+        sizes = zip(self.axes, self.maps.shape, strict=True)
+        return one_line(
+            self,
+            prompt_of(self.made_by),
+            f"concepts {listing(self.concepts)}",
+            *(f"{axis} {size}" for axis, size in sizes if axis != "concept"),
+            made_by=self.made_by,
+            look=(".of()", ".segment()", ".plot()"),
+        )
+
+    def _repr_html_(self) -> str | None:
+        """The images that the maps lie over."""
+        return gallery(self.images, line=repr(self))

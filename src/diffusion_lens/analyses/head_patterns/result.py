@@ -12,6 +12,7 @@ from torch import Tensor
 from diffusion_lens.analyses.attention_maps.collecting import Pair
 from diffusion_lens.analyses.saving import Saved
 from diffusion_lens.border import public
+from diffusion_lens.border.one_line import one_line, prompt_of
 from diffusion_lens.engine.words import PromptTokens
 from diffusion_lens.errors import ResultError, WordError, closest, listing
 
@@ -118,8 +119,12 @@ class HeadPatterns(Saved):
     def __repr__(self) -> str:
         """Sizes and what there is, in one line."""
         samples, steps, heads = next(iter(self.values.values())).shape
-        mass = "" if self.mass is None else f", mass on {len(self.positions)} tokens"
-        return (
-            f"HeadPatterns(batch {samples}, step {steps}, head {heads}; {', '.join(self.values)}"
-            f"{mass})"
+        return one_line(
+            self,
+            prompt_of(self.made_by),
+            f"batch {samples}, step {steps}, head {heads}",
+            *self.values,
+            "" if self.mass is None else f"mass on {len(self.positions)} tokens",
+            made_by=self.made_by,
+            look=(".of()", ".word()", ".plot()"),
         )

@@ -18,6 +18,7 @@ from torch import Tensor
 from diffusion_lens.analyses.head_relevance.words import concept_index
 from diffusion_lens.analyses.saving import Saved
 from diffusion_lens.border import Count, Level, Number, Seed, public
+from diffusion_lens.border.one_line import counted, one_line
 from diffusion_lens.errors import ResultError, refuse_unknown
 
 CITATION = (
@@ -84,9 +85,15 @@ class HeadRelevance(Saved):
 
     def __repr__(self) -> str:
         """Sizes in one line."""
-        return (
-            f"HeadRelevance({len(self.concepts)} concepts, {len(self.heads)} heads, "
-            f"{self.prompts} prompts, {len(self.steps)} steps, vote={self.vote!r})"
+        apart = "" if self.steps == (-1,) else counted(len(self.steps), "step")
+        return one_line(
+            self,
+            f"{counted(len(self.concepts), 'concept')} x {counted(len(self.heads), 'head')}",
+            counted(self.prompts, "prompt") if self.prompts else "as published",
+            apart,
+            f"vote={self.vote!r}",
+            made_by=self.made_by,
+            look=(".vector()", ".top()", ".plot()"),
         )
 
     # -- reading ------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from diffusion_lens.analyses.saving import Saved
 from diffusion_lens.border import Count, public
+from diffusion_lens.border.one_line import counted, one_line
 from diffusion_lens.errors import ResultError, closest
 from diffusion_lens.metrics.intervals import bootstrap_interval, rank_correlation
 
@@ -169,6 +170,22 @@ class PatchingResult(Saved):
             for one in self.top(3)
         )
         return f"{self.method} patching, {grid}, {len(self.seeds)} samples; {best or NOTHING}"
+
+    def __repr__(self) -> str:
+        """Method, grid, samples and the largest effect in one line."""
+        sizes = [counted(len(self.labels[axis]), axis) for axis in self.axes]
+        best = self.top(1)
+        place = ", ".join(f"{axis} {best[0][axis]}" for axis in self.axes) if best else ""
+        return one_line(
+            self,
+            f"{self.method} patching, {' x '.join(sizes) or 'one patch'}",
+            counted(len(self.seeds), "sample"),
+            f"largest effect {best[0]['effect']:.3f} {f'at {place}' if place else ''}"
+            if best
+            else NOTHING,
+            made_by=self.made_by,
+            look=(".top()", ".records()", ".plot()"),
+        )
 
     def _refuse_unknown(self, axis: str, label: Any) -> None:
         known = self.labels.get(axis, self.axes)
