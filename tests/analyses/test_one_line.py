@@ -165,3 +165,10 @@ def test_the_prompt_of_a_run_is_read_from_its_text() -> None:
 
 def test_a_line_without_a_model_begins_with_what_it_is() -> None:
     assert one_line(1, "a\nb", "", look=(".plot()",)) == "int(a b; .plot())"
+
+
+def test_a_model_in_a_folder_is_called_by_the_end_of_its_path() -> None:
+    said = one_line(1, "a", made_by={"model": "/data/models/sd/unet"}, look=(".plot()",))
+    assert said == "int(sd/unet: a; .plot())"
+    said = one_line(1, "a", made_by={"model": "stabilityai/sdxl-turbo"}, look=(".plot()",))
+    assert said == "int(stabilityai/sdxl-turbo: a; .plot())"

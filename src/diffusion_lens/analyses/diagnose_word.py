@@ -135,7 +135,14 @@ class WordDiagnosis(Saved):
             raise ResultError(f"sample {sample} was asked for, there are {len(self.maps)}")
         panels = torch.cat([self.every[sample, None], self.maps[sample]])
         image = self.images[sample] if images is None else images
-        return viz.overlays(image, panels, titles=["all heads", *self.concepts], **settings)
+        style = {
+            "title": f"What the heads of each concept see of “{self.word}”",
+            "note": "Share of attention that each place pays to the word: mean over all heads, and "
+            "over the heads of each concept.",
+            "value_name": "share of attention",
+        }
+        titles = ["all heads", *self.concepts]
+        return viz.overlays(image, panels, titles=titles, **{**style, **settings})
 
     def __repr__(self) -> str:
         """Word, candidates and shares in one line."""

@@ -69,9 +69,18 @@ class EditedImages(Saved):
 
         texts = list(captions or (self.source, *self.targets))
         images = list(self._images())
+        note = "The source first, then its edits, from the same noise."
         if self.maps is None:
-            return viz.image_strip(images, captions=texts, title=self.method)
-        return viz.overlays(images, self.maps, titles=texts, images_over="panel", title=self.method)
+            return viz.image_strip(images, captions=texts, title=self.method, note=note)
+        return viz.overlays(
+            images,
+            self.maps,
+            titles=texts,
+            images_over="panel",
+            title=self.method,
+            note=f"{note} Maps: attention to the edited words, mean over heads and steps.",
+            value_name="attention",
+        )
 
     def _images(self) -> Sequence[Any]:
         if self.images is None:

@@ -62,8 +62,13 @@ class Inversion(Saved):
         """The image beside what came back."""
         from diffusion_lens import viz
 
-        texts = ["image", f"from the noise, error {self.image_error:.3f}"]
-        return viz.image_strip([self.image, self.reconstruction], captions=texts)
+        return viz.image_strip(
+            [self.image, self.reconstruction],
+            captions=["image", "drawn from the noise"],
+            title="Inversion",
+            note=f"Mean absolute difference of pixels {self.image_error:.3f}, in [0, 1]; "
+            f"{self.autoencoder_error:.3f} of it by the autoencoder alone.",
+        )
 
     def __repr__(self) -> str:
         """Prompt and errors in one line."""

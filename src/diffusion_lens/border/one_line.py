@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import PurePath
 from typing import Any
 
 LONGEST = 60
@@ -32,7 +33,15 @@ def one_line(
 def model_of(made_by: Mapping[str, Any]) -> str:
     """The name of the model; empty where it is not known, several joined by a plus sign."""
     sources = made_by.get("merged") or [made_by]
-    return " + ".join(dict.fromkeys(str(one["model"]) for one in sources if one.get("model")))
+    return " + ".join(
+        dict.fromkeys(_placed(str(one["model"])) for one in sources if "model" in one)
+    )
+
+
+def _placed(name: str) -> str:
+    """A folder's last two names; every other name as it is."""
+    path = PurePath(name)
+    return "/".join(path.parts[-2:]) if path.is_absolute() else name
 
 
 def prompt_of(made_by: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from PIL import Image
 from plotly.colors import sample_colorscale
 
 from diffusion_lens.border.pictures import png_address
-from diffusion_lens.viz.style import SEQUENTIAL
+from diffusion_lens.viz.style import SEQUENTIAL, opacity
 
 MOST_PIXELS = 512
 FEWEST_PIXELS = 192
@@ -31,8 +31,23 @@ def source(image: Image.Image) -> str:
 def coloured(values: np.ndarray, ends: Sequence[float]) -> Image.Image:
     """A map as an image, in the sequential colours; absent values are grey."""
     colours = np.array(sample_colorscale(SEQUENTIAL, 256, colortype="tuple"))
-    low, high = ends
-    share = np.nan_to_num((values - low) / (high - low)).clip(0, 1)
+    share = _share(values, ends)
     pixels = (colours[(share * 255).round().astype(int)] * 255).round().astype(np.uint8)
     pixels[~np.isfinite(values)] = 217
     return Image.fromarray(pixels)
+
+
+def faded(image: Image.Image) -> Image.Image:
+    """The image in light greys, so that all colour over it is the map's."""
+    return image.convert("L").point([150 + grey * 105 // 255 for grey in range(256)]).convert("RGB")
+
+
+def hiding(values: np.ndarray, ends: Sequence[float], most: float) -> Image.Image:
+    """How much of an image a map over it hides, in bytes; absent values hide nothing."""
+    hidden = opacity(_share(values, ends)) * most
+    return Image.fromarray((hidden * 255).round().astype(np.uint8))
+
+
+def _share(values: np.ndarray, ends: Sequence[float]) -> np.ndarray:
+    low, high = ends
+    return np.nan_to_num((values - low) / (high - low)).clip(0, 1)

@@ -52,13 +52,16 @@ class ExcitedImages(Saved):
         """The loss before every move, over the moves."""
         from diffusion_lens import viz
 
-        return viz.curves(
+        figure = viz.curves(
             list(range(len(self.losses))),
             {"loss": self.losses},
             title=self.prompt,
+            note="What the least attended word lacks before each move of the latents: 1 is no "
+            "attention at its best place, 0 all of it.",
             x_title="move",
             y_title="attention that is lacking",
         )
+        return figure.update_yaxes(range=[0, 1.05])
 
     def __repr__(self) -> str:
         """Prompt, words and how many moves, in one line."""

@@ -137,8 +137,16 @@ class ConceptMaps(Saved):
             titles=[panel_title(place, names) for place in places],
             steps=list(self.steps) if "step" in axes else None,
             images_over="panel",
-            **style,
+            **{**self._said(), **style},
         )
+
+    def _said(self) -> dict[str, Any]:
+        """What the values mean, for a figure."""
+        if "softmax_over='concepts'" in str(self.made_by.get("preset", "")):
+            note = "Weight of each concept at each place; all concepts sum to 1 there."
+            return {"note": note, "value_name": "weight", "zmin": 0.0, "zmax": 1.0}
+        note = "How well each concept fits each place, unitless: compare places and concepts."
+        return {"note": note, "value_name": "fit"}
 
     def __repr__(self) -> str:
         """Prompt, concepts, axes and sizes in one line."""

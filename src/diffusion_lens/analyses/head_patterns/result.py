@@ -16,6 +16,19 @@ from diffusion_lens.border.one_line import one_line, prompt_of
 from diffusion_lens.engine.words import PromptTokens
 from diffusion_lens.errors import ResultError, WordError, closest, listing
 
+MEANINGS = {
+    "entropy": ("nats", "How widely a head spreads its attention: 0 is one token alone."),
+    "distance": (
+        "image diagonals",
+        "How far from the asking place a head looks, within the image, on average.",
+    ),
+    "text": ("share of attention", "How much of its attention a head pays to text tokens."),
+    "image": ("share of attention", "How much of its attention a head pays to other image tokens."),
+    "own": ("share of attention", "How much of its attention an image token pays to itself."),
+}
+"""Unit of each value, and a sentence."""
+ON_A_WORD = "How much of its attention a head pays to the word, mean over the image's places."
+
 
 @dataclass(frozen=True)
 class HeadPatterns(Saved):
@@ -106,14 +119,18 @@ class HeadPatterns(Saved):
         shown = self.values[what] if what in self.values else self.word(what)
         if not 0 <= sample < len(shown):
             raise ResultError(f"sample {sample} was asked for, there are {len(shown)}")
+        unit, note = MEANINGS.get(what, ("share of attention", ON_A_WORD))
+        modules = self.made_by.get("modules", {})
         return viz.head_grid(
             shown[sample],
             rows=list(self.steps),
             columns=[f"{block}.{head}" for block, head in self.heads],
-            title=what if what in self.values else f"mass on {what!r}",
-            value_name=what,
+            column_notes=[modules.get(block, "") for block, _ in self.heads],
+            title=f"Patterns: {what}" if what in self.values else f"Attention to “{what}”",
+            note=note,
+            value_name=unit,
             row_title="step",
-            column_title="block.head",
+            column_title="head (block.head)",
         )
 
     def __repr__(self) -> str:

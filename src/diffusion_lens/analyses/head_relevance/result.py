@@ -25,6 +25,11 @@ CITATION = (
     "Park et al., Cross-Attention Head Position Patterns Can Align with Human Visual Concepts in "
     "Text-to-Image Generative Models, ICLR 2025, arXiv 2412.02237"
 )
+UNIT = "relevance (1 = mean head)"
+MEANING = (
+    "Share of a concept's votes that a head gives, times the number of heads: 1 is the mean head, "
+    "0 a head that never votes for it."
+)
 ORDERS = ("most", "least", "random")
 
 
@@ -321,25 +326,33 @@ class HeadRelevance(Saved):
         from diffusion_lens import viz
 
         if concept is None:
-            columns = [head.name for head in self.heads]
             return viz.head_grid(
                 self.vectors,
                 rows=list(self.concepts),
-                columns=columns,
+                columns=[f"{head.block}.{head.head}" for head in self.heads],
+                column_notes=[head.module or head.name for head in self.heads],
                 title="Head relevance",
-                value_name="relevance",
+                note=MEANING,
+                value_name=UNIT,
+                row_title="concept",
+                column_title="head (block.head)",
             )
         blocks = list(dict.fromkeys(head.block for head in self.heads))
         grid = torch.full((len(blocks), 1 + max(head.head for head in self.heads)), math.nan)
+        cells = [["" for _ in row] for row in grid]
         for head, value in zip(self.heads, self.vector(concept).tolist(), strict=True):
             grid[blocks.index(head.block), head.head] = value
+            place = f"head {head.block}.{head.head}"
+            cells[blocks.index(head.block)][head.head] = f"{place} ({head.module or head.name})"
         return viz.head_grid(
             grid,
             rows=[f"block {block}" for block in blocks],
             columns=[str(head) for head in range(grid.shape[1])],
             title=f"Head relevance: {concept}",
-            value_name="relevance",
-            column_title="head",
+            note=MEANING,
+            value_name=UNIT,
+            column_title="head of the block",
+            cells=cells,
         )
 
     def _votes(self) -> Tensor:

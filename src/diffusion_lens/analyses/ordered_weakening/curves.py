@@ -132,6 +132,8 @@ class WeakeningCurves(Saved):
             x_title="weakened heads",
             y_title=score or self.score_names[0],
             title=f"Weakening heads by their relevance to {self.concept}",
+            note="Mean score of the images when that many heads are weakened; a curve that falls "
+            "sooner weakens heads that matter more.",
         )
 
     def __repr__(self) -> str:

@@ -141,25 +141,43 @@ class PatchingResult(Saved):
         from diffusion_lens import viz
 
         names = [str(label) for label in self.labels[self.axes[-1]]] if self.axes else ["all"]
+        said = {"title": title or f"{self.method.capitalize()} patching", "note": self._meaning()}
         if len(self.axes) < 2:
             ends = (self.effects, self.low, self.high)
             values, low, high = (end.reshape(-1).tolist() for end in ends)
             intervals = dict(zip(names, zip(low, high, strict=True), strict=True))
             bars = dict(zip(names, values, strict=True))
-            return viz.bars(bars, intervals=intervals, y_title="effect", title=title)
+            axis = self.axes[-1] if self.axes else ""
+            y_title = "effect (0 base, 1 source)"
+            return viz.bars(bars, intervals=intervals, x_title=axis, y_title=y_title, **said)
+        first = self.axes[:-1]
+        apart = "." if first == ("block", "head") else " "  # a head is called 8.0, as everywhere
         rows = [
-            " ".join(map(str, place))
-            for place in product(*(self.labels[axis] for axis in self.axes[:-1]))
+            apart.join(map(str, place)) for place in product(*(self.labels[axis] for axis in first))
         ]
+        cells = [[f"head {row}.{name}" for name in names] for row in rows]
         return viz.head_grid(
             self.effects.flatten(0, -2),
             rows=rows,
             columns=names,
-            value_name="effect",
+            value_name="effect (share of the way)",
             zero_centred=True,
-            row_title=", ".join(self.axes[:-1]),
+            marks={0: "as the base", 1: "as the source"},
+            row_title="head (block.head)" if first == ("block", "head") else ", ".join(first),
             column_title=self.axes[-1],
-            title=title,
+            cells=cells if self.axes == ("block", "head") else None,
+            **said,
+        )
+
+    def _meaning(self) -> str:
+        """What an effect is, with the prompts where they are known."""
+        runs = [self.made_by.get(name) for name in ("clean", "corrupted")]
+        if self.made_by.get("direction") == "noise":
+            runs.reverse()
+        source, base = (_prompt(run) for run in runs)
+        return (
+            f"Effect of putting activations of the source{source} into the base{base}: 0, it stays "
+            f"as it is; 1, it becomes as the source. Mean over {len(self.seeds)} samples."
         )
 
     def __str__(self) -> str:
@@ -195,6 +213,12 @@ class PatchingResult(Saved):
             hint = f" Closest: {near[0]!r}." if near else ""
             what = f"label {label!r} along {axis!r}" if axis in self.labels else f"axis {axis!r}"
             raise ResultError(f"this result has no {what}; there are {tuple(known)}.{hint}")
+
+
+def _prompt(run: Any) -> str:
+    """A run's prompt in quotation marks, behind a space; empty where it is not known."""
+    prompt = run.get("prompt") if isinstance(run, Mapping) else None
+    return f" “{prompt}”" if isinstance(prompt, str) else ""
 
 
 def gathered(
