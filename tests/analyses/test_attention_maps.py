@@ -409,6 +409,11 @@ def test_video_maps_are_drawn_over_their_frames() -> None:
     np.testing.assert_allclose(figure.frames[-1].data[1].z, found.word("table")[0, 1, 2])
 
 
+def heats(figure: Any) -> list[Any]:
+    """The maps of a figure, without the panels that show an image as it is."""
+    return [one for one in figure.data if one.type == "heatmap"]
+
+
 def test_overlays_have_a_panel_for_each_word() -> None:
     found = maps("sd", words=["cat", "glass table"], output_type="pil")
     with pytest.raises(ResultError, match="words= is empty"):
@@ -417,10 +422,12 @@ def test_overlays_have_a_panel_for_each_word() -> None:
         found.mask(size=[8])
     figure = found.overlay(["glass table", "cat"])
     titles = [one.text for one in figure.layout.annotations]
-    assert titles == ["glass table", "cat"] and len(figure.layout.images) == 2
+    assert titles == ["image", "glass table", "cat"] and len(figure.layout.images) == 3
     np.testing.assert_allclose(figure.data[0].z, found.word("glass table")[0])
     np.testing.assert_allclose(figure.data[1].z, found.word("cat")[0])
-    assert len(found.plot().data) == len(found.labels) == len(found.overlay().data)
+    assert len(heats(found.plot())) == len(found.labels) == len(heats(found.overlay()))
+    assert "Share of attention" in figure.layout.title.text
+    assert figure.layout.coloraxis.colorbar.title.text == "share of attention"
     batch = maps("sd", [PROMPT, "a blue dog"], output_type="pil", num_inference_steps=1)
     figure = batch.overlay("dog", sample=1)
     np.testing.assert_allclose(figure.data[0].z, batch.word("dog", sample=1))
@@ -429,12 +436,13 @@ def test_overlays_have_a_panel_for_each_word() -> None:
 def test_plots_have_a_panel_for_each_head_and_a_slide_for_each_step() -> None:
     found = maps("sd", words="cat", keep=["head", "step"], blocks=[0], output_type="pil")
     figure = found.plot("cat")
-    titles = [one.text for one in figure.layout.annotations]
-    assert titles == [f"block 0, head {head}" for head in range(4)]
+    first, *titles = [one.text for one in figure.layout.annotations]
+    assert first == "image" and titles == [f"0.{head}" for head in range(4)]
     assert len(figure.frames) == len(found.steps) > 1
     np.testing.assert_allclose(figure.frames[0].data[3].z, found.word("cat")[0, 0, 3])
     figure = found.overlay("cat")
-    assert [one.text for one in figure.layout.annotations] == [f"cat, {title}" for title in titles]
+    shown = [one.text for one in figure.layout.annotations]
+    assert shown == ["image", *(f"cat, {title}" for title in titles)]
     np.testing.assert_allclose(figure.frames[1].data[3].z, found.word("cat")[0, 1, 3])
 
 
@@ -443,18 +451,18 @@ def test_plots_have_a_panel_for_each_head_and_a_slide_for_each_step() -> None:
 def test_overlays_show_what_was_kept_apart(keep: Any) -> None:
     words = ["cat", "glass table"]
     found = maps("sd", words=words, keep=keep, blocks=[0, 3], output_type="pil")
-    names = [f"block {block}, head {head}" for block, head in found.heads]
+    names = [f"{block}.{head}" for block, head in found.heads]
     names = names if keep == "head" else ["block 0", "block 3"]
     figure = found.overlay(words)
-    titles = [one.text for one in figure.layout.annotations]
+    _, *titles = [one.text.replace("<br>", " ") for one in figure.layout.annotations]
     assert titles == [f"{word}, {name}" for word in words for name in names]
-    step = (-1,) if "step" in keep else ()  # a figure opens on its last step
+    step = (figure.layout.sliders[0].active,) if "step" in keep else ()
     for panel, title in enumerate(titles):
         word, name = title.split(", ", 1)
         expected = found.word(word)[(0, *step, names.index(name))]
         np.testing.assert_allclose(figure.data[panel].z, expected)
     figure = found.plot()
-    assert len(figure.data) == len(found.labels) * len(names)
+    assert len(heats(figure)) == len(found.labels) * len(names)
     np.testing.assert_allclose(figure.data[1].z, found.maps[(0, *step, 1, 0)])
 
 
@@ -464,7 +472,7 @@ def test_more_panels_than_anyone_sees_say_how_to_have_fewer() -> None:
     said = rf"{len(found.labels)} words times 28 heads are .* panels; at most 64 .*without keep='h"
     with pytest.raises(ResultError, match=said):
         found.overlay()
-    assert len(found.overlay(["cat", "table"]).data) == 56
+    assert len(heats(found.overlay(["cat", "table"]))) == 56
 
 
 def test_bicubic_interpolation_overshoots_and_bilinear_does_not() -> None:

@@ -146,19 +146,22 @@ def test_frames_of_a_video_are_kept_or_averaged() -> None:
     assert mean.axes == ("batch", "concept", "height", "width")
     torch.testing.assert_close(mean.maps, video.maps.mean(2))
     titles = [note.text for note in video.overlay("sky").layout.annotations]
-    assert titles == ["frame 0", "frame 1", "frame 2"]
-    titles = [note.text for note in video.plot().layout.annotations]
-    assert titles[:4] == ["cat, frame 0", "cat, frame 1", "cat, frame 2", "glass table, frame 0"]
+    assert titles == ["image", "frame 0", "image", "frame 1", "image", "frame 2"]
+    titles = [note.text.replace("<br>", " ") for note in video.plot().layout.annotations]
+    first = ["image", "frame 0, cat", "frame 0, glass table", "frame 0, sky"]
+    assert titles[:5] == [*first, "image"]
 
 
 def test_figures_show_what_was_kept() -> None:
     found = maps("flux", keep=["step", "block"], blocks=[0, 2], output_type="pil")
     figure = found.overlay("sky", alpha=0.4)
-    assert [note.text for note in figure.layout.annotations] == ["block 0", "block 2"]
+    assert [note.text for note in figure.layout.annotations] == ["image", "block 0", "block 2"]
+    assert "all concepts sum to 1" in figure.layout.title.text.replace("<br>", " ")
+    assert (figure.layout.coloraxis.cmin, figure.layout.coloraxis.cmax) == (0, 1)
     assert [frame.name for frame in figure.frames] == ["0", "1"]
     np.testing.assert_allclose(figure.frames[1].data[1].z, found.of("sky")[0, 1, 1], rtol=1e-5)
     figure = found.plot()
-    assert [note.text for note in figure.layout.annotations] == CONCEPTS
+    assert [note.text for note in figure.layout.annotations] == ["image", *CONCEPTS]
     expected = found.maps.mean(2)[0, 0, 2]
     np.testing.assert_allclose(figure.frames[0].data[2].z, expected, rtol=1e-5)
 
@@ -169,7 +172,7 @@ def test_figures_without_images() -> None:
         found.overlay("sky")
     figure = found.overlay("sky", image=photo(128, 128))
     np.testing.assert_allclose(figure.data[0].z, found.of("sky")[0], rtol=1e-5)
-    assert len(found.plot(image=photo(128, 128)).data) == 3
+    assert len(found.plot(image=photo(128, 128)).data) == 1 + 3
     with pytest.raises(ResultError, match="2 images for a batch of 1"):
         found.overlay("sky", image=[photo(128, 128)] * 2)
     with pytest.raises(ResultError, match="sample 1 does not exist: there are 1"):

@@ -94,7 +94,9 @@ def test_bad_input_is_refused(
 
 def test_results_refuse_what_they_lack() -> None:
     found = diagnosis()
-    assert "'glass table'; share {'Animals': " in repr(found) and "\n" not in repr(found)
+    assert "'glass table' by heads of each concept, share {'Animals': " in repr(
+        found
+    ) and "\n" not in repr(found)
     with pytest.raises(ConceptError, match=r"'Animal' is none of .* Closest: 'Animals'"):
         found.of("Animal")
     with pytest.raises(ResultError, match="by='x' is none of"):

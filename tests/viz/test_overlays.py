@@ -1,5 +1,7 @@
 """Maps over images: panels, colours, slider, and what does not fit."""
 
+import base64
+import io
 from typing import Any
 
 import numpy as np
@@ -17,13 +19,14 @@ IMAGE = Image.new("RGB", (64, 32), (10, 200, 30))
 
 def test_a_map_is_stretched_over_its_image() -> None:
     figure = viz.overlays(IMAGE, torch.rand(2, 4, 8), alpha=0.3)
-    assert len(figure.data) == len(figure.layout.images) == 2
+    assert len(figure.data) == len(figure.layout.images) == 1 + 2
     heat = figure.data[1]
     assert (heat.x0, heat.dx, heat.y0, heat.dy) == (4, 8, 4, 8)
     assert heat.opacity == 0.3
-    assert list(figure.layout.xaxis2.range) == [0, 64]
-    assert list(figure.layout.yaxis2.range) == [32, 0]
-    assert figure.layout.images[1].xref == "x2"
+    assert heat.xaxis == "x3"
+    assert list(figure.layout.xaxis3.range) == [0, 64]
+    assert list(figure.layout.yaxis3.range) == [32, 0]
+    assert figure.layout.images[2].xref == "x3"
     assert not figure.frames
 
 
@@ -42,18 +45,63 @@ def test_panels_and_steps_share_one_colour_scale() -> None:
     assert (scale.cmin, scale.cmax) == (0.0, 1.0)
 
 
-def test_the_slider_has_a_place_for_each_step_and_starts_at_the_last() -> None:
+def test_the_slider_has_a_place_for_each_step_and_starts_where_values_differ_most() -> None:
     maps = torch.rand(3, 2, 4, 4)
+    maps[1] *= 3
+    maps[2] += 50  # high, but flat
     figure = viz.overlays(IMAGE, maps, steps=[0, 5, 9])
     (slider,) = figure.layout.sliders
     assert [step.label for step in slider.steps] == ["0", "5", "9"]
     assert [step.args[0][0] for step in slider.steps] == [frame.name for frame in figure.frames]
-    assert slider.active == 2
+    assert slider.active == 1
+    assert "Opens at step 5, where values differ most." in figure.layout.title.text
     for frame, expected in zip(figure.frames, maps, strict=True):
         drawn = np.stack([np.asarray(one.z, dtype=float) for one in frame.data])
         np.testing.assert_allclose(drawn, expected.numpy())
         assert list(frame.traces) == [0, 1]
-    np.testing.assert_allclose(np.asarray(figure.data[1].z, dtype=float), maps[-1, 1].numpy())
+    np.testing.assert_allclose(np.asarray(figure.data[1].z, dtype=float), maps[1, 1].numpy())
+
+
+def test_an_absent_value_decides_on_no_step() -> None:
+    maps = torch.rand(3, 1, 4, 4)
+    maps[0] = float("nan")
+    maps[2, 0, 0, 0] = float("nan")
+    maps[1] = 0.5
+    assert viz.overlays(IMAGE, maps).layout.sliders[0].active == 2
+    assert viz.overlays(IMAGE, maps * float("nan")).layout.sliders[0].active == 0
+
+
+def test_the_image_stands_plain_before_its_maps_which_lie_over_greys() -> None:
+    figure = viz.overlays(IMAGE, torch.rand(2, 4, 4), titles=["a", "b"])
+    assert [note.text for note in figure.layout.annotations] == ["image", "a", "b"]
+    first, second, third = (pixel(one.source) for one in figure.layout.images)
+    assert first == (10, 200, 30)
+    assert second == third and len(set(second)) == 1 and second[0] >= 150
+    assert len(viz.overlays(IMAGE, torch.rand(2, 4, 4), plain=False).layout.images) == 2
+
+
+def test_several_images_each_stand_before_their_own_maps_and_begin_a_row() -> None:
+    one, other = Image.new("RGB", (8, 8), (90, 0, 0)), Image.new("RGB", (8, 8), (0, 0, 90))
+    images = [one, one.copy(), one.copy(), other, other, other]
+    figure = viz.overlays(images, torch.rand(6, 2, 2), titles=list("abcdef"))
+    shown = [note.text for note in figure.layout.annotations]
+    assert shown == ["image", "a", "b", "c", "image", "d", "e", "f"]
+    assert [len(row) for row in figure._grid_ref] == [4, 4]
+    assert pixel(figure.layout.images[4].source) == (0, 0, 90)
+    assert [heat.xaxis for heat in figure.data[:6]] == ["x2", "x3", "x4", "x6", "x7", "x8"]
+
+
+def test_low_values_let_the_image_be_seen() -> None:
+    scale = viz.overlays(IMAGE, torch.rand(1, 2, 2)).layout.coloraxis.colorscale
+    clear = [float(colour.rstrip(")").rsplit(",", 1)[1]) for _, colour in scale]
+    assert clear[0] == 0 and clear[-1] == 1 and clear == sorted(clear)
+
+
+def pixel(address: str) -> tuple[int, ...]:
+    """The first pixel of an image inside a figure."""
+    data = base64.b64decode(address.partition(",")[2])
+    found: Any = Image.open(io.BytesIO(data)).convert("RGB").getpixel((0, 0))
+    return found
 
 
 def test_one_step_still_has_a_slider() -> None:
@@ -75,7 +123,8 @@ def test_maps_of_nothing_but_absent_values_are_drawn() -> None:
 
 def test_an_image_for_each_panel() -> None:
     other = Image.new("RGB", (64, 32))
-    first, second = viz.overlays([IMAGE, other], torch.rand(2, 4, 4)).layout.images
+    figure = viz.overlays([IMAGE, other], torch.rand(2, 4, 4), plain=False)
+    first, second = figure.layout.images
     assert first.source != second.source
 
 
@@ -84,7 +133,8 @@ def test_an_image_for_each_step_moves_with_the_slider() -> None:
     figure = viz.overlays(images, torch.rand(3, 2, 4, 4))
     backdrops = [frame.layout.images for frame in figure.frames]
     assert len({row[0].source for row in backdrops}) == 3
-    assert all(row[0].source == row[1].source for row in backdrops)
+    assert len({row[1].source for row in backdrops}) == 3
+    assert all(row[1].source == row[2].source != row[0].source for row in backdrops)
 
 
 def test_as_many_images_as_steps_and_panels_must_be_told_apart() -> None:
@@ -93,15 +143,23 @@ def test_as_many_images_as_steps_and_panels_must_be_told_apart() -> None:
     with pytest.raises(FigureError, match="images_over='panel' or images_over='step'"):
         viz.overlays(images, maps)
     by_step = viz.overlays(images, maps, images_over="step")
-    assert by_step.layout.images[0].source == by_step.layout.images[1].source
+    assert by_step.layout.images[1].source == by_step.layout.images[2].source
     by_panel = viz.overlays(images, maps, images_over="panel")
-    assert by_panel.layout.images[0].source != by_panel.layout.images[1].source
+    assert by_panel.layout.images[1].source != by_panel.layout.images[3].source
 
 
 def test_titles_are_drawn_as_they_are_written() -> None:
     figure = viz.overlays(IMAGE, torch.rand(1, 2, 2), titles=["<b>a</b> & $x$"])
-    (annotation,) = figure.layout.annotations
+    _, annotation = figure.layout.annotations
     assert annotation.text == "&lt;b&gt;a&lt;/b&gt; &amp; &#36;x&#36;"
+
+
+def test_titles_are_broken_where_panels_are_narrow() -> None:
+    titles = ["a red circle & a square", "b", "c", "d"]
+    figure = viz.overlays(IMAGE, torch.rand(4, 2, 2), titles=titles)
+    assert figure.layout.annotations[1].text == "a red circle<br>&amp; a square"
+    short = viz.overlays(IMAGE, torch.rand(4, 2, 2), titles=list("abcd"))
+    assert figure.layout.height > short.layout.height
 
 
 def test_bilinear_smooths_and_nearest_does_not() -> None:

@@ -28,6 +28,45 @@ def test_a_grid_shows_each_value_at_its_labels() -> None:
     assert heat.hoverongaps is False
 
 
+def test_a_note_stands_below_the_title_on_lines_that_fit_a_telephone() -> None:
+    note = "A sentence that says what the numbers mean, and that goes on for longer than a line."
+    for title in ("effects", None):
+        figure = viz.bars({"a": 1.0}, title=title, note=note)
+        heading = figure.layout.title.text
+        said = heading[heading.index("A sentence") :].removesuffix("</span>")
+        assert said.replace("<br>", " ") == note and heading.startswith(title or "<span")
+        assert max(map(len, said.split("<br>"))) <= 60
+        assert figure.layout.margin.t > viz.bars({"a": 1.0}).layout.margin.t
+
+
+def test_a_colour_scale_says_what_some_values_mean() -> None:
+    marks = {0: "nothing", 1: "all"}
+    figure = viz.head_grid([[-0.2, 0.9]], rows=["a"], columns=["b", "c"], marks=marks)
+    scale = figure.layout.coloraxis
+    assert (scale.cmin, scale.cmax) == (-1.0, 1.0)
+    said = dict(zip(scale.colorbar.tickvals, scale.colorbar.ticktext, strict=True))
+    assert said[0] == "0 nothing" and said[1] == "1 all" and said[-1] == "-1"
+    small = viz.head_grid([[-0.2, 0.3]], rows=["a"], columns=["b", "c"], marks=marks)
+    assert small.layout.coloraxis.cmax == pytest.approx(0.3)
+    assert "0 nothing" in small.layout.coloraxis.colorbar.ticktext
+
+
+def test_the_pointer_names_modules_and_cells() -> None:
+    grid = {"rows": ["x"], "columns": ["8.0", "8.1"]}
+    figure = viz.head_grid([[1.0, 2.0]], **grid, column_notes=["up.attn2", ""])
+    assert [one[1] for one in figure.data[0].customdata[0]] == ["8.0 (up.attn2)", "8.1"]
+    figure = viz.head_grid([[1.0, 2.0]], **grid, cells=[["head 8.0", "head 8.1"]])
+    assert [one[0] for one in figure.data[0].customdata[0]] == ["head 8.0", "head 8.1"]
+    assert "customdata[1]" not in figure.data[0].hovertemplate
+    for more in ({"column_notes": [MARKUP, ""]}, {"cells": [[MARKUP, ""]]}):
+        figure = viz.head_grid([[1.0, 2.0]], **grid, **more)
+        assert any(DRAWN in one for one in figure.data[0].customdata[0][0])
+    with pytest.raises(FigureError, match="column_notes has 1 labels for 2"):
+        viz.head_grid([[1.0, 2.0]], **grid, column_notes=["up.attn2"])
+    with pytest.raises(FigureError, match="cells has 1 labels for 2"):
+        viz.head_grid([[1.0, 2.0]], **grid, cells=[["head 8.0"]])
+
+
 def test_equal_labels_keep_their_places() -> None:
     figure = viz.head_grid(torch.eye(2), rows=["a", "a"], columns=["1", "1"])
     assert list(figure.layout.xaxis.tickvals) == [0, 1]
@@ -118,16 +157,26 @@ FIGURES: dict[str, Callable[[], Any]] = {
         value_name=MARKUP,
         row_title=MARKUP,
         column_title=MARKUP,
+        column_notes=[MARKUP],
+        note=MARKUP,
+        marks={1: MARKUP},
     ),
     "curves": lambda: viz.curves(
-        [0], {MARKUP: [1.0]}, x_title=MARKUP, y_title=MARKUP, title=MARKUP
+        [0], {MARKUP: [1.0]}, x_title=MARKUP, y_title=MARKUP, title=MARKUP, note=MARKUP
     ),
-    "bars": lambda: viz.bars({MARKUP: 1.0}, y_title=MARKUP, title=MARKUP),
+    "bars": lambda: viz.bars({MARKUP: 1.0}, x_title=MARKUP, title=MARKUP, note=MARKUP),
     "tokens": lambda: viz.tokens([MARKUP], [1.0], title=MARKUP, value_name=MARKUP, rows=[MARKUP]),
     "strip": lambda: viz.image_strip([np.ones((4, 4))], captions=[MARKUP], title=MARKUP),
     "frames": lambda: viz.frames([np.ones((4, 4))], captions=[MARKUP], title=MARKUP),
     "overlay": lambda: viz.overlays(
-        np.ones((4, 4)), np.ones((1, 1, 2, 2)), titles=[MARKUP], steps=[MARKUP], title=MARKUP
+        np.ones((4, 4)),
+        np.ones((1, 1, 2, 2)),
+        titles=[MARKUP],
+        steps=[MARKUP],
+        title=MARKUP,
+        note=MARKUP,
+        value_name=MARKUP,
+        step_name=MARKUP,
     ),
 }
 

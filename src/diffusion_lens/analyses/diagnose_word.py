@@ -20,6 +20,8 @@ from diffusion_lens import HookedDiffusion, Run
 from diffusion_lens.analyses.attention_maps import attention_maps
 from diffusion_lens.analyses.saving import Saved
 from diffusion_lens.border import PipelineSetting, public
+from diffusion_lens.border.gallery import gallery
+from diffusion_lens.border.one_line import one_line, prompt_of
 from diffusion_lens.errors import ConceptError, ResultError, SiteError, listing, refuse_unknown
 
 CITATION = "Selective Aggregation of Attention Maps in Diffusion Models, arXiv 2604.05906"
@@ -133,15 +135,33 @@ class WordDiagnosis(Saved):
             raise ResultError(f"sample {sample} was asked for, there are {len(self.maps)}")
         panels = torch.cat([self.every[sample, None], self.maps[sample]])
         image = self.images[sample] if images is None else images
-        return viz.overlays(image, panels, titles=["all heads", *self.concepts], **settings)
+        style = {
+            "title": f"What the heads of each concept see of “{self.word}”",
+            "note": "Share of attention that each place pays to the word: mean over all heads, and "
+            "over the heads of each concept.",
+            "value_name": "share of attention",
+        }
+        titles = ["all heads", *self.concepts]
+        return viz.overlays(image, panels, titles=titles, **{**style, **settings})
 
     def __repr__(self) -> str:
         """Word, candidates and shares in one line."""
         shares = [
             dict(zip(self.concepts, row, strict=True))
-            for row in self.scores["share"].round(decimals=3).tolist()
+            for row in ([round(one, 3) for one in row] for row in self.scores["share"].tolist())
         ]
-        return f"WordDiagnosis({self.word!r}; share {listing(shares, most=4)})"
+        return one_line(
+            self,
+            prompt_of(self.made_by),
+            f"{self.word!r} by heads of each concept",
+            f"share {listing(shares, most=4)}",
+            made_by=self.made_by,
+            look=(".of()", ".largest()", ".plot()"),
+        )
+
+    def _repr_html_(self) -> str | None:
+        """The images that the maps lie over."""
+        return gallery(self.images or None, line=repr(self))
 
 
 @public

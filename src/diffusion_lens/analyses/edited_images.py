@@ -13,6 +13,8 @@ from torch import Tensor
 from diffusion_lens import HookedDiffusion, Output, Run
 from diffusion_lens.analyses.saving import Saved
 from diffusion_lens.border import public
+from diffusion_lens.border.gallery import gallery
+from diffusion_lens.border.one_line import counted, one_line, short
 from diffusion_lens.errors import ResultError, RunError
 
 
@@ -67,9 +69,18 @@ class EditedImages(Saved):
 
         texts = list(captions or (self.source, *self.targets))
         images = list(self._images())
+        note = "The source first, then its edits, from the same noise."
         if self.maps is None:
-            return viz.image_strip(images, captions=texts, title=self.method)
-        return viz.overlays(images, self.maps, titles=texts, images_over="panel", title=self.method)
+            return viz.image_strip(images, captions=texts, title=self.method, note=note)
+        return viz.overlays(
+            images,
+            self.maps,
+            titles=texts,
+            images_over="panel",
+            title=self.method,
+            note=f"{note} Maps: attention to the edited words, mean over heads and steps.",
+            value_name="attention",
+        )
 
     def _images(self) -> Sequence[Any]:
         if self.images is None:
@@ -81,10 +92,20 @@ class EditedImages(Saved):
 
     def __repr__(self) -> str:
         """Prompts and sizes in one line."""
-        return (
-            f"EditedImages({self.method}: {self.source!r} -> {list(self.targets)}, latents "
-            f"{tuple(self.latents.shape)})"
+        return one_line(
+            self,
+            f"{self.method} {short(self.source)} -> {short(self.targets)}",
+            counted(len(self.targets), "edit"),
+            "with maps" if self.maps is not None else "",
+            f"latents {tuple(self.latents.shape)}",
+            made_by=self.made_by,
+            look=(".source_image", ".target_images", ".plot()"),
         )
+
+    def _repr_html_(self) -> str | None:
+        """The source's image and its edits."""
+        captions = [f"source: {self.source}", *(f"edit: {one}" for one in self.targets)]
+        return gallery(self.images, captions=captions, line=repr(self))
 
 
 def edited_run(

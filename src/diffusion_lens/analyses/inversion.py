@@ -16,6 +16,8 @@ from diffusion_lens import HookedDiffusion, Run
 from diffusion_lens.analyses.edited_images import inference_steps
 from diffusion_lens.analyses.saving import Saved
 from diffusion_lens.border import Count, Number, PipelineSetting, public
+from diffusion_lens.border.gallery import gallery
+from diffusion_lens.border.one_line import one_line, short
 from diffusion_lens.errors import RunError, UnsupportedModelError
 
 CITATION = (
@@ -60,15 +62,32 @@ class Inversion(Saved):
         """The image beside what came back."""
         from diffusion_lens import viz
 
-        texts = ["image", f"from the noise, error {self.image_error:.3f}"]
-        return viz.image_strip([self.image, self.reconstruction], captions=texts)
+        return viz.image_strip(
+            [self.image, self.reconstruction],
+            captions=["image", "drawn from the noise"],
+            title="Inversion",
+            note=f"Mean absolute difference of pixels {self.image_error:.3f}, in [0, 1]; "
+            f"{self.autoencoder_error:.3f} of it by the autoencoder alone.",
+        )
 
     def __repr__(self) -> str:
         """Prompt and errors in one line."""
-        return (
-            f"Inversion({self.prompt!r}, latents {tuple(self.latents.shape)}, image error "
-            f"{self.image_error:.4f}, of which autoencoder {self.autoencoder_error:.4f})"
+        return one_line(
+            self,
+            short(self.prompt),
+            f"latents {tuple(self.latents.shape)}",
+            f"image error {self.image_error:.4f}",
+            f"of which autoencoder {self.autoencoder_error:.4f}",
+            made_by=self.made_by,
+            look=(".latents", ".settings", ".plot()"),
         )
+
+    def _repr_html_(self) -> str | None:
+        """The image, and what came back."""
+        if self.reconstruction is None:
+            return gallery([self.image], captions=["image"], line=repr(self))
+        shown = [self.image, self.reconstruction]
+        return gallery(shown, captions=["image", "from the noise"], line=repr(self))
 
 
 @public

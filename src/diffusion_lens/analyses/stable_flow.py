@@ -16,6 +16,7 @@ from diffusion_lens.analyses.reference_run import blocks_of, run_with_reference
 from diffusion_lens.analyses.saving import Saved
 from diffusion_lens.authoring import DEFAULT_SEED
 from diffusion_lens.border import Amount, PipelineSetting, public
+from diffusion_lens.border.one_line import counted, one_line, short
 from diffusion_lens.errors import ResultError, UnsupportedModelError
 from diffusion_lens.interventions import bypass_block
 
@@ -64,15 +65,25 @@ class VitalBlocks(Saved):
         means = self.distances.mean(1)
         return viz.bars(
             {str(block): float(mean) for block, mean in enumerate(means)},
+            x_title="block that is skipped",
             y_title=self.distance,
-            title="distance without each block",
+            title="Vital blocks",
+            note="Mean distance between the images with and without a block: 0 is a block that "
+            "changes nothing.",
         )
 
     def __repr__(self) -> str:
         """Sizes and the first blocks in one line."""
         blocks, images = self.distances.shape
-        first = self.top(1)[0]
-        return f"VitalBlocks({blocks} blocks, {images} images, {self.distance}; {first} moves most)"
+        return one_line(
+            self,
+            short(self.prompts),
+            counted(blocks, "block"),
+            counted(images, "image"),
+            f"{self.distance}, block {self.top(1)[0]} moves most",
+            made_by=self.made_by,
+            look=(".top(5)", ".plot()"),
+        )
 
 
 @public

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 from PIL import Image
 from plotly.graph_objects import Figure
 
+from diffusion_lens.border.pictures import png_address
 from diffusion_lens.errors import FigureError
 from diffusion_lens.viz import TokenPatterns
 
@@ -97,7 +96,7 @@ class Images:
         if len(captions) != len(self.images):
             raise FigureError(f"{len(captions)} captions for {len(self.images)} images")
         shown = "".join(
-            f'<figure><img src="{_address(image)}" alt="{_text(caption)}">'
+            f'<figure><img src="{png_address(image)}" alt="{_text(caption)}">'
             f"<figcaption>{_text(caption)}</figcaption></figure>"
             for image, caption in zip(self.images, captions, strict=True)
         )
@@ -145,9 +144,3 @@ def markup(part: Part, name: str) -> str:
 
 def _text(value: object) -> str:
     return html.escape(str(value), quote=True)
-
-
-def _address(image: Image.Image) -> str:
-    written = io.BytesIO()
-    image.save(written, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(written.getvalue()).decode("ascii")

@@ -6,10 +6,13 @@ import functools
 import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 from torch import Tensor
 
+from diffusion_lens.border.gallery import gallery
+from diffusion_lens.border.one_line import counted, one_line, short
 from diffusion_lens.engine.registration import Registration
 from diffusion_lens.hooked_diffusion.report import Report
 from diffusion_lens.hooked_diffusion.run import Run
@@ -85,11 +88,30 @@ class Output:
         return None if self.images is None else self.images[0]
 
     def __repr__(self) -> str:
-        """Sizes in one line."""
-        count = 0 if self.images is None else len(self.images)
-        latents = None if self.latents is None else tuple(self.latents.shape)
-        run = self.made_by.run
-        return f"Output({count} images, latents {latents}, {len(self.report)} report rows, {run!r})"
+        """What was drawn and its sizes, in one line."""
+        run, latents = self.made_by.run, self.latents
+        made = f"{0 if self.images is None else len(self.images)} images"
+        if self.frames is not None:
+            made = f"{counted(len(self.frames), 'video')} of {len(self.frames[0])} frames"
+        return one_line(
+            self,
+            short(run.prompts),
+            made,
+            f"latents {None if latents is None else tuple(latents.shape)}",
+            f"seed={run.seed!r}",
+            f"{len(self.report)} report rows",
+            made_by={"model": self.made_by.model},
+            look=(".image" if self.frames is None else ".frames", ".report", ".made_by"),
+        )
+
+    def _repr_html_(self) -> str | None:
+        """The images; of a video its first, middle and last frame."""
+        made = self.made_by
+        prompts = [one for one in made.run.prompts for _ in range(made.run.images_per_prompt)]
+        seeds = [f"seed {seed}" for seed in made.seeds]
+        captions = [", ".join(both) for both in zip_longest(prompts, seeds, fillvalue="")]
+        given = self.images if self.frames is None else self.frames
+        return gallery(given, captions=captions, line=repr(self))
 
 
 def provenance(

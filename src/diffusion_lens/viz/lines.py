@@ -23,6 +23,7 @@ def curves(
     x_title: str = "",
     y_title: str = "",
     title: str | None = None,
+    note: str = "",
 ) -> go.Figure:
     """Lines over a common axis, with bands for their intervals.
 
@@ -33,6 +34,7 @@ def curves(
         x_title: What the places are.
         y_title: What the values are.
         title: Above the figure.
+        note: A sentence that says what the values mean; below the title.
 
     Raises:
         FigureError: If lengths differ, or an interval belongs to no curve.
@@ -58,10 +60,12 @@ def curves(
     return finish(
         figure,
         title=title,
+        note=note,
         xaxis={"title": {"text": plain(x_title)}},
         yaxis={"title": {"text": plain(y_title)}},
         height=380,
-        showlegend=True,
+        showlegend=len(curves) > 1,
+        legend={"orientation": "h", "y": 1, "yanchor": "bottom", "x": 0},
     )
 
 
@@ -70,16 +74,20 @@ def bars(
     values: Mapping[str, float],
     *,
     intervals: Mapping[str, tuple[float, float]] | None = None,
+    x_title: str = "",
     y_title: str = "",
     title: str | None = None,
+    note: str = "",
 ) -> go.Figure:
     """A bar for each name, with whiskers for intervals.
 
     Args:
         values: A number for each name.
         intervals: For some or all names the lower and the upper end.
+        x_title: What the names are.
         y_title: What the numbers are.
         title: Above the figure.
+        note: A sentence that says what the numbers mean; below the title.
 
     Raises:
         FigureError: If there are none, or an interval belongs to no bar.
@@ -111,7 +119,8 @@ def bars(
     return finish(
         go.Figure(bar),
         title=title,
-        xaxis=ticks(names),
+        note=note,
+        xaxis=ticks(names, x_title),
         yaxis={"title": {"text": plain(y_title)}},
         height=380,
     )

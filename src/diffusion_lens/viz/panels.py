@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +12,14 @@ import plotly.graph_objects as go
 from PIL import Image
 from plotly.subplots import make_subplots
 
-from diffusion_lens.viz.style import finish
+from diffusion_lens.viz.style import LINE, finish
+from diffusion_lens.viz.values import plain
 
 MOST_IN_A_ROW = 6
-WIDTH = 900
+WIDTH = 800
 HIGHEST, LOWEST = 420, 150
+ABOVE, TITLE_LINE = 24, 15
+"""Pixels above the first row, for a line of titles, and for each further line."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +30,13 @@ class Panels:
         figure: The figure.
         count: How many panels.
         across: How many in a row.
+        lines: Of the longest title.
     """
 
     figure: go.Figure
     count: int
     across: int
+    lines: int = 1
 
     @classmethod
     def empty(
@@ -38,17 +45,19 @@ class Panels:
         """Panels with nothing in them; titles are drawn above each."""
         columns = across or min(count, MOST_IN_A_ROW)
         rows = -(-count // columns)
+        broken = [_broken(title, LINE // columns) for title in titles or ()]
         figure = make_subplots(
             rows,
             columns,
-            subplot_titles=list(titles) if titles else None,
+            subplot_titles=broken or None,
             horizontal_spacing=0.12 / columns,
             vertical_spacing=min(0.12, 0.28 / rows),
         )
         figure.update_annotations(font={"size": 12})
         figure.update_xaxes(visible=False)
         figure.update_yaxes(visible=False)
-        return cls(figure, count, columns)
+        lines = max((one.count("<br>") + 1 for one in broken), default=1)
+        return cls(figure, count, columns, lines)
 
     def add(self, panel: int, trace: Any, size: tuple[int, int]) -> None:
         """Draw a trace on axes that count an image's pixels from its upper left corner."""
@@ -73,20 +82,24 @@ class Panels:
             for number, label in enumerate(shown)
         ]
         slider = {"active": start, "steps": steps, "pad": {"t": 20}}
-        self.figure.update_layout(sliders=[{**slider, "currentvalue": {"prefix": name}}])
+        self.figure.update_layout(sliders=[{**slider, "currentvalue": {"prefix": plain(name)}}])
 
-    def finish(self, image: Image.Image, *, title: str | None) -> go.Figure:
+    def finish(self, image: Image.Image, *, title: str | None, note: str = "") -> go.Figure:
         """Give the figure the common look and a height that suits its images."""
         side = min(HIGHEST, max(LOWEST, WIDTH // self.across))
         tall = round(min(2.0, image.height / image.width) * side)
         rows = -(-self.count // self.across)
-        above = 66 if title else 36
+        more = TITLE_LINE * (self.lines - 1)
         slider = 90 if self.figure.layout["sliders"] else 0
+        if rows > 1:  # a scale as tall as many rows is far from most of them
+            bar = {"lenmode": "pixels", "len": 260, "y": 1, "yanchor": "top"}
+            self.figure.update_layout(coloraxis={"colorbar": bar})
         return finish(
             self.figure,
             title=title,
-            margin={"l": 10, "r": 10, "t": above, "b": 10},
-            height=rows * (tall + 34) + above + slider,
+            note=note,
+            margin={"l": 10, "r": 10, "t": ABOVE + more, "b": 10},
+            height=rows * (tall + 34 + more) + ABOVE + slider,
         )
 
 
@@ -108,6 +121,12 @@ def backdrop(panel: int, address: str, size: tuple[int, int]) -> dict[str, Any]:
 def nothing() -> go.Scatter:
     """An empty trace: without one plotly draws neither the axes of a panel nor its image."""
     return go.Scatter(x=[], y=[], showlegend=False)
+
+
+def _broken(title: str, width: int) -> str:
+    """A title, which is safe to draw, on as many lines as a narrow panel needs."""
+    seen = html.unescape(title)  # an entity is as wide as one character
+    return "<br>".join(map(plain, textwrap.wrap(seen, max(12, width), break_long_words=False)))
 
 
 def _axis(letter: str, panel: int) -> str:

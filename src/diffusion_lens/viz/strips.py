@@ -8,9 +8,10 @@ from typing import Any
 import plotly.graph_objects as go
 
 from diffusion_lens.border import Count, public
+from diffusion_lens.border.pictures import pictures
 from diffusion_lens.errors import FigureError
 from diffusion_lens.viz.panels import Panels, backdrop, nothing
-from diffusion_lens.viz.pictures import pictures, source
+from diffusion_lens.viz.pictures import source
 from diffusion_lens.viz.values import labels
 
 
@@ -21,6 +22,7 @@ def image_strip(
     captions: Sequence[Any] | None = None,
     rows: Count | None = None,
     title: str | None = None,
+    note: str = "",
 ) -> go.Figure:
     """A grid of images, filled row by row.
 
@@ -29,6 +31,7 @@ def image_strip(
         captions: Above each image.
         rows: Number of rows; by default as many as rows of six need.
         title: Above the figure.
+        note: A sentence that says what is shown; below the title.
 
     Raises:
         FigureError: If there are no images, or not as many captions.
@@ -45,4 +48,4 @@ def image_strip(
     drawn.figure.update_layout(
         images=[backdrop(panel, source(one), one.size) for panel, one in enumerate(shown)]
     )
-    return drawn.finish(shown[0], title=title)
+    return drawn.finish(shown[0], title=title, note=note)

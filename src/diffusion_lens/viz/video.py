@@ -12,23 +12,29 @@ import torch
 from PIL import Image
 
 from diffusion_lens.border import Number, public
+from diffusion_lens.border.pictures import pictures
 from diffusion_lens.errors import FigureError
 from diffusion_lens.viz.panels import Panels, backdrop, nothing
-from diffusion_lens.viz.pictures import coloured, pictures, source
+from diffusion_lens.viz.pictures import coloured, source
 from diffusion_lens.viz.values import array, labels, limits
 
 
 @public
 def frames(
-    frames: Any, *, captions: Sequence[Any] | None = None, title: str | None = None
+    frames: Any,
+    *,
+    captions: Sequence[Any] | None = None,
+    title: str | None = None,
+    note: str = "",
 ) -> go.Figure:
-    """A video, or a map over the frames of one, with a slider over frames.
+    """A video, or a map over the frames of one, with a slider over frames that opens in the middle.
 
     Args:
         frames: Images (a list, or an array with axes frame, height, width, 3), or a map with axes
             frame, height, width.
         captions: Labels of the slider; by default counted from 0.
         title: Above the figure.
+        note: A sentence that says what is shown; below the title.
 
     Raises:
         FigureError: If these are no frames, or there are not as many captions.
@@ -38,12 +44,13 @@ def frames(
     video = Panels.empty(1)
     video.add(0, nothing(), drawn[0].size)
     slides = [[backdrop(0, source(one), one.size)] for one in drawn]
-    video.figure.update_layout(images=slides[0])
+    start = len(drawn) // 2
+    video.figure.update_layout(images=slides[start])
     video.figure.frames = [
         go.Frame(name=str(number), layout={"images": slide}) for number, slide in enumerate(slides)
     ]
-    video.slide(shown, "frame ", start=0)
-    return video.finish(drawn[0], title=title)
+    video.slide(shown, "frame ", start=start)
+    return video.finish(drawn[0], title=title, note=note)
 
 
 @public

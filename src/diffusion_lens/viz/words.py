@@ -14,7 +14,7 @@ import plotly.graph_objects as go
 
 from diffusion_lens.border import public
 from diffusion_lens.errors import FigureError
-from diffusion_lens.viz.style import ABSENT, colour_axis, finish, ticks
+from diffusion_lens.viz.style import ABSENT, MOST_ROWS, colour_axis, finish, ticks
 from diffusion_lens.viz.values import array, labels, limits
 
 MOST_PATTERN_VALUES = 400_000
@@ -27,6 +27,7 @@ def tokens(
     *,
     rows: Sequence[Any] | None = None,
     title: str | None = None,
+    note: str = "",
     value_name: str = "",
     zero_centred: bool | None = None,
 ) -> go.Figure:
@@ -37,6 +38,7 @@ def tokens(
         values: A number for each, or several rows of them; NaN is absent.
         rows: Labels of the rows.
         title: Above the figure.
+        note: A sentence that says what the numbers mean; below the title.
         value_name: What the numbers are.
         zero_centred: Whether zero is white; by default where there are negative values.
 
@@ -60,9 +62,10 @@ def tokens(
     return finish(
         go.Figure(strip),
         title=title,
+        note=note,
         coloraxis=colour_axis(limits(table), value_name, zero_centred=centred),
         xaxis={**ticks([""] * len(shown)), "visible": False},
-        yaxis={**ticks(named), "autorange": "reversed", "automargin": True},
+        yaxis={**ticks(named, most=MOST_ROWS), "autorange": "reversed", "automargin": True},
         plot_bgcolor=ABSENT,
         height=130 + 34 * len(table),
     )

@@ -9,6 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_lens.analyses.saving import Saved
+from diffusion_lens.border.gallery import gallery
+from diffusion_lens.border.one_line import one_line, short
 from diffusion_lens.errors import ResultError
 
 
@@ -50,17 +52,29 @@ class ExcitedImages(Saved):
         """The loss before every move, over the moves."""
         from diffusion_lens import viz
 
-        return viz.curves(
+        figure = viz.curves(
             list(range(len(self.losses))),
             {"loss": self.losses},
             title=self.prompt,
+            note="What the least attended word lacks before each move of the latents: 1 is no "
+            "attention at its best place, 0 all of it.",
             x_title="move",
             y_title="attention that is lacking",
         )
+        return figure.update_yaxes(range=[0, 1.05])
 
     def __repr__(self) -> str:
         """Prompt, words and how many moves, in one line."""
-        return (
-            f"ExcitedImages({self.prompt!r}, words {list(self.words)}, {len(self.losses)} moves, "
-            f"latents {tuple(self.latents.shape)})"
+        return one_line(
+            self,
+            short(self.prompt),
+            f"words {list(self.words)}",
+            f"{len(self.losses)} moves",
+            f"latents {tuple(self.latents.shape)}",
+            made_by=self.made_by,
+            look=(".image", ".plot()"),
         )
+
+    def _repr_html_(self) -> str | None:
+        """The image."""
+        return gallery(self.images, captions=[self.prompt], line=repr(self))

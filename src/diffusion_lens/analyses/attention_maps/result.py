@@ -14,6 +14,8 @@ from diffusion_lens.analyses.attention_maps.collecting import Aggregation, Pair,
 from diffusion_lens.analyses.saving import Saved
 from diffusion_lens.authoring import PromptTokens
 from diffusion_lens.border import Number, Size, public
+from diffusion_lens.border.gallery import gallery
+from diffusion_lens.border.one_line import one_line, prompt_of, short
 from diffusion_lens.errors import ResultError, WordError, closest, listing
 
 MOST_PANELS = 64
@@ -292,7 +294,7 @@ class AttentionMaps(Saved):
     def _kept(self) -> tuple[str | None, list[str]]:
         """The axis of blocks or heads that were kept apart, and what its entries are called."""
         if "head" in self.axes:
-            return "head", [f"block {block}, head {head}" for block, head in self.heads]
+            return "head", [f"{block}.{head}" for block, head in self.heads]
         if "block" in self.axes:
             return "block", [f"block {block}" for block in self.blocks]
         return None, []
@@ -309,7 +311,7 @@ class AttentionMaps(Saved):
             )
         image = self.images[sample] if images is None else images
         names = [axis for axis in ("step", "frame") if axis in self.axes]
-        slider = None
+        slider, counts = None, names[0] if len(names) == 1 else ""
         if self._frames and isinstance(image, list | tuple):
             image = self._behind(image)
             settings = {"images_over": "step", **settings}
@@ -321,7 +323,21 @@ class AttentionMaps(Saved):
             slider = [f"{one}" for one in counted[0]]
             if len(counted) == 2:
                 slider = [f"step {one}, frame {two}" for one in counted[0] for two in counted[1]]
-        return viz.overlays(image, rows, titles=list(titles), steps=slider, **settings)
+        style = {**self._said(), "steps": slider, "step_name": counts, **settings}
+        return viz.overlays(image, rows, titles=list(titles), **style)
+
+    def _said(self) -> dict[str, Any]:
+        """What the values mean, for a figure."""
+        over = [one for one in ("head", "block", "step") if one not in self.axes]
+        if "head" in self.axes:  # a head is of one block
+            over = [one for one in over if one != "block"]
+        mean = f", mean over {' and '.join(f'{one}s' for one in over)}" if over else ""
+        share = "aggregate='sum'" not in str(self.made_by.get("preset", ""))
+        what = "Share of attention" if share else "Sum over steps of the attention"
+        note = f"{what} that each place of the image pays to the word{mean}."
+        if "head" in self.axes:
+            note += " A panel for each head, named block.head."
+        return {"note": note, "value_name": "share of attention" if share else "attention, summed"}
 
     def _behind(self, frames: Sequence[Any]) -> list[Any]:
         """The last picture of each frame of latents, once for each kept step."""
@@ -334,8 +350,18 @@ class AttentionMaps(Saved):
         return self.maps.shape[self.axes.index(axis)]
 
     def __repr__(self) -> str:
-        """Axes, sizes and tokens in one line."""
-        sizes = ", ".join(
-            f"{axis} {size}" for axis, size in zip(self.axes, self.maps.shape, strict=True)
+        """Prompt, axes, sizes and tokens in one line."""
+        sizes = zip(self.axes, self.maps.shape, strict=True)
+        return one_line(
+            self,
+            prompt_of(self.made_by) or short([tokens.texts[0] for tokens in self.prompts]),
+            *(f"{axis} {size}" for axis, size in sizes),
+            f"tokens {listing(self.labels, most=12)}",
+            made_by=self.made_by,
+            look=(".word()", ".mask()", ".plot()"),
         )
-        return f"AttentionMaps({sizes}; tokens {listing(self.labels, most=12)})"
+
+    def _repr_html_(self) -> str | None:
+        """The images that the maps lie over."""
+        captions = [tokens.texts[0] for tokens in self.prompts]
+        return gallery(self.images or None, captions=captions, line=repr(self))

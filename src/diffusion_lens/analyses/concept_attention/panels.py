@@ -25,7 +25,8 @@ def as_panels(maps: Tensor, axes: Sequence[str]) -> tuple[Tensor, list[dict[str,
     Returns:
         Axes (step), panel, height, width; and for each panel its index along each flattened axis.
     """
-    spread = [axis for axis in axes if axis not in ("step", *PLANE)]
+    order = ("batch", "frame", "block", "concept")  # an image before all of its maps
+    spread = [axis for axis in order if axis in axes]
     steps = ["step"] if "step" in axes else []
     maps = maps.permute([list(axes).index(axis) for axis in (*steps, *spread, *PLANE)])
     first, last = len(steps), len(steps) + len(spread)

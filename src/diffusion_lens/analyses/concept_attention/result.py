@@ -16,8 +16,10 @@ from diffusion_lens.analyses.concept_attention.panels import (
 )
 from diffusion_lens.analyses.saving import Saved
 from diffusion_lens.border import public
+from diffusion_lens.border.gallery import gallery
+from diffusion_lens.border.one_line import one_line, prompt_of
 from diffusion_lens.border.pictures import Pictures
-from diffusion_lens.errors import ConceptError, ResultError, closest
+from diffusion_lens.errors import ConceptError, ResultError, closest, listing
 
 CITATION = "Helbling et al., ConceptAttention, ICML 2025, arXiv 2502.04320"
 
@@ -135,5 +137,29 @@ class ConceptMaps(Saved):
             titles=[panel_title(place, names) for place in places],
             steps=list(self.steps) if "step" in axes else None,
             images_over="panel",
-            **style,
+            **{**self._said(), **style},
         )
+
+    def _said(self) -> dict[str, Any]:
+        """What the values mean, for a figure."""
+        if "softmax_over='concepts'" in str(self.made_by.get("preset", "")):
+            note = "Weight of each concept at each place; all concepts sum to 1 there."
+            return {"note": note, "value_name": "weight", "zmin": 0.0, "zmax": 1.0}
+        note = "How well each concept fits each place, unitless: compare places and concepts."
+        return {"note": note, "value_name": "fit"}
+
+    def __repr__(self) -> str:
+        """Prompt, concepts, axes and sizes in one line."""
+        sizes = zip(self.axes, self.maps.shape, strict=True)
+        return one_line(
+            self,
+            prompt_of(self.made_by),
+            f"concepts {listing(self.concepts)}",
+            *(f"{axis} {size}" for axis, size in sizes if axis != "concept"),
+            made_by=self.made_by,
+            look=(".of()", ".segment()", ".plot()"),
+        )
+
+    def _repr_html_(self) -> str | None:
+        """The images that the maps lie over."""
+        return gallery(self.images, line=repr(self))

@@ -99,7 +99,12 @@ def head_patterns(
         steps=tuple(sorted({step for step, _ in collector.found})),
         positions=tuple(range(count)) if positions is None else positions,
         prompts=tokens,
-        made_by={**out.made_by.as_dict(), "branch": branch, "every": strides},
+        made_by={
+            **out.made_by.as_dict(),
+            "branch": branch,
+            "every": strides,
+            "modules": {block: model.points[name].module for block, name in chosen.names.items()},
+        },
     )
 
 

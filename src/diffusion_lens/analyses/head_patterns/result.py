@@ -13,7 +13,21 @@ from diffusion_lens.analyses.attention_maps.collecting import Pair
 from diffusion_lens.analyses.saving import Saved
 from diffusion_lens.authoring import PromptTokens
 from diffusion_lens.border import public
+from diffusion_lens.border.one_line import one_line, prompt_of
 from diffusion_lens.errors import ResultError, WordError, closest, listing
+
+MEANINGS = {
+    "entropy": ("nats", "How widely a head spreads its attention: 0 is one token alone."),
+    "distance": (
+        "image diagonals",
+        "How far from the asking place a head looks, within the image, on average.",
+    ),
+    "text": ("share of attention", "How much of its attention a head pays to text tokens."),
+    "image": ("share of attention", "How much of its attention a head pays to other image tokens."),
+    "own": ("share of attention", "How much of its attention an image token pays to itself."),
+}
+"""Unit of each value, and a sentence."""
+ON_A_WORD = "How much of its attention a head pays to the word, mean over the image's places."
 
 
 @dataclass(frozen=True)
@@ -105,21 +119,29 @@ class HeadPatterns(Saved):
         shown = self.values[what] if what in self.values else self.word(what)
         if not 0 <= sample < len(shown):
             raise ResultError(f"sample {sample} was asked for, there are {len(shown)}")
+        unit, note = MEANINGS.get(what, ("share of attention", ON_A_WORD))
+        modules = self.made_by.get("modules", {})
         return viz.head_grid(
             shown[sample],
             rows=list(self.steps),
             columns=[f"{block}.{head}" for block, head in self.heads],
-            title=what if what in self.values else f"mass on {what!r}",
-            value_name=what,
+            column_notes=[modules.get(block, "") for block, _ in self.heads],
+            title=f"Patterns: {what}" if what in self.values else f"Attention to “{what}”",
+            note=note,
+            value_name=unit,
             row_title="step",
-            column_title="block.head",
+            column_title="head (block.head)",
         )
 
     def __repr__(self) -> str:
         """Sizes and what there is, in one line."""
         samples, steps, heads = next(iter(self.values.values())).shape
-        mass = "" if self.mass is None else f", mass on {len(self.positions)} tokens"
-        return (
-            f"HeadPatterns(batch {samples}, step {steps}, head {heads}; {', '.join(self.values)}"
-            f"{mass})"
+        return one_line(
+            self,
+            prompt_of(self.made_by),
+            f"batch {samples}, step {steps}, head {heads}",
+            *self.values,
+            "" if self.mass is None else f"mass on {len(self.positions)} tokens",
+            made_by=self.made_by,
+            look=(".of()", ".word()", ".plot()"),
         )

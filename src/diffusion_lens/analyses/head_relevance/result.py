@@ -18,11 +18,17 @@ from torch import Tensor
 from diffusion_lens.analyses.head_relevance.words import concept_index
 from diffusion_lens.analyses.saving import Saved
 from diffusion_lens.border import Count, Level, Number, Seed, public
+from diffusion_lens.border.one_line import counted, one_line
 from diffusion_lens.errors import ResultError, refuse_unknown
 
 CITATION = (
     "Park et al., Cross-Attention Head Position Patterns Can Align with Human Visual Concepts in "
     "Text-to-Image Generative Models, ICLR 2025, arXiv 2412.02237"
+)
+UNIT = "relevance (1 = mean head)"
+MEANING = (
+    "Share of a concept's votes that a head gives, times the number of heads: 1 is the mean head, "
+    "0 a head that never votes for it."
 )
 ORDERS = ("most", "least", "random")
 
@@ -84,9 +90,15 @@ class HeadRelevance(Saved):
 
     def __repr__(self) -> str:
         """Sizes in one line."""
-        return (
-            f"HeadRelevance({len(self.concepts)} concepts, {len(self.heads)} heads, "
-            f"{self.prompts} prompts, {len(self.steps)} steps, vote={self.vote!r})"
+        apart = "" if self.steps == (-1,) else counted(len(self.steps), "step")
+        return one_line(
+            self,
+            f"{counted(len(self.concepts), 'concept')} x {counted(len(self.heads), 'head')}",
+            counted(self.prompts, "prompt") if self.prompts else "as published",
+            apart,
+            f"vote={self.vote!r}",
+            made_by=self.made_by,
+            look=(".vector()", ".top()", ".plot()"),
         )
 
     # -- reading ------------------------------------------------------------------------------
@@ -314,25 +326,33 @@ class HeadRelevance(Saved):
         from diffusion_lens import viz
 
         if concept is None:
-            columns = [head.name for head in self.heads]
             return viz.head_grid(
                 self.vectors,
                 rows=list(self.concepts),
-                columns=columns,
+                columns=[f"{head.block}.{head.head}" for head in self.heads],
+                column_notes=[head.module or head.name for head in self.heads],
                 title="Head relevance",
-                value_name="relevance",
+                note=MEANING,
+                value_name=UNIT,
+                row_title="concept",
+                column_title="head (block.head)",
             )
         blocks = list(dict.fromkeys(head.block for head in self.heads))
         grid = torch.full((len(blocks), 1 + max(head.head for head in self.heads)), math.nan)
+        cells = [["" for _ in row] for row in grid]
         for head, value in zip(self.heads, self.vector(concept).tolist(), strict=True):
             grid[blocks.index(head.block), head.head] = value
+            place = f"head {head.block}.{head.head}"
+            cells[blocks.index(head.block)][head.head] = f"{place} ({head.module or head.name})"
         return viz.head_grid(
             grid,
             rows=[f"block {block}" for block in blocks],
             columns=[str(head) for head in range(grid.shape[1])],
             title=f"Head relevance: {concept}",
-            value_name="relevance",
-            column_title="head",
+            note=MEANING,
+            value_name=UNIT,
+            column_title="head of the block",
+            cells=cells,
         )
 
     def _votes(self) -> Tensor:

@@ -17,7 +17,8 @@ from torch import Tensor
 from diffusion_lens.analyses.head_relevance.result import CITATION
 from diffusion_lens.analyses.saving import Saved
 from diffusion_lens.border import Count, Level, Seed, public
-from diffusion_lens.errors import ResultError
+from diffusion_lens.border.one_line import counted, one_line
+from diffusion_lens.errors import ResultError, listing
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,21 @@ class WeakeningCurves(Saved):
             x_title="weakened heads",
             y_title=score or self.score_names[0],
             title=f"Weakening heads by their relevance to {self.concept}",
+            note="Mean score of the images when that many heads are weakened; a curve that falls "
+            "sooner weakens heads that matter more.",
+        )
+
+    def __repr__(self) -> str:
+        """Concept, orders, sizes and scores in one line."""
+        return one_line(
+            self,
+            f"{self.concept} over 0 to {counted(self.counts[-1], 'head')}",
+            f"orders {', '.join(self.scores)}",
+            counted(len(self.prompts), "sample"),
+            f"scores {listing(self.score_names)}",
+            "with images" if self.images is not None else "",
+            made_by=self.made_by,
+            look=(".curve()", ".area()", ".plot()"),
         )
 
     def _of(self, order: str, score: str | None) -> Float[Tensor, "permutation count sample"]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from diffusion_lens.analyses.saving import Saved
 from diffusion_lens.border import Count, public
+from diffusion_lens.border.one_line import counted, one_line
 from diffusion_lens.errors import ResultError, closest
 from diffusion_lens.metrics.intervals import bootstrap_interval, rank_correlation
 
@@ -121,6 +122,69 @@ class Effects(Saved):
                 "with the same sites, axes and steps"
             )
         return rank_correlation(self.effects, other.effects)
+
+    def _figure(self, *, value: str, bar_value: str, marks: dict[float, str], **said: Any) -> Any:
+        """Bars with intervals for one axis, otherwise a grid.
+
+        Args:
+            value: What the colours of a grid are.
+            bar_value: What the height of bars is.
+            marks: Values that mean something, with what they mean.
+            **said: Title and note.
+        """
+        from diffusion_lens import viz
+
+        names = [str(label) for label in self.labels[self.axes[-1]]] if self.axes else ["all"]
+        if len(self.axes) < 2:
+            ends = (self.effects, self.low, self.high)
+            values, low, high = (end.reshape(-1).tolist() for end in ends)
+            intervals = dict(zip(names, zip(low, high, strict=True), strict=True))
+            bars = dict(zip(names, values, strict=True))
+            axis = self.axes[-1] if self.axes else ""
+            return viz.bars(bars, intervals=intervals, x_title=axis, y_title=bar_value, **said)
+        first = self.axes[:-1]
+        apart = "." if first == ("block", "head") else " "  # a head is called 8.0, as everywhere
+        rows = [
+            apart.join(map(str, place)) for place in product(*(self.labels[axis] for axis in first))
+        ]
+        cells = [[f"head {row}.{name}" for name in names] for row in rows]
+        return viz.head_grid(
+            self.effects.flatten(0, -2),
+            rows=rows,
+            columns=names,
+            value_name=value,
+            zero_centred=True,
+            marks=marks,
+            row_title="head (block.head)" if first == ("block", "head") else ", ".join(first),
+            column_title=self.axes[-1],
+            cells=cells if self.axes == ("block", "head") else None,
+            **said,
+        )
+
+    def _told(self, what: str, *, nothing: str) -> str:
+        """Size of the grid and the largest effects."""
+        grid = " x ".join(f"{len(self.labels[axis])} {axis}" for axis in self.axes) or "one patch"
+        best = "; ".join(
+            ", ".join(f"{axis} {one[axis]}" for axis in self.axes) + f": {one['effect']:.3f}"
+            for one in self.top(3)
+        )
+        return f"{what}, {grid}, {len(self.seeds)} samples; {best or nothing}"
+
+    def _in_one_line(self, what: str, *, nothing: str) -> str:
+        """What was done, grid, samples and the largest effect."""
+        sizes = [counted(len(self.labels[axis]), axis) for axis in self.axes]
+        best = self.top(1)
+        place = ", ".join(f"{axis} {best[0][axis]}" for axis in self.axes) if best else ""
+        return one_line(
+            self,
+            f"{what}, {' x '.join(sizes) or 'one patch'}",
+            counted(len(self.seeds), "sample"),
+            f"largest effect {best[0]['effect']:.3f} {f'at {place}' if place else ''}"
+            if best
+            else nothing,
+            made_by=self.made_by,
+            look=(".top()", ".records()", ".plot()"),
+        )
 
     def _refuse_unknown(self, axis: str, label: Any) -> None:
         known = self.labels.get(axis, self.axes)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import product
 from typing import Any
 
 from torch import Tensor
@@ -21,9 +21,16 @@ ABLATED = (
 )
 
 NOTHING = "no effects: source and base score alike everywhere, or the metric gave nan"
+NO_EFFECT = "no effects: the metric gave nan"
+
+PUT_IN = {
+    "zero": "zeros",
+    "mean": "the mean over reference runs and tokens",
+    "resample": "another run's value",
+}
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class PatchingResult(Effects):
     """Effects of patches along named axes: 0 is the base as it was, 1 is as if it were the source.
 
@@ -41,42 +48,36 @@ class PatchingResult(Effects):
 
     @public
     def plot(self, *, title: str | None = None) -> Any:
-        """A figure: bars with intervals for one axis, curves over steps, otherwise a grid."""
-        from diffusion_lens import viz
+        """A figure: bars with intervals for one axis, otherwise a grid."""
+        return self._figure(
+            value="effect (share of the way)",
+            bar_value="effect (0 base, 1 source)",
+            marks={0: "as the base", 1: "as the source"},
+            title=title or f"{self.method.capitalize()} patching",
+            note=self._meaning(),
+        )
 
-        names = [str(label) for label in self.labels[self.axes[-1]]] if self.axes else ["all"]
-        if len(self.axes) < 2:
-            ends = (self.effects, self.low, self.high)
-            values, low, high = (end.reshape(-1).tolist() for end in ends)
-            intervals = dict(zip(names, zip(low, high, strict=True), strict=True))
-            bars = dict(zip(names, values, strict=True))
-            return viz.bars(bars, intervals=intervals, y_title="effect", title=title)
-        rows = [
-            " ".join(map(str, place))
-            for place in product(*(self.labels[axis] for axis in self.axes[:-1]))
-        ]
-        return viz.head_grid(
-            self.effects.flatten(0, -2),
-            rows=rows,
-            columns=names,
-            value_name="effect",
-            zero_centred=True,
-            row_title=", ".join(self.axes[:-1]),
-            column_title=self.axes[-1],
-            title=title,
+    def _meaning(self) -> str:
+        """What an effect is, with the prompts where they are known."""
+        runs = [self.made_by.get(name) for name in ("clean", "corrupted")]
+        if self.made_by.get("direction") == "noise":
+            runs.reverse()
+        source, base = (_prompt(run) for run in runs)
+        return (
+            f"Effect of putting activations of the source{source} into the base{base}: 0, it stays "
+            f"as it is; 1, it becomes as the source. Mean over {len(self.seeds)} samples."
         )
 
     def __str__(self) -> str:
         """Size of the grid and the largest effects."""
-        grid = " x ".join(f"{len(self.labels[axis])} {axis}" for axis in self.axes) or "one patch"
-        best = "; ".join(
-            ", ".join(f"{axis} {one[axis]}" for axis in self.axes) + f": {one['effect']:.3f}"
-            for one in self.top(3)
-        )
-        return f"{self.method} patching, {grid}, {len(self.seeds)} samples; {best or NOTHING}"
+        return self._told(f"{self.method} patching", nothing=NOTHING)
+
+    def __repr__(self) -> str:
+        """Method, grid, samples and the largest effect in one line."""
+        return self._in_one_line(f"{self.method} patching", nothing=NOTHING)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class AblationResult(Effects):
     """Effects of ablations along named axes: how far a metric moved from the intact run's.
 
@@ -90,3 +91,32 @@ class AblationResult(Effects):
 
     value: str
     citation: str = ABLATED
+
+    @public
+    def plot(self, *, title: str | None = None) -> Any:
+        """A figure: bars with intervals for one axis, otherwise a grid."""
+        prompt = _prompt(self.made_by.get("run"))
+        return self._figure(
+            value="change of the metric",
+            bar_value="change of the metric (0 intact)",
+            marks={0: "as intact"},
+            title=title or f"{self.value.capitalize()} ablation",
+            note=(
+                f"Metric of the run{prompt} with {PUT_IN[self.value]} in place of a part, minus "
+                f"that of the intact run. Mean over {len(self.seeds)} samples."
+            ),
+        )
+
+    def __str__(self) -> str:
+        """Size of the grid and the largest effects."""
+        return self._told(f"{self.value} ablation", nothing=NO_EFFECT)
+
+    def __repr__(self) -> str:
+        """What was put in, grid, samples and the largest effect in one line."""
+        return self._in_one_line(f"{self.value} ablation", nothing=NO_EFFECT)
+
+
+def _prompt(run: Any) -> str:
+    """A run's prompt in quotation marks, behind a space; empty where it is not known."""
+    prompt = run.get("prompt") if isinstance(run, Mapping) else None
+    return f" “{prompt}”" if isinstance(prompt, str) else ""
