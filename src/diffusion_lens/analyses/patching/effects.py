@@ -107,7 +107,12 @@ class Effects(Saved):
     @public
     def top(self, count: Count = 10) -> list[dict[str, Any]]:
         """The records with the largest effects, largest first."""
-        return sorted(self.records(), key=lambda one: -one["effect"])[:count]
+        return sorted(self.records(), key=lambda one: -self._size(one["effect"]))[:count]
+
+    @staticmethod
+    def _size(effect: float) -> float:
+        """How large an effect is."""
+        return effect
 
     @public
     def rank_correlation(self, other: Effects) -> float:

@@ -92,6 +92,11 @@ class AblationResult(Effects):
     value: str
     citation: str = ABLATED
 
+    @staticmethod
+    def _size(effect: float) -> float:
+        """How large an effect is: a metric can fall as well as rise."""
+        return abs(effect)
+
     @public
     def plot(self, *, title: str | None = None) -> Any:
         """A figure: bars with intervals for one axis, otherwise a grid."""
