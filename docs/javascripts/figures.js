@@ -20,7 +20,7 @@ const draw = (place) => {
     template.layout[name] = typeof value === "object" ? { ...former, ...value } : value;
   }
   const canvas = place.querySelector("div") ?? place.appendChild(document.createElement("div"));
-  const config = { responsive: true, displaylogo: false };
+  const config = { responsive: true, displayModeBar: false };
   Plotly.newPlot(canvas, { data, layout: { ...layout, template }, frames, config });
 };
 
