@@ -3,7 +3,7 @@
 #   PYTHON   the interpreter that `.venv` is made from
 #   TORCH    what pip installs first; give another build of the same version here, with its pip
 #            options, e.g. a CPU-only or another CUDA build (pytorch.org lists them)
-#   WORKERS  test processes; each uses one torch thread
+#   WORKERS  test processes, or tutorials that run at once; each uses one torch thread
 
 PYTHON ?= python3
 WORKERS ?= 2
@@ -13,6 +13,7 @@ TORCH := $(shell sed -n '/^torch==/p' constraints.txt)
 endif
 
 export NO_MKDOCS_2_WARNING := 1
+export WORKERS
 
 BIN := .venv/bin
 DEV := .venv/.installed-dev
@@ -49,12 +50,12 @@ test: $(DEV)  ## run the tests but for the slow ones
 test-slow: $(DEV)  ## run the slow ones
 	$(BIN)/python -m pytest -n $(WORKERS) -m "slow and not gpu and not network" $(PYTEST_ARGS)
 
-lint: $(DEV)  ## ruff format, ruff check, pyright
+lint: $(DOCS)  ## ruff format, ruff check, pyright
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
-docs: $(DOCS)  ## build the documentation into site/
+docs: $(DOCS)  ## run the tutorials, build the documentation into site/
 	$(BIN)/mkdocs build --strict
 
 docs-serve: $(DOCS)  ## serve the documentation while writing it

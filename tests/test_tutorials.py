@@ -1,6 +1,6 @@
-"""The tutorials are committed as they are read: without outputs, with a badge, in the navigation.
+"""The tutorials are committed as they are read: without outputs, with a link, in the navigation.
 
-Running them is nbmake's part, which collects `tutorials/` as tests.
+The documentation's build runs them and fails where one of their cells does.
 """
 
 import json
