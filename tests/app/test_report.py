@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from diffusion_lens import viz
-from diffusion_lens.app.parts import Code, Images, Number, Numbers, Table
 from diffusion_lens.app.report import Report
+from diffusion_lens.app.report_parts import Code, Images, Number, Numbers, Table
 from diffusion_lens.errors import FigureError
 
 EVIL = "</script><img src=x onerror=\"alert('1')\">&amp;"

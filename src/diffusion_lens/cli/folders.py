@@ -12,7 +12,7 @@ import typer
 from diffusion_lens.tables import write_table
 
 if TYPE_CHECKING:
-    from diffusion_lens.app.parts import Part
+    from diffusion_lens.app.report_parts import Part
 
 RESULT = "result"
 REPORT = "report.html"
@@ -44,8 +44,8 @@ def save_result(
     folder: Path, result: Any, title: str, *parts: Part, rows: Sequence[dict[str, Any]] = ()
 ) -> None:
     """Write a result, its table and a report, and say where they are."""
-    from diffusion_lens.app.parts import Code, Table
     from diffusion_lens.app.report import Report
+    from diffusion_lens.app.report_parts import Code, Table
 
     result.save(folder / RESULT)
     report = Report(title)

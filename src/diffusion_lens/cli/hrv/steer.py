@@ -85,8 +85,8 @@ def steer(
 
 
 def _report_steering(out: Path, vectors: Any, prompt: str, plain: Any, steered: Any) -> None:
-    from diffusion_lens.app.parts import Code, Images
     from diffusion_lens.app.report import Report
+    from diffusion_lens.app.report_parts import Code, Images
 
     record = json.dumps(steered.made_by.as_dict(), indent=1, ensure_ascii=False)
     (out / "run.json").write_text(record + "\n", encoding="utf-8")
