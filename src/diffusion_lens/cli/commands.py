@@ -20,7 +20,7 @@ HRV = ("build", "show", "weaken", "steer")
 
 app = application(
     "See, keep and edit what happens inside diffusion models. MODEL is a Hub id, a folder, or "
-    "a toy model that ships with the package, such as toy:shapes-unet.",
+    "a toy model such as toy:shapes-unet, which ships with the package.",
     "diffusion_lens.cli",
     COMMANDS,
 )

@@ -31,11 +31,26 @@ def concept_attention(
     call: Call,
     prompt: Prompt,
     concepts: Annotated[
-        list[str], typer.Option(help="A word or phrase to look for. Repeatable; give several.")
+        list[str],
+        typer.Option(
+            help="A word or phrase to look for. Repeatable; give several, such as "
+            '--concepts "red circle" --concepts background.'
+        ),
     ],
-    preset: Annotated[str, typer.Option(help="Which published way.")] = "paper",
-    space: Annotated[str | None, typer.Option(help="In place of the preset's.")] = None,
-    softmax_over: Annotated[str | None, typer.Option(help="In place of the preset's.")] = None,
+    preset: Annotated[
+        str,
+        typer.Option(
+            help="Which published way: paper, flux-release, flux-diffusers, sd3 or cogvideox."
+        ),
+    ] = "paper",
+    space: Annotated[
+        str | None,
+        typer.Option(help="z, attn_out, value, query-key or query-query; the preset's by default."),
+    ] = None,
+    softmax_over: Annotated[
+        str | None,
+        typer.Option(help="concepts, patches or nothing; the preset's by default."),
+    ] = None,
     blocks: Blocks = None,
     steps: Steps = None,
     keep: Keep = None,

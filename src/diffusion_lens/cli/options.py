@@ -52,7 +52,8 @@ Steps = Annotated[
     str | None, typer.Option(help="Only these steps: 3, 3,5 or 10:20; all by default.")
 ]
 Blocks = Annotated[
-    str | None, typer.Option(help="Only these blocks, likewise; the method's own by default.")
+    str | None,
+    typer.Option(help="Only these blocks: 3, 3,5 or 10:20; the method's own by default."),
 ]
 Branch = Annotated[str, typer.Option(help="Guidance branch: cond or uncond.")]
 Keep = Annotated[list[str] | None, typer.Option(help="Keep apart: step, block. Repeatable.")]

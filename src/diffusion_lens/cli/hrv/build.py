@@ -36,7 +36,9 @@ def build(
     concepts: Annotated[
         Path | None,
         typer.Option(
-            help="JSON file, concept to words. The paper's 34 by default.",
+            help="JSON file, concept to words, such as "
+            '{"Colour": ["red", "blue"], "Shape": ["circle", "square"]}. '
+            "The paper's 34 by default, for toys their own.",
             exists=True,
             dir_okay=False,
         ),
