@@ -8,7 +8,8 @@ import typer
 
 from diffusion_lens.cli.checks import refuse_unread
 from diffusion_lens.cli.command import Call, command
-from diffusion_lens.cli.folders import Finding, opened
+from diffusion_lens.cli.folders import Finding
+from diffusion_lens.cli.given_image import given_image
 from diffusion_lens.cli.loading import listed_numbers, whole_numbers
 from diffusion_lens.cli.options import (
     Blocks,
@@ -72,7 +73,7 @@ def attention_maps(
         steps=whole_numbers(steps, "steps"),
         keep=keep or (),
         branch=branch,
-        image=None if image is None else opened(image),
+        image=None if image is None else given_image(call, image),
         noise_level=noise_level,
         num_samples=num_samples or 1,
         seed=seed,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -75,6 +75,11 @@ class Call:
             num_inference_steps=self.num_inference_steps,
             guidance_scale=self.guidance_scale,
         )
+
+    @property
+    def parameters(self) -> Mapping[str, inspect.Parameter]:
+        """What the pipeline's call takes."""
+        return inspect.signature(type(self.model.pipe).__call__).parameters
 
     def run(self, function: Callable[..., Any], *inputs: Any, **choices: Any) -> Any:
         """Call an analysis, or a method of `HookedDiffusion`, with the model and the settings.

@@ -10,7 +10,8 @@ import typer
 from diffusion_lens.border import Between, Fraction, Index, Seed
 from diffusion_lens.cli.checks import one_of, refuse_unread, within
 from diffusion_lens.cli.command import Call, command
-from diffusion_lens.cli.folders import Finding, opened
+from diffusion_lens.cli.folders import Finding
+from diffusion_lens.cli.given_image import given_image
 from diffusion_lens.cli.loading import listed_numbers
 from diffusion_lens.cli.messages import fail, pipeline_messages
 from diffusion_lens.cli.options import (
@@ -109,7 +110,7 @@ def edit(
     refuse_unread({"--seed": seed}, unless="--method sdedit or without --image", read=drawn)
     start: Any = source
     if image is not None:
-        start = opened(image)
+        start = given_image(call, image)
         if method != "sdedit":
             chosen["latents"], start = _inverted(call, source, start), source
     result = call.run(_analysis(method), start, target, seed=seed or 0, **chosen)
