@@ -70,7 +70,7 @@ def attention_maps(
         aggregate=aggregate,
         upsample=upsample,
         blocks=listed_numbers(blocks, "blocks"),
-        steps=whole_numbers(steps, "steps"),
+        steps=call.steps(steps) if made else whole_numbers(steps, "steps"),
         keep=keep or (),
         branch=branch,
         image=None if image is None else given_image(call, image),

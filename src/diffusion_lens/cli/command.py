@@ -13,8 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from diffusion_lens.cli.loading import is_toy, load, settings_of
-from diffusion_lens.cli.messages import messages, pipeline_messages
+from diffusion_lens.cli.loading import (
+    is_toy,
+    listed_numbers,
+    load,
+    settings_of,
+    step_count,
+    whole_numbers,
+)
+from diffusion_lens.cli.messages import fail, messages, pipeline_messages
 from diffusion_lens.cli.options import Device, Dtype, Guidance, InferenceSteps, Model, Out, Setting
 
 if TYPE_CHECKING:
@@ -80,6 +87,24 @@ class Call:
     def parameters(self) -> Mapping[str, inspect.Parameter]:
         """What the pipeline's call takes."""
         return inspect.signature(type(self.model.pipe).__call__).parameters
+
+    def steps(self, text: str | None, *, each: bool = False) -> Any:
+        """What `--steps` says, if the run has such steps.
+
+        Args:
+            text: Such as `3`, `3,5` or `10:20`; None for all.
+            each: Whether every step has to be known, so that a range needs its end.
+        """
+        found = (listed_numbers if each else whole_numbers)(text, "steps")
+        if found is not None:
+            count = step_count(self.model.pipe, self.settings)
+            first = found.start or 0 if isinstance(found, slice) else max(found)
+            if count is not None and first >= count:
+                fail(
+                    f"--steps {text!r}: a run of {count} steps has the steps 0 to {count - 1}; "
+                    "leave out the others, or raise --num-inference-steps"
+                )
+        return found
 
     def run(self, function: Callable[..., Any], *inputs: Any, **choices: Any) -> Any:
         """Call an analysis, or a method of `HookedDiffusion`, with the model and the settings.

@@ -78,7 +78,7 @@ def concept_attention(
         space=space,
         softmax_over=softmax_over,
         blocks=listed_numbers(blocks, "blocks"),
-        steps=whole_numbers(steps, "steps"),
+        steps=call.steps(steps) if made else whole_numbers(steps, "steps"),
         keep=keep or (),
         branch=branch,
         image=None if image is None else given_image(call, image),

@@ -16,7 +16,15 @@ Model = Annotated[
     str, typer.Argument(help="A Hub id, a folder, or a toy model such as toy:shapes-unet.")
 ]
 Prompt = Annotated[str, typer.Argument(help="What to generate; for a given image its caption.")]
-Out = Annotated[Path, typer.Option(help="Folder for the results.", callback=checks.writable)]
+Out = Annotated[
+    Path,
+    typer.Option(
+        help="Folder for the results.",
+        metavar="FOLDER",
+        parser=checks.folder,
+        callback=checks.writable,
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Of the noise.", callback=checks.within(SeedRange))]
 InferenceSteps = Annotated[
     int | None,

@@ -10,7 +10,7 @@ from diffusion_lens.border import Count
 from diffusion_lens.cli.checks import refuse_unread, within
 from diffusion_lens.cli.command import Call, command
 from diffusion_lens.cli.folders import Finding
-from diffusion_lens.cli.loading import listed_numbers, seeds_of
+from diffusion_lens.cli.loading import seeds_of
 from diffusion_lens.cli.messages import fail
 
 METRICS = ("latent_recovery", "latent_projection", "x0_distance", "graded")
@@ -74,7 +74,7 @@ def patch(
         mode=mode,
         direction=direction,
         seeds=seeds_of(seeds),
-        steps=listed_numbers(steps, "steps"),
+        steps=call.steps(steps, each=True),
         window=window or 1,
         positions=positions,
         branch=None if branch == "all" else branch,

@@ -9,10 +9,9 @@ from typing import Annotated, Any
 import typer
 
 from diffusion_lens.border import Count
-from diffusion_lens.cli.checks import one_of, within, writable
+from diffusion_lens.cli.checks import folder, one_of, within, writable
 from diffusion_lens.cli.command import Call, command
 from diffusion_lens.cli.folders import Finding
-from diffusion_lens.cli.loading import whole_numbers
 from diffusion_lens.cli.messages import fail
 from diffusion_lens.cli.options import (
     Seed,
@@ -52,7 +51,10 @@ def build(
     steps: Steps = None,
     per_step: Annotated[bool, typer.Option(help="Keep votes of every step apart.")] = True,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Folder to go on from.", callback=writable)
+        Path | None,
+        typer.Option(
+            help="Folder to go on from.", metavar="FOLDER", parser=folder, callback=writable
+        ),
     ] = None,
 ) -> Finding:
     """Count which concept each head attends to most."""
@@ -69,7 +71,7 @@ def build(
         vote=vote,
         seed=seed,
         batch_size=batch_size,
-        steps=whole_numbers(steps, "steps"),
+        steps=call.steps(steps),
         per_step=per_step,
         checkpoint=checkpoint,
     )

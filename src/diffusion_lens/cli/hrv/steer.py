@@ -11,7 +11,6 @@ from diffusion_lens.cli.checks import within
 from diffusion_lens.cli.command import Call, command
 from diffusion_lens.cli.folders import Drawing
 from diffusion_lens.cli.hrv.saved import Relevance, loaded
-from diffusion_lens.cli.loading import whole_numbers
 from diffusion_lens.cli.messages import fail
 from diffusion_lens.cli.options import (
     Seed,
@@ -52,7 +51,7 @@ def steer(
         desired=desired,
         undesired=undesired,
         clamp=clamp,
-        steps=whole_numbers(steps, "steps"),
+        steps=call.steps(steps),
         seed=seed,
     )
     plain = call.run(HookedDiffusion.__call__, prompt, seed=seed)
