@@ -8,7 +8,7 @@ import typer
 
 from diffusion_lens.cli.checks import refuse_unread
 from diffusion_lens.cli.command import Call, command
-from diffusion_lens.cli.folders import Finding
+from diffusion_lens.cli.folders import Finding, named
 from diffusion_lens.cli.given_image import given_image
 from diffusion_lens.cli.loading import listed_numbers, whole_numbers
 from diffusion_lens.cli.options import (
@@ -84,7 +84,7 @@ def attention_maps(
         maps,
         _figures(maps, shown),
         rows=_rows(maps, shown),
-        pictures={"image": maps.images, "word": _drawn(maps, shown)},
+        pictures={"image": maps.images, **_drawn(maps, shown)},
     )
 
 
@@ -97,15 +97,16 @@ def _figures(maps: AttentionMaps, words: list[str]) -> list[Any]:
         return []
 
 
-def _drawn(maps: AttentionMaps, words: list[str]) -> list[Any]:
-    """Each word's map over the image, in the order of the words."""
+def _drawn(maps: AttentionMaps, words: list[str]) -> dict[str, list[Any]]:
+    """Each word's map over the image."""
     from diffusion_lens import viz
 
     means = [_mean(maps, word) for word in words]
     if not maps.images or any(one.ndim != 2 for one in means):
-        return []
+        return {}
     top = max(float(one.max()) for one in means)
-    return [viz.overlay_image(maps.images[0], one, zmin=0.0, zmax=top) for one in means]
+    drawn = [viz.overlay_image(maps.images[0], one, zmin=0.0, zmax=top) for one in means]
+    return named("word", words, drawn)
 
 
 def _rows(maps: AttentionMaps, words: list[str]) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ import typer
 
 from diffusion_lens.cli.checks import refuse_unread
 from diffusion_lens.cli.command import Call, command
-from diffusion_lens.cli.folders import Finding
+from diffusion_lens.cli.folders import Finding, named
 from diffusion_lens.cli.given_image import given_image
 from diffusion_lens.cli.loading import listed_numbers, whole_numbers
 from diffusion_lens.cli.options import (
@@ -91,19 +91,20 @@ def concept_attention(
         maps,
         [maps.plot(upsample="bilinear")],
         rows=_rows(maps),
-        pictures={"image": maps.images or (), "concept": _drawn(maps)},
+        pictures={"image": maps.images or (), **_drawn(maps)},
     )
 
 
-def _drawn(maps: ConceptMaps) -> list[Any]:
-    """Each concept's map over the image, in the order of the concepts."""
+def _drawn(maps: ConceptMaps) -> dict[str, list[Any]]:
+    """Each concept's map over the image."""
     from diffusion_lens import viz
 
     means = _means(maps)
     if means.ndim != 3 or maps.images is None:
-        return []
+        return {}
     ends = (float(means.min()), float(means.max()))
-    return [viz.overlay_image(maps.images[0], one, zmin=ends[0], zmax=ends[1]) for one in means]
+    drawn = [viz.overlay_image(maps.images[0], one, zmin=ends[0], zmax=ends[1]) for one in means]
+    return named("concept", maps.concepts, drawn)
 
 
 def _rows(maps: ConceptMaps) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from diffusion_lens.cli.command import Call, command
 from diffusion_lens.cli.folders import Finding
 from diffusion_lens.cli.loading import seeds_of
 from diffusion_lens.cli.messages import fail
+from diffusion_lens.cli.patched_run import best_part, patched_images
 
 METRICS = ("latent_recovery", "latent_projection", "x0_distance", "graded")
 
@@ -64,6 +65,7 @@ def patch(
 
     from diffusion_lens.analyses.patching import activation_patching
 
+    at = call.steps(steps, each=True)
     result = call.run(
         activation_patching,
         clean,
@@ -74,15 +76,37 @@ def patch(
         mode=mode,
         direction=direction,
         seeds=seeds_of(seeds),
-        steps=call.steps(steps, each=True),
+        steps=at,
         window=window or 1,
         positions=positions,
         branch=None if branch == "all" else branch,
         batch_size=batch_size,
     )
     typer.echo(str(result))
-    title = f"Patching: “{clean}” into “{corrupted}”"
-    return Finding(title, result, [result.plot()], rows=result.records())
+    drawn = call.run(
+        patched_images,
+        clean,
+        corrupted,
+        result=result,
+        sites=sites,
+        direction=direction,
+        branch=None if branch == "all" else branch,
+        steps=at,
+        window=window or 1,
+    )
+    captions = {"clean": f"clean: {clean}", "corrupted": f"corrupted: {corrupted}"}
+    captions["patched"] = "patched, in a whole run, at " + ", ".join(
+        f"{axis} {label}" for axis, label in best_part(result).items() if axis != "effect"
+    )
+    return Finding(
+        f"Patching: “{clean}” into “{corrupted}”",
+        result,
+        [result.plot()],
+        rows=result.records(),
+        by="effect",
+        pictures={name: [image] for name, image in drawn.items()},
+        captions=captions,
+    )
 
 
 def _refuse_unknown_metric(metric: str, *, of_toy: bool) -> None:

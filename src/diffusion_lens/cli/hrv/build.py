@@ -75,7 +75,9 @@ def build(
         per_step=per_step,
         checkpoint=checkpoint,
     )
-    return Finding("Head relevance", relevance, [relevance.plot()], rows=_vectors(relevance))
+    return Finding(
+        "Head relevance", relevance, [relevance.plot()], rows=_vectors(relevance), by="relevance"
+    )
 
 
 def _prompts(call: Call, file: Path | None) -> list[str]:
