@@ -15,7 +15,6 @@ from plotly.graph_objects import Figure
 from diffusion_lens.errors import FigureError
 from diffusion_lens.viz import TokenPatterns
 
-
 ENLARGED = 128
 """Pixels of width below which an image is enlarged, its pixels kept."""
 
