@@ -5,8 +5,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner, Result
 
 from diffusion_lens import ActivationCache, toys
@@ -15,6 +18,7 @@ from diffusion_lens.analyses.patching import PatchingResult
 from diffusion_lens.analyses.registry import ROWS
 from diffusion_lens.cli import app
 from diffusion_lens.cli.cite import entries, methods_behind
+from diffusion_lens.cli.folders import named, provenance
 
 PIPELINE = str(Path(__file__).parent / "golden" / "sd" / "pipeline")
 PATTERNS = "blocks.0.cross_attn.hook_pattern"
@@ -152,8 +156,8 @@ def test_attention_maps_leave_images_a_table_a_result_and_a_report(tmp_path: Pat
     assert float(rows[0]["mean"]) == pytest.approx(float(maps.word("red").mean()), rel=1e-4)
     assert {path.name for path in tmp_path.glob("*.png")} == {
         "image.png",
-        "word_0.png",
-        "word_1.png",
+        "word_red.png",
+        "word_circle.png",
     }
     assert is_page(tmp_path / "report.html")
 
@@ -181,8 +185,8 @@ def test_concept_attention_leaves_images_a_table_a_result_and_a_report(tmp_path:
     assert sum(float(row["mean"]) for row in rows) == pytest.approx(1, abs=1e-4)
     assert {path.name for path in tmp_path.glob("*.png")} == {
         "image.png",
-        "concept_0.png",
-        "concept_1.png",
+        "concept_circle.png",
+        "concept_background.png",
     }
     assert is_page(tmp_path / "report.html")
 
@@ -211,6 +215,61 @@ def test_patch_leaves_a_table_a_result_and_a_report(tmp_path: Path) -> None:
     result = PatchingResult.load(tmp_path / "result")
     assert len(table(tmp_path / "table.csv")) == result.effects.numel() == 20
     assert is_page(tmp_path / "report.html")
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("--axes", "block", "--axes", "head"),
+        pytest.param(
+            ("--axes", "block", "--axes", "head", "--direction", "noise"), marks=pytest.mark.slow
+        ),
+        pytest.param(
+            ("--axes", "step", "--mode", "window", "--window", "2"), marks=pytest.mark.slow
+        ),
+        pytest.param(
+            ("--sites", "blocks.*.cross_attn.txt.hook_v", "--axes", "pos"), marks=pytest.mark.slow
+        ),
+    ],
+    ids=["heads", "noise", "window", "words"],
+)
+def test_patch_shows_both_runs_and_the_best_patch(more: tuple[str, ...], tmp_path: Path) -> None:
+    sites = ("--sites", "blocks.*.cross_attn.img.hook_z") if "--sites" not in more else ()
+    prompts = ("a red square", "a blue square")
+    settings = ("--seeds", "3,4", *FAST)
+    works("patch", UNET, *prompts, *sites, *more, *settings, "--out", str(tmp_path))
+    found = {
+        name: Image.open(tmp_path / f"{name}.png") for name in ("clean", "corrupted", "patched")
+    }
+    for name, prompt in zip(found, prompts, strict=False):
+        works("run", UNET, prompt, "--seed", "3", *FAST, "--out", str(tmp_path / name))
+        drawn = Image.open(tmp_path / name / "image.png")
+        assert np.abs(np.asarray(drawn, int) - np.asarray(found[name], int)).max() <= 1
+    base = found["clean" if "noise" in more else "corrupted"]
+    assert np.any(np.asarray(found["patched"]) != np.asarray(base))
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count("<figure") == 3
+    assert "patched, in a whole run, at " in page
+    rows = table(tmp_path / "table.csv")
+    shown = page.count("<tr>") - 1
+    assert shown == min(20, len(rows))
+    assert ("all are in table.csv" in page) == (len(rows) > 20)
+
+
+def test_pictures_are_called_after_what_they_show() -> None:
+    texts = ["blue square", "Blue square", "a/b: ..", "größe", "x" * 100]
+    names = list(named("word", texts, list(range(5))))
+    assert names[:4] == ["word_blue-square", "word_Blue-square_2", "word_a-b", "word_größe"]
+    assert len(names[4]) == 65
+
+
+def test_what_made_a_result_is_folded_with_hooks_alike_on_one_line() -> None:
+    hooks = [f"Site.parse('blocks.{n}.attn.hook_z[branch=cond]'): Keep()" for n in range(3)]
+    folded: Any = provenance({"hooks": [*hooks, "Site.parse('hook_x'): Other()"], "steps": 4})
+    assert folded.html().startswith("<details><summary>")
+    assert '"blocks.*.attn.hook_z[branch=cond]: Keep() (3 blocks)"' in folded.text
+    assert '"hook_x: Other()"' in folded.text
+    assert json.loads(folded.text)["steps"] == 4
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from diffusion_lens import HookedDiffusion
 from diffusion_lens.analyses.seeds import listed_seeds
 from diffusion_lens.cli import app
 from diffusion_lens.cli.folders import opened
-from diffusion_lens.cli.loading import listed_numbers
+from diffusion_lens.cli.loading import listed_numbers, step_count
 from diffusion_lens.errors import RunError
 from diffusion_lens.tables import write_table
 
@@ -70,6 +71,50 @@ def test_folders_that_cannot_be_written_are_noticed_before_anything_runs(tmp_pat
     for out in (file, file / "below" / "it", Path("/dev/null/x"), Path("a" * 300)):
         refused([*RUN, "--out", str(out)], "results cannot be written to")
     assert file.read_text(encoding="utf-8") == "mine"
+
+
+def test_an_empty_name_is_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for command in (RUN, ["demo"], [*BUILD]):
+        refused([*command, "--out", ""], "'--out': '' names no folder", "give . for")
+    refused([*BUILD, "--checkpoint", ""], "'--checkpoint': '' names no folder")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("steps", ["2", "0,7", "5:", "40:50"])
+def test_steps_beyond_the_run_are_refused_before_it(
+    steps: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denoise(*_arguments: object, **_more: object) -> None:
+        raise AssertionError("a run was begun")
+
+    from diffusers import FluxPipeline, StableDiffusionPipeline
+
+    for pipeline in (StableDiffusionPipeline, FluxPipeline):
+        monkeypatch.setattr(pipeline, "encode_prompt", denoise)
+    out = ["--num-inference-steps", "2", "--steps", steps, "--out", str(tmp_path / "out")]
+    for command in (MAPS, TWO, PATCH, BUILD):
+        if command is PATCH and steps == "5:":
+            continue
+        refused([*command, *out], f"--steps {steps!r}: a run of 2 steps has the steps 0 to 1")
+    assert not (tmp_path / "out").exists()
+
+
+def test_steps_are_counted_as_the_scheduler_takes_them() -> None:
+    from diffusers import DDIMScheduler, HeunDiscreteScheduler, PNDMScheduler
+
+    from diffusion_lens import toys
+
+    pipe: Any = toys.load("shapes-unet")
+    kind: Any
+    for kind, count in ((DDIMScheduler, 4), (HeunDiscreteScheduler, 7), (PNDMScheduler, 5)):
+        more = {"skip_prk_steps": True} if kind is PNDMScheduler else {}
+        scheduler: Any = kind.from_config(pipe.scheduler.config, **more)
+        pipe.scheduler = scheduler
+        assert step_count(pipe, {"num_inference_steps": 4}) == count
+        assert scheduler.num_inference_steps is None  # the pipeline's own is left alone
+    assert step_count(pipe, {"timesteps": [3, 1]}) is None
+    assert step_count(pipe, {}) == 51
 
 
 CONCEPTS = ["concept-attention", "toy:shapes-mmdit", "a red circle"]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from diffusion_lens.app.demo import run_demo
-from diffusion_lens.app.demo.stage import Size
+from diffusion_lens.app.demo.setting import Size
 
 pytestmark = pytest.mark.slow
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

@@ -4,7 +4,7 @@ import pytest
 
 from diffusion_lens.analyses import AttentionMaps, ConceptMaps, HeadRelevance
 from diffusion_lens.app.demo import DEMO_PARTS, Demo, run_demo
-from diffusion_lens.app.demo.stage import PROMPT, Size
+from diffusion_lens.app.demo.setting import PROMPT, Size
 
 SMALL = Size(steps=4, scenes=2, captions=12, weakened=2, seeds=2)
 

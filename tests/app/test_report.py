@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from diffusion_lens import viz
-from diffusion_lens.app.parts import Code, Images, Number, Numbers, Table
 from diffusion_lens.app.report import Report
+from diffusion_lens.app.report_parts import Code, Folded, Images, Number, Numbers, Table
 from diffusion_lens.errors import FigureError
 
 EVIL = "</script><img src=x onerror=\"alert('1')\">&amp;"
@@ -89,7 +89,21 @@ def test_figures_wait_for_the_reader() -> None:
 def test_tables_show_numbers_shortly() -> None:
     shown = Table([{"a": 0.123456, "b": 12, "c": True}], digits=2).html()
     assert '<td class="number">0.12</td><td class="number">12</td><td>True</td>' in shown
+    assert '<th class="number">a</th><th class="number">b</th><th>c</th>' in shown
     assert Table([]).html() == "<p>(no rows)</p>"
+
+
+def test_small_images_are_enlarged_and_large_ones_are_not() -> None:
+    small, large = (Images([Image.new("RGB", (side, side))]).html() for side in (32, 512))
+    assert '<figure class="small">' in small
+    assert "<figure><img" in large
+
+
+def test_what_is_folded_is_escaped() -> None:
+    shown = Folded(EVIL, EVIL).html()
+    assert "<script" not in shown
+    assert "<img" not in shown
+    assert shown.startswith("<details><summary>")
 
 
 def test_captions_must_fit_their_images() -> None:

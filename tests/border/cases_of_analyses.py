@@ -203,6 +203,21 @@ def of_patching(add: Add, world: World) -> None:
         method="first-order",
         points=2,
     )
+    of_pairs = ("clean", "corrupted", "metric", "direction", "least")
+    ablated = {name: one for name, one in sweep.items() if name not in of_pairs}
+    add(
+        "ablation_sweep",
+        lambda **given: analyses.ablation_sweep(**given, **world.one),
+        **ablated,
+        prompt=PROMPT,
+        metric=patching.latent_distance,
+        value="zero",
+        others=(),
+        window=1,
+        branch="cond",
+        restart=True,
+        resume=None,
+    )
     noise = lambda **g: world.patch(patching.WordNoise(**g))  # noqa: E731
     add("WordNoise", noise, words="red", scale=3.0, seed=0)
     add("PatchingResult.at", world.patched.at, block=4, head=1)

@@ -77,6 +77,7 @@ MADE_HERE = {
     "Inversion",
     "NeglectLoss",
     "Output",
+    "AblationResult",
     "PatchingResult",
     "Prediction",
     "TokenPatterns",

@@ -12,7 +12,7 @@ from plotly.graph_objects import Figure
 from plotly.offline import get_plotlyjs
 
 from diffusion_lens import __version__
-from diffusion_lens.app.parts import Part, markup
+from diffusion_lens.app.report_parts import Part, markup
 
 PAGE = """<!doctype html>
 <html lang="en">
@@ -55,7 +55,8 @@ class Report:
 
         Args:
             title: Its title.
-            *parts: Texts (paragraphs), figures, and the classes of `diffusion_lens.app.parts`.
+            *parts: Texts (paragraphs), figures, and the classes of
+                `diffusion_lens.app.report_parts`.
         """
         self.sections.append((title, list(parts)))
 

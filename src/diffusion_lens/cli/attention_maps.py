@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from diffusion_lens.cli.checks import refuse_unread
-from diffusion_lens.cli.folders import opened, save_images, save_result
-from diffusion_lens.cli.loading import listed_numbers, load, settings_of, whole_numbers
-from diffusion_lens.cli.messages import messages, pipeline_messages
+from diffusion_lens.cli.command import Call, command
+from diffusion_lens.cli.folders import Finding, named
+from diffusion_lens.cli.given_image import given_image
+from diffusion_lens.cli.loading import listed_numbers, whole_numbers
 from diffusion_lens.cli.options import (
     Blocks,
     Branch,
-    Device,
-    Dtype,
-    Guidance,
     Image,
-    InferenceSteps,
     Keep,
-    Model,
     NoiseLevel,
-    Out,
     Prompt,
     Samples,
     Seed,
-    Setting,
     Steps,
 )
 from diffusion_lens.errors import FigureError
@@ -35,8 +28,9 @@ if TYPE_CHECKING:
     from diffusion_lens.analyses import AttentionMaps
 
 
+@command()
 def attention_maps(
-    model: Model,
+    call: Call,
     prompt: Prompt,
     words: Annotated[
         list[str] | None,
@@ -56,56 +50,42 @@ def attention_maps(
     noise_level: NoiseLevel = None,
     num_samples: Samples = None,
     seed: Seed = 0,
-    num_inference_steps: InferenceSteps = None,
-    guidance_scale: Guidance = None,
-    setting: Setting = None,
-    device: Device = None,
-    torch_dtype: Dtype = None,
-    out: Out = Path("diffusion_lens_attention_maps"),
-) -> None:
+) -> Finding:
     """Map how much each place of an image attends to each word (DAAM)."""
-    with messages():
-        made = image is None
-        of_image = {"--noise-level": noise_level, "--num-samples": num_samples}
-        refuse_unread(of_image, unless="--image", read=not made)
-        of_run = {"--num-inference-steps": num_inference_steps}
-        refuse_unread(of_run, unless="a generated image", read=made)
-        held = load(model, device=device, torch_dtype=torch_dtype)
+    made = image is None
+    of_image = {"--noise-level": noise_level, "--num-samples": num_samples}
+    refuse_unread(of_image, unless="--image", read=not made)
+    of_run = {"--num-inference-steps": call.num_inference_steps}
+    refuse_unread(of_run, unless="a generated image", read=made)
 
-        from diffusion_lens.analyses import attention_maps as analysis
+    from diffusion_lens.analyses import attention_maps as analysis
 
-        settings = settings_of(
-            model,
-            held.pipe,
-            setting,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-        )
-        asked = words or (None if foreign else prompt.split())
-        with pipeline_messages(held):
-            maps = analysis(
-                held,
-                prompt,
-                words=asked if asked is not None else (),
-                foreign=foreign or (),
-                preset=preset,
-                aggregate=aggregate,
-                upsample=upsample,
-                blocks=listed_numbers(blocks, "blocks"),
-                steps=whole_numbers(steps, "steps"),
-                keep=keep or (),
-                branch=branch,
-                image=None if image is None else opened(image),
-                noise_level=noise_level,
-                num_samples=num_samples or 1,
-                seed=seed,
-                **settings,
-            )
-        shown = list(dict.fromkeys([*(asked or ()), *(foreign or ())]))
-        rows = _rows(maps, shown)
-        save_images(maps.images, out)
-        save_images(_drawn(maps, shown), out, name="word")
-        save_result(out, maps, f"Attention maps: {prompt}", *_figures(maps, shown), rows=rows)
+    asked = words or (None if foreign else prompt.split())
+    maps = call.run(
+        analysis,
+        prompt,
+        words=asked if asked is not None else (),
+        foreign=foreign or (),
+        preset=preset,
+        aggregate=aggregate,
+        upsample=upsample,
+        blocks=listed_numbers(blocks, "blocks"),
+        steps=call.steps(steps) if made else whole_numbers(steps, "steps"),
+        keep=keep or (),
+        branch=branch,
+        image=None if image is None else given_image(call, image),
+        noise_level=noise_level,
+        num_samples=num_samples or 1,
+        seed=seed,
+    )
+    shown = list(dict.fromkeys([*(asked or ()), *(foreign or ())]))
+    return Finding(
+        f"Attention maps: {prompt}",
+        maps,
+        _figures(maps, shown),
+        rows=_rows(maps, shown),
+        pictures={"image": maps.images, **_drawn(maps, shown)},
+    )
 
 
 def _figures(maps: AttentionMaps, words: list[str]) -> list[Any]:
@@ -117,15 +97,16 @@ def _figures(maps: AttentionMaps, words: list[str]) -> list[Any]:
         return []
 
 
-def _drawn(maps: AttentionMaps, words: list[str]) -> list[Any]:
-    """Each word's map over the image, in the order of the words."""
+def _drawn(maps: AttentionMaps, words: list[str]) -> dict[str, list[Any]]:
+    """Each word's map over the image."""
     from diffusion_lens import viz
 
     means = [_mean(maps, word) for word in words]
     if not maps.images or any(one.ndim != 2 for one in means):
-        return []
+        return {}
     top = max(float(one.max()) for one in means)
-    return [viz.overlay_image(maps.images[0], one, zmin=0.0, zmax=top) for one in means]
+    drawn = [viz.overlay_image(maps.images[0], one, zmin=0.0, zmax=top) for one in means]
+    return named("word", words, drawn)
 
 
 def _rows(maps: AttentionMaps, words: list[str]) -> list[dict[str, Any]]:

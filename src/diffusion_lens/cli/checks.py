@@ -96,6 +96,17 @@ def picture(path: Path | None) -> Path | None:
     return path
 
 
+def folder(given: str | Path) -> Path:
+    """A folder's name, which an empty text is not: it would be the current folder.
+
+    Raises:
+        typer.BadParameter: If it is empty.
+    """
+    if not str(given).strip():
+        raise typer.BadParameter("'' names no folder; leave it out, or give . for the current one")
+    return Path(given)
+
+
 def writable(folder: Path | None) -> Path | None:
     """A folder that results can be written to; what was made to find out is removed again.
 

@@ -10,12 +10,14 @@ from typing import Annotated, Any
 
 import typer
 
+from diffusion_lens.cli.command import command
 from diffusion_lens.cli.messages import fail
 
 ALWAYS = ("diffusion_lens", "diffusers")
 ARXIV = re.compile(r"\b\d{4}\.\d{5}\b")
 
 
+@command()
 def cite(
     folders: Annotated[
         list[Path] | None,

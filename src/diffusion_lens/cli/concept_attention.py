@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from diffusion_lens.cli.checks import refuse_unread
-from diffusion_lens.cli.folders import opened, save_images, save_result
-from diffusion_lens.cli.loading import listed_numbers, load, settings_of, whole_numbers
-from diffusion_lens.cli.messages import messages, pipeline_messages
+from diffusion_lens.cli.command import Call, command
+from diffusion_lens.cli.folders import Finding, named
+from diffusion_lens.cli.given_image import given_image
+from diffusion_lens.cli.loading import listed_numbers, whole_numbers
 from diffusion_lens.cli.options import (
     Blocks,
     Branch,
-    Device,
-    Dtype,
-    Guidance,
     Image,
-    InferenceSteps,
     Keep,
-    Model,
     NoiseLevel,
-    Out,
     Prompt,
     Samples,
     Seed,
-    Setting,
     Steps,
 )
 
@@ -34,15 +27,31 @@ if TYPE_CHECKING:
     from diffusion_lens.analyses import ConceptMaps
 
 
+@command()
 def concept_attention(
-    model: Model,
+    call: Call,
     prompt: Prompt,
     concepts: Annotated[
-        list[str], typer.Option(help="A word or phrase to look for. Repeatable; give several.")
+        list[str],
+        typer.Option(
+            help="A word or phrase to look for. Repeatable; give several, such as "
+            '--concepts "red circle" --concepts background.'
+        ),
     ],
-    preset: Annotated[str, typer.Option(help="Which published way.")] = "paper",
-    space: Annotated[str | None, typer.Option(help="In place of the preset's.")] = None,
-    softmax_over: Annotated[str | None, typer.Option(help="In place of the preset's.")] = None,
+    preset: Annotated[
+        str,
+        typer.Option(
+            help="Which published way: paper, flux-release, flux-diffusers, sd3 or cogvideox."
+        ),
+    ] = "paper",
+    space: Annotated[
+        str | None,
+        typer.Option(help="z, attn_out, value, query-key or query-query; the preset's by default."),
+    ] = None,
+    softmax_over: Annotated[
+        str | None,
+        typer.Option(help="concepts, patches or nothing; the preset's by default."),
+    ] = None,
     blocks: Blocks = None,
     steps: Steps = None,
     keep: Keep = None,
@@ -51,64 +60,51 @@ def concept_attention(
     noise_level: NoiseLevel = None,
     num_samples: Samples = None,
     seed: Seed = 0,
-    num_inference_steps: InferenceSteps = None,
-    guidance_scale: Guidance = None,
-    setting: Setting = None,
-    device: Device = None,
-    torch_dtype: Dtype = None,
-    out: Out = Path("diffusion_lens_concept_attention"),
-) -> None:
+) -> Finding:
     """Map where a model sees concepts in an image (ConceptAttention)."""
-    with messages():
-        made = image is None
-        of_image = {"--noise-level": noise_level, "--num-samples": num_samples}
-        refuse_unread(of_image, unless="--image", read=not made)
-        of_run = {"--num-inference-steps": num_inference_steps}
-        refuse_unread(of_run, unless="a generated image", read=made)
-        held = load(model, device=device, torch_dtype=torch_dtype)
+    made = image is None
+    of_image = {"--noise-level": noise_level, "--num-samples": num_samples}
+    refuse_unread(of_image, unless="--image", read=not made)
+    of_run = {"--num-inference-steps": call.num_inference_steps}
+    refuse_unread(of_run, unless="a generated image", read=made)
 
-        from diffusion_lens.analyses import concept_attention as analysis
+    from diffusion_lens.analyses import concept_attention as analysis
 
-        settings = settings_of(
-            model,
-            held.pipe,
-            setting,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-        )
-        with pipeline_messages(held):
-            maps = analysis(
-                held,
-                prompt,
-                concepts=concepts,
-                preset=preset,
-                space=space,
-                softmax_over=softmax_over,
-                blocks=listed_numbers(blocks, "blocks"),
-                steps=whole_numbers(steps, "steps"),
-                keep=keep or (),
-                branch=branch,
-                image=None if image is None else opened(image),
-                noise_level=noise_level,
-                num_samples=num_samples or 1,
-                seed=seed,
-                **settings,
-            )
-        save_images(maps.images or (), out)
-        save_images(_drawn(maps), out, name="concept")
-        title = f"ConceptAttention: {prompt}"
-        save_result(out, maps, title, maps.plot(upsample="bilinear"), rows=_rows(maps))
+    maps = call.run(
+        analysis,
+        prompt,
+        concepts=concepts,
+        preset=preset,
+        space=space,
+        softmax_over=softmax_over,
+        blocks=listed_numbers(blocks, "blocks"),
+        steps=call.steps(steps) if made else whole_numbers(steps, "steps"),
+        keep=keep or (),
+        branch=branch,
+        image=None if image is None else given_image(call, image),
+        noise_level=noise_level,
+        num_samples=num_samples or 1,
+        seed=seed,
+    )
+    return Finding(
+        f"ConceptAttention: {prompt}",
+        maps,
+        [maps.plot(upsample="bilinear")],
+        rows=_rows(maps),
+        pictures={"image": maps.images or (), **_drawn(maps)},
+    )
 
 
-def _drawn(maps: ConceptMaps) -> list[Any]:
-    """Each concept's map over the image, in the order of the concepts."""
+def _drawn(maps: ConceptMaps) -> dict[str, list[Any]]:
+    """Each concept's map over the image."""
     from diffusion_lens import viz
 
     means = _means(maps)
     if means.ndim != 3 or maps.images is None:
-        return []
+        return {}
     ends = (float(means.min()), float(means.max()))
-    return [viz.overlay_image(maps.images[0], one, zmin=ends[0], zmax=ends[1]) for one in means]
+    drawn = [viz.overlay_image(maps.images[0], one, zmin=ends[0], zmax=ends[1]) for one in means]
+    return named("concept", maps.concepts, drawn)
 
 
 def _rows(maps: ConceptMaps) -> list[dict[str, Any]]:

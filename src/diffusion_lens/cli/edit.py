@@ -9,19 +9,14 @@ import typer
 
 from diffusion_lens.border import Between, Fraction, Index, Seed
 from diffusion_lens.cli.checks import one_of, refuse_unread, within
-from diffusion_lens.cli.folders import opened, save_images, save_result
-from diffusion_lens.cli.loading import listed_numbers, load, settings_of
-from diffusion_lens.cli.messages import fail, messages, pipeline_messages
+from diffusion_lens.cli.command import Call, command
+from diffusion_lens.cli.folders import Finding
+from diffusion_lens.cli.given_image import given_image
+from diffusion_lens.cli.loading import listed_numbers
+from diffusion_lens.cli.messages import fail, pipeline_messages
 from diffusion_lens.cli.options import (
     Blocks,
-    Device,
-    Dtype,
-    Guidance,
     Image,
-    InferenceSteps,
-    Model,
-    Out,
-    Setting,
 )
 
 METHODS = ("p2p", "p2p-hrv", "masactrl", "pnp", "fpe", "sdedit", "stable-flow")
@@ -45,8 +40,9 @@ SeedOfMethod = Annotated[
 Targets = Annotated[list[str], typer.Argument(help="What it is to show; several are edited apart.")]
 
 
+@command()
 def edit(
-    model: Model,
+    call: Call,
     source: Source,
     target: Targets,
     method: Annotated[
@@ -97,44 +93,34 @@ def edit(
     blocks: Blocks = None,
     image: Image = None,
     seed: SeedOfMethod = None,
-    num_inference_steps: InferenceSteps = None,
-    guidance_scale: Guidance = None,
-    setting: Setting = None,
-    device: Device = None,
-    torch_dtype: Dtype = None,
-    out: Out = Path("diffusion_lens_edit"),
-) -> None:
+) -> Finding:
     """Edit an image by editing its prompt. A given --image is inverted first (or noised)."""
-    with messages():
-        given = {
-            "edit": kind,
-            "cross_replace": cross_replace,
-            "self_replace": self_replace,
-            "self_max_tokens": self_max_tokens,
-            "relevance": relevance,
-            "concept": concept,
-            "strength": strength,
-            "blocks": listed_numbers(blocks, "blocks"),
-        }
-        chosen = _chosen(method, given)
-        drawn = image is None or method == "sdedit"
-        refuse_unread({"--seed": seed}, unless="--method sdedit or without --image", read=drawn)
-        held = load(model, device=device, torch_dtype=torch_dtype)
-        settings = settings_of(
-            model,
-            held.pipe,
-            setting,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-        )
-        with pipeline_messages(held):
-            start: Any = source
-            if image is not None:
-                start, settings = _start(held, method, source, image, settings)
-            result = _analysis(method)(held, start, target, seed=seed or 0, **chosen, **settings)
-        save_images(result.images, out)
-        rows = [{"prompt": one, "image": at} for at, one in enumerate((source, *target))]
-        save_result(out, result, f"{method}: {source}", result.plot(), rows=rows)
+    given = {
+        "edit": kind,
+        "cross_replace": cross_replace,
+        "self_replace": self_replace,
+        "self_max_tokens": self_max_tokens,
+        "relevance": relevance,
+        "concept": concept,
+        "strength": strength,
+        "blocks": listed_numbers(blocks, "blocks"),
+    }
+    chosen = _chosen(method, given)
+    drawn = image is None or method == "sdedit"
+    refuse_unread({"--seed": seed}, unless="--method sdedit or without --image", read=drawn)
+    start: Any = source
+    if image is not None:
+        start = given_image(call, image)
+        if method != "sdedit":
+            chosen["latents"], start = _inverted(call, source, start), source
+    result = call.run(_analysis(method), start, target, seed=seed or 0, **chosen)
+    return Finding(
+        f"{method}: {source}",
+        result,
+        [result.plot()],
+        rows=[{"prompt": one, "image": at} for at, one in enumerate((source, *target))],
+        pictures={"image": result.images},
+    )
 
 
 def _analysis(method: str) -> Any:
@@ -168,20 +154,16 @@ def _chosen(method: str, given: dict[str, Any]) -> dict[str, Any]:
     return {"self_replace": 0.9, **chosen, "relevance": loaded(chosen["relevance"])}
 
 
-def _start(
-    held: Any, method: str, source: str, image: Path, settings: dict[str, Any]
-) -> tuple[Any, dict[str, Any]]:
-    """What an edit of a given image starts from: the image, or the noise that draws it."""
+def _inverted(call: Call, source: str, image: Any) -> Any:
+    """The noise that draws a given image."""
     from diffusion_lens.analyses import invert
 
-    given = opened(image)
-    if method == "sdedit":
-        return given, settings
     unguided = {
         name: value
-        for name, value in settings.items()
+        for name, value in call.settings.items()
         if name not in ("guidance_scale", "true_cfg_scale", "negative_prompt")
     }
-    found = invert(held, given, source, **unguided)
+    with pipeline_messages(call.model):
+        found = invert(call.model, image, source, **unguided)
     typer.echo(repr(found))
-    return source, {**settings, "latents": found.latents}
+    return found.latents

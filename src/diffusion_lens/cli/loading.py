@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import os
 import re
 from collections.abc import Mapping
@@ -79,6 +81,23 @@ def _refuse_half_a_size(settings: Mapping[str, Any]) -> None:
     if len(given) == 1:
         other = "width" if given == ["height"] else "height"
         fail(f"--set {given[0]}={settings[given[0]]} needs --set {other}=…; give both")
+
+
+def step_count(pipe: Any, settings: Mapping[str, Any]) -> int | None:
+    """How many steps a run will have; None where only the run itself knows."""
+    parameters = inspect.signature(type(pipe).__call__).parameters
+    if "strength" in parameters or "num_inference_steps" not in parameters:
+        return None
+    if any(settings.get(name) is not None for name in ("timesteps", "sigmas")):
+        return None
+    asked = settings.get("num_inference_steps", parameters["num_inference_steps"].default)
+    scheduler = copy.deepcopy(pipe.scheduler)  # some take more steps than they are asked for
+    more = {"mu": 0.0} if scheduler.config.get("use_dynamic_shifting") else {}
+    try:
+        scheduler.set_timesteps(asked, **more)
+    except Exception:  # schedulers of other packages; the run will say what it has to say
+        return None
+    return len(scheduler.timesteps)
 
 
 def whole_numbers(text: str | None, name: str) -> list[int] | slice | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import traceback
+import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -23,11 +24,18 @@ def fail(message: str, *, code: int = 2) -> NoReturn:
 
 @contextlib.contextmanager
 def messages() -> Iterator[None]:
-    """Print an error of this library, or of reading and writing files, as its message alone."""
+    """Print errors of this library, or of reading and writing files, as their messages alone.
+
+    Warnings, too, are printed without the line of code that they come from.
+    """
+    shown = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_where, **_more: f"Warning: {message}\n"
     try:
         yield
     except (DiffusionLensError, OSError) as error:
         fail(str(error))
+    finally:
+        warnings.formatwarning = shown
 
 
 @contextlib.contextmanager

@@ -16,7 +16,15 @@ Model = Annotated[
     str, typer.Argument(help="A Hub id, a folder, or a toy model such as toy:shapes-unet.")
 ]
 Prompt = Annotated[str, typer.Argument(help="What to generate; for a given image its caption.")]
-Out = Annotated[Path, typer.Option(help="Folder for the results.", callback=checks.writable)]
+Out = Annotated[
+    Path,
+    typer.Option(
+        help="Folder for the results.",
+        metavar="FOLDER",
+        parser=checks.folder,
+        callback=checks.writable,
+    ),
+]
 Seed = Annotated[int, typer.Option(help="Of the noise.", callback=checks.within(SeedRange))]
 InferenceSteps = Annotated[
     int | None,
@@ -52,7 +60,8 @@ Steps = Annotated[
     str | None, typer.Option(help="Only these steps: 3, 3,5 or 10:20; all by default.")
 ]
 Blocks = Annotated[
-    str | None, typer.Option(help="Only these blocks, likewise; the method's own by default.")
+    str | None,
+    typer.Option(help="Only these blocks: 3, 3,5 or 10:20; the method's own by default."),
 ]
 Branch = Annotated[str, typer.Option(help="Guidance branch: cond or uncond.")]
 Keep = Annotated[list[str] | None, typer.Option(help="Keep apart: step, block. Repeatable.")]

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from diffusion_lens.border import Count
 from diffusion_lens.cli.checks import refuse_unread, within
-from diffusion_lens.cli.folders import save_result
-from diffusion_lens.cli.loading import is_toy, listed_numbers, load, seeds_of, settings_of
-from diffusion_lens.cli.messages import fail, messages, pipeline_messages
-from diffusion_lens.cli.options import (
-    Device,
-    Dtype,
-    Guidance,
-    InferenceSteps,
-    Model,
-    Out,
-    Setting,
-)
+from diffusion_lens.cli.command import Call, command
+from diffusion_lens.cli.folders import Finding
+from diffusion_lens.cli.loading import seeds_of
+from diffusion_lens.cli.messages import fail
+from diffusion_lens.cli.patched_run import best_part, patched_images
 
 METRICS = ("latent_recovery", "latent_projection", "x0_distance", "graded")
 
 
+@command()
 def patch(
-    model: Model,
+    call: Call,
     clean: Annotated[str, typer.Argument(help="The prompt whose values are put in.")],
     corrupted: Annotated[str, typer.Argument(help="The prompt whose run is patched.")],
     sites: Annotated[
@@ -63,60 +56,66 @@ def patch(
     ] = None,
     branch: Annotated[str, typer.Option(help="cond, uncond or all.")] = "cond",
     batch_size: Annotated[int, typer.Option(help="Rows of a batch.", callback=within(Count))] = 16,
-    num_inference_steps: InferenceSteps = None,
-    guidance_scale: Guidance = None,
-    setting: Setting = None,
-    device: Device = None,
-    torch_dtype: Dtype = None,
-    out: Out = Path("diffusion_lens_patch"),
-) -> None:
+) -> Finding:
     """Put parts of one run in the place of those of another, and score what changes."""
-    with messages():
-        _refuse_unknown_metric(metric, model)
-        refuse_unread({"--part": part}, unless="--metric graded", read=metric == "graded")
-        refuse_unread({"--window": window}, unless="--mode window", read=mode == "window")
-        refuse_unread({"--positions": positions or None}, unless="--axes pos", read="pos" in axes)
-        held = load(model, device=device, torch_dtype=torch_dtype)
+    _refuse_unknown_metric(metric, of_toy=call.is_toy)
+    refuse_unread({"--part": part}, unless="--metric graded", read=metric == "graded")
+    refuse_unread({"--window": window}, unless="--mode window", read=mode == "window")
+    refuse_unread({"--positions": positions or None}, unless="--axes pos", read="pos" in axes)
 
-        from diffusion_lens.analyses.patching import activation_patching
+    from diffusion_lens.analyses.patching import activation_patching
 
-        settings = settings_of(
-            model,
-            held.pipe,
-            setting,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-        )
-        with pipeline_messages(held):
-            result = activation_patching(
-                held,
-                clean,
-                corrupted,
-                sites=sites,
-                axes=axes,
-                metric=_metric(metric, clean, "all" if part is None else part),
-                mode=mode,
-                direction=direction,
-                seeds=seeds_of(seeds),
-                steps=listed_numbers(steps, "steps"),
-                window=window or 1,
-                positions=positions,
-                branch=None if branch == "all" else branch,
-                batch_size=batch_size,
-                **settings,
-            )
-        typer.echo(str(result))
-        title = f"Patching: “{clean}” into “{corrupted}”"
-        save_result(out, result, title, result.plot(), rows=result.records())
+    at = call.steps(steps, each=True)
+    result = call.run(
+        activation_patching,
+        clean,
+        corrupted,
+        sites=sites,
+        axes=axes,
+        metric=_metric(metric, clean, "all" if part is None else part),
+        mode=mode,
+        direction=direction,
+        seeds=seeds_of(seeds),
+        steps=at,
+        window=window or 1,
+        positions=positions,
+        branch=None if branch == "all" else branch,
+        batch_size=batch_size,
+    )
+    typer.echo(str(result))
+    drawn = call.run(
+        patched_images,
+        clean,
+        corrupted,
+        result=result,
+        sites=sites,
+        direction=direction,
+        branch=None if branch == "all" else branch,
+        steps=at,
+        window=window or 1,
+    )
+    captions = {"clean": f"clean: {clean}", "corrupted": f"corrupted: {corrupted}"}
+    captions["patched"] = "patched, in a whole run, at " + ", ".join(
+        f"{axis} {label}" for axis, label in best_part(result).items() if axis != "effect"
+    )
+    return Finding(
+        f"Patching: “{clean}” into “{corrupted}”",
+        result,
+        [result.plot()],
+        rows=result.records(),
+        by="effect",
+        pictures={name: [image] for name, image in drawn.items()},
+        captions=captions,
+    )
 
 
-def _refuse_unknown_metric(metric: str, model: str) -> None:
+def _refuse_unknown_metric(metric: str, *, of_toy: bool) -> None:
     if metric not in METRICS:
         from diffusion_lens.errors import closest
 
         near = closest(metric, METRICS, count=1) or METRICS
         fail(f"--metric {metric!r} is none of {', '.join(METRICS)}. Closest: {near[0]}")
-    if metric == "graded" and not is_toy(model):
+    if metric == "graded" and not of_toy:
         fail("--metric graded reads pictures of the toys' world; give a toy model, such as "
              "toy:shapes-unet, or another metric")  # fmt: skip
 

@@ -11,16 +11,16 @@ from pathlib import Path
 import torch
 
 from diffusion_lens import __version__
-from diffusion_lens.app.demo.parts import (
+from diffusion_lens.app.demo.chapters import (
     concepts_in_the_image,
     heads_of_concepts,
     heads_that_carry_a_word,
     maps_against_truth,
     words_in_the_image,
 )
-from diffusion_lens.app.demo.stage import Found, Setting, Size
-from diffusion_lens.app.parts import Number, Numbers
+from diffusion_lens.app.demo.setting import Found, Setting, Size
 from diffusion_lens.app.report import Report
+from diffusion_lens.app.report_parts import Number, Numbers
 
 DEMO_PARTS: dict[str, Callable[[Setting], Found]] = {
     "attention maps of words": words_in_the_image,

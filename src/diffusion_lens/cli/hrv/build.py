@@ -9,27 +9,21 @@ from typing import Annotated, Any
 import typer
 
 from diffusion_lens.border import Count
-from diffusion_lens.cli.checks import one_of, within, writable
-from diffusion_lens.cli.folders import save_result
-from diffusion_lens.cli.loading import is_toy, load, settings_of, whole_numbers
-from diffusion_lens.cli.messages import fail, messages, pipeline_messages
+from diffusion_lens.cli.checks import folder, one_of, within, writable
+from diffusion_lens.cli.command import Call, command
+from diffusion_lens.cli.folders import Finding
+from diffusion_lens.cli.messages import fail
 from diffusion_lens.cli.options import (
-    Device,
-    Dtype,
-    Guidance,
-    InferenceSteps,
-    Model,
-    Out,
     Seed,
-    Setting,
     Steps,
 )
 
 VOTES = ("argmax", "margin", "strength")
 
 
+@command(out="diffusion_lens_hrv")
 def build(
-    model: Model,
+    call: Call,
     prompts: Annotated[
         Path | None,
         typer.Option(
@@ -41,7 +35,9 @@ def build(
     concepts: Annotated[
         Path | None,
         typer.Option(
-            help="JSON file, concept to words. The paper's 34 by default.",
+            help="JSON file, concept to words, such as "
+            '{"Colour": ["red", "blue"], "Shape": ["circle", "square"]}. '
+            "The paper's 34 by default, for toys their own.",
             exists=True,
             dir_okay=False,
         ),
@@ -55,53 +51,41 @@ def build(
     steps: Steps = None,
     per_step: Annotated[bool, typer.Option(help="Keep votes of every step apart.")] = True,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Folder to go on from.", callback=writable)
+        Path | None,
+        typer.Option(
+            help="Folder to go on from.", metavar="FOLDER", parser=folder, callback=writable
+        ),
     ] = None,
-    num_inference_steps: InferenceSteps = None,
-    guidance_scale: Guidance = None,
-    setting: Setting = None,
-    device: Device = None,
-    torch_dtype: Dtype = None,
-    out: Out = Path("diffusion_lens_hrv"),
-) -> None:
+) -> Finding:
     """Count which concept each head attends to most."""
-    with messages():
-        listed = _prompts(model, prompts)
-        voted = _concepts(model, concepts)
-        held = load(model, device=device, torch_dtype=torch_dtype)
+    listed = _prompts(call, prompts)
+    voted = _concepts(call, concepts)
 
-        from diffusion_lens.analyses import head_relevance
+    from diffusion_lens.analyses import head_relevance
 
-        settings = settings_of(
-            model,
-            held.pipe,
-            setting,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-        )
-        with pipeline_messages(held):
-            relevance = head_relevance(
-                held,
-                listed,
-                concepts=voted,
-                include_start_token=include_start_token,
-                vote=vote,
-                seed=seed,
-                batch_size=batch_size,
-                steps=whole_numbers(steps, "steps"),
-                per_step=per_step,
-                checkpoint=checkpoint,
-                **settings,
-            )
-        save_result(out, relevance, "Head relevance", relevance.plot(), rows=_vectors(relevance))
+    relevance = call.run(
+        head_relevance,
+        listed,
+        concepts=voted,
+        include_start_token=include_start_token,
+        vote=vote,
+        seed=seed,
+        batch_size=batch_size,
+        steps=call.steps(steps),
+        per_step=per_step,
+        checkpoint=checkpoint,
+    )
+    return Finding(
+        "Head relevance", relevance, [relevance.plot()], rows=_vectors(relevance), by="relevance"
+    )
 
 
-def _prompts(model: str, file: Path | None) -> list[str]:
+def _prompts(call: Call, file: Path | None) -> list[str]:
     if file is not None:
         lines = _text(file).splitlines()
         found = [line.strip() for line in lines if line.strip()]
         return found or fail(f"--prompts {file} holds no prompt; write one in each line")
-    if not is_toy(model):
+    if not call.is_toy:
         fail("give --prompts FILE, a prompt in each line; the paper takes 2,100, many and varied")
     from diffusion_lens import toys
 
@@ -124,7 +108,7 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _concepts(model: str, file: Path | None) -> Any:
+def _concepts(call: Call, file: Path | None) -> Any:
     if file is not None:
         from diffusion_lens.analyses.head_relevance.words import checked_concepts
 
@@ -133,7 +117,7 @@ def _concepts(model: str, file: Path | None) -> Any:
         except (ValueError, RecursionError) as error:
             fail(f"--concepts {file} is no JSON: {error}")
         return checked_concepts(given)
-    if is_toy(model):
+    if call.is_toy:
         from diffusion_lens.toys.shapes.world import CONCEPTS
 
         return CONCEPTS

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from diffusion_lens.border import Count, Number
 from diffusion_lens.cli.checks import refuse_unread, within
-from diffusion_lens.cli.folders import save_images, save_result
+from diffusion_lens.cli.command import Call, command
+from diffusion_lens.cli.folders import Finding
 from diffusion_lens.cli.hrv.saved import Relevance, loaded
-from diffusion_lens.cli.loading import is_toy, listed_numbers, load, seeds_of, settings_of
-from diffusion_lens.cli.messages import fail, messages, pipeline_messages
-from diffusion_lens.cli.options import (
-    Device,
-    Dtype,
-    Guidance,
-    InferenceSteps,
-    Model,
-    Out,
-    Setting,
-)
+from diffusion_lens.cli.loading import listed_numbers, seeds_of
+from diffusion_lens.cli.messages import fail
 
 
+@command()
 def weaken(
-    model: Model,
+    call: Call,
     relevance: Relevance,
     prompts: Annotated[list[str], typer.Argument(help="What to draw.")],
     concept: Annotated[str, typer.Option(help="Whose vector orders the heads.")],
@@ -58,60 +50,46 @@ def weaken(
     batch_size: Annotated[
         int, typer.Option(help="Prompts drawn at once.", callback=within(Count))
     ] = 1,
-    num_inference_steps: InferenceSteps = None,
-    guidance_scale: Guidance = None,
-    setting: Setting = None,
-    device: Device = None,
-    torch_dtype: Dtype = None,
-    out: Out = Path("diffusion_lens_weaken"),
-) -> None:
+) -> Finding:
     """Weaken more and more heads in the order of their relevance, and score what is drawn."""
-    with messages():
-        vectors = loaded(relevance)
-        if score is None:
-            score = "all" if is_toy(model) else "clip"
-        refuse_unread({"--clip": clip}, unless="--score clip", read=score == "clip")
-        of_random = {"--random-orders": random_orders}
-        refuse_unread(of_random, unless="--order random", read="random" in order)
-        _refuse_ungraded(score, model, prompts)
-        held = load(model, device=device, torch_dtype=torch_dtype)
+    vectors = loaded(relevance)
+    if score is None:
+        score = "all" if call.is_toy else "clip"
+    refuse_unread({"--clip": clip}, unless="--score clip", read=score == "clip")
+    of_random = {"--random-orders": random_orders}
+    refuse_unread(of_random, unless="--order random", read="random" in order)
+    _refuse_ungraded(score, prompts, of_toy=call.is_toy)
 
-        from diffusion_lens.analyses import ordered_weakening
+    from diffusion_lens.analyses import ordered_weakening
 
-        settings = settings_of(
-            model,
-            held.pipe,
-            setting,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-        )
-        with pipeline_messages(held):
-            curves = ordered_weakening(
-                held,
-                prompts,
-                vectors,
-                concept=concept,
-                score=_score(score, clip, device=device),
-                factor=factor,
-                order=order,
-                counts=listed_numbers(counts, "counts"),
-                seeds=seeds_of(seeds),
-                random_orders=random_orders or 3,
-                batch_size=batch_size,
-                keep_images=True,
-                **settings,
-            )
-        figures = [_strip(curves)] if score == "none" else [curves.plot(), _strip(curves)]
-        title = f"Weakening: {concept}"
-        save_images(_first_images(curves), out)
-        save_result(out, curves, title, *figures, rows=_points(curves))
+    curves = call.run(
+        ordered_weakening,
+        prompts,
+        vectors,
+        concept=concept,
+        score=_score(score, clip, device=call.device),
+        factor=factor,
+        order=order,
+        counts=listed_numbers(counts, "counts"),
+        seeds=seeds_of(seeds),
+        random_orders=random_orders or 3,
+        batch_size=batch_size,
+        keep_images=True,
+    )
+    return Finding(
+        f"Weakening: {concept}",
+        curves,
+        [_strip(curves)] if score == "none" else [curves.plot(), _strip(curves)],
+        rows=_points(curves),
+        pictures={"image": _first_images(curves)},
+    )
 
 
-def _refuse_ungraded(score: str, model: str, prompts: list[str]) -> None:
+def _refuse_ungraded(score: str, prompts: list[str], *, of_toy: bool) -> None:
     """Refuse a score that no picture of these prompts could get."""
     if score in ("clip", "none"):
         return
-    if not is_toy(model):
+    if not of_toy:
         fail(f"--score {score!r}: give clip or none; graded parts are for toy models")
     import numpy as np
 

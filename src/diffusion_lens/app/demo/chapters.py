@@ -9,8 +9,8 @@ from diffusion_lens.analyses import attention_maps, concept_attention, head_rele
 from diffusion_lens.analyses.ordered_weakening import WeakeningCurves, ordered_weakening
 from diffusion_lens.analyses.patching import PatchingResult, latent_projection, patch_heads
 from diffusion_lens.app.demo.finding import by_attention, by_concepts, objects_found, tasks
-from diffusion_lens.app.demo.stage import PROMPT, Found, Setting
-from diffusion_lens.app.parts import Images, Number, Table
+from diffusion_lens.app.demo.setting import PROMPT, Found, Setting
+from diffusion_lens.app.report_parts import Images, Number, Table
 from diffusion_lens.toys.benchmark.weakening import attribute_score, captions_naming
 from diffusion_lens.toys.shapes.evaluation import test_captions
 from diffusion_lens.toys.shapes.world import CONCEPTS

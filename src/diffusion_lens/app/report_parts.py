@@ -14,6 +14,9 @@ from diffusion_lens.border.pictures import png_address
 from diffusion_lens.errors import FigureError
 from diffusion_lens.viz import TokenPatterns
 
+ENLARGED = 128
+"""Pixels of width below which an image is enlarged, its pixels kept."""
+
 
 @dataclass(frozen=True)
 class Number:
@@ -64,15 +67,20 @@ class Table:
         if not self.rows:
             return "<p>(no rows)</p>"
         columns = list(self.rows[0])
-        head = "".join(f"<th>{_text(column)}</th>" for column in columns)
+        head = "".join(self._head(column) for column in columns)
         body = "".join(
             f"<tr>{''.join(self._cell(row.get(column, '')) for column in columns)}</tr>"
             for row in self.rows
         )
         return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
 
+    def _head(self, column: str) -> str:
+        numbers = all(_is_number(row.get(column)) for row in self.rows)
+        kind = ' class="number"' if numbers else ""
+        return f"<th{kind}>{_text(column)}</th>"
+
     def _cell(self, value: Any) -> str:
-        if isinstance(value, int | float) and not isinstance(value, bool):
+        if _is_number(value):
             shown = f"{value:.{self.digits}g}" if isinstance(value, float) else str(value)
             return f'<td class="number">{shown}</td>'
         return f"<td>{_text(value)}</td>"
@@ -80,7 +88,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Images:
-    """Images as they are, pixels kept.
+    """Images; small ones enlarged, their pixels kept.
 
     Attributes:
         images: PIL images.
@@ -96,7 +104,7 @@ class Images:
         if len(captions) != len(self.images):
             raise FigureError(f"{len(captions)} captions for {len(self.images)} images")
         shown = "".join(
-            f'<figure><img src="{png_address(image)}" alt="{_text(caption)}">'
+            f'<figure{_size(image)}><img src="{png_address(image)}" alt="{_text(caption)}">'
             f"<figcaption>{_text(caption)}</figcaption></figure>"
             for image, caption in zip(self.images, captions, strict=True)
         )
@@ -118,7 +126,24 @@ class Code:
         return f"<pre>{_text(self.text)}</pre>"
 
 
-Part = str | Numbers | Table | Images | Code | Figure | TokenPatterns
+@dataclass(frozen=True)
+class Folded:
+    """Text that is shown when it is asked for.
+
+    Attributes:
+        title: What stands in its place.
+        text: The text.
+    """
+
+    title: str
+    text: str
+
+    def html(self) -> str:
+        """Markup."""
+        return f"<details><summary>{_text(self.title)}</summary>{Code(self.text).html()}</details>"
+
+
+Part = str | Numbers | Table | Images | Code | Folded | Figure | TokenPatterns
 """A text is a paragraph."""
 
 
@@ -140,6 +165,15 @@ def markup(part: Part, name: str) -> str:
     if isinstance(part, TokenPatterns):
         return f'<div class="card">{part._repr_html_()}</div>'
     return part.html()
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _size(image: Image.Image) -> str:
+    """What tells small images, whose pixels are shown, from others."""
+    return ' class="small"' if image.width < ENLARGED else ""
 
 
 def _text(value: object) -> str:

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from diffusion_lens import HookedDiffusion, toys
-from diffusion_lens.app.parts import Number, Part
+from diffusion_lens.app.report_parts import Number, Part
 
 UNET, MMDIT = "shapes-unet", "shapes-mmdit"
 PROMPT = "a red circle above a blue square"
