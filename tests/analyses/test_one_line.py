@@ -1,6 +1,8 @@
 """Every result says in one line what it is, and those with images show them."""
 
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -113,9 +115,9 @@ RESULTS: dict[type, Callable[[], Any]] = {
     Inversion: lambda: Inversion(FLAT, "a cat", IMAGE, IMAGE, FLAT, 0.1, 0.2, 0.3, made_by=MADE_BY),
 }
 WITH_IMAGES = {
-    AttentionMaps: 1,
-    ConceptMaps: 1,
-    WordDiagnosis: 1,
+    AttentionMaps: 1 + 2,
+    ConceptMaps: 1 + 2,
+    WordDiagnosis: 1 + 3,
     EditedImages: 2,
     ExcitedImages: 1,
     Inversion: 2,
@@ -143,8 +145,22 @@ def test_a_result_says_in_one_line_what_it_is_and_how_to_look(result: Callable[[
 def test_a_result_with_images_shows_them(kind: type) -> None:
     found = RESULTS[kind]()
     markup = found._repr_html_()
-    assert markup.count("<img ") >= WITH_IMAGES[kind]
+    assert markup.count("<img ") == WITH_IMAGES[kind]
     assert type(found).__name__ in markup
+
+
+def test_maps_are_shown_on_one_scale_with_their_names_and_a_video_without_them() -> None:
+    found = concepts()
+    flat = torch.zeros(1, 2, 4, 4)
+    flat[0, 1] = 1.0
+    shown = replace(found, maps=flat)._repr_html_()
+    assert all(f"{name}</figcaption>" in shown for name in ("image", "sky", "sea"))
+    sources = re.findall(r'src="([^"]+)"', shown)
+    assert len(set(sources)) == 3
+    video = replace(found, images=([IMAGE, IMAGE, IMAGE],))._repr_html_()
+    assert video.count("<img ") == 3 and "sky</figcaption>" not in video
+    assert replace(found, images=None)._repr_html_() is None
+    assert replace(found, images=("lost",))._repr_html_() is None
 
 
 def test_images_that_were_not_kept_leave_the_line() -> None:

@@ -2,9 +2,12 @@
 
 import pytest
 
+from diffusion_lens import HookedDiffusion
 from diffusion_lens.analyses import AttentionMaps, ConceptMaps, HeadRelevance
+from diffusion_lens.analyses.concept_attention.toy_benchmark import saliency_method
 from diffusion_lens.app.demo import DEMO_PARTS, Demo, run_demo
-from diffusion_lens.app.demo.setting import PROMPT, Size
+from diffusion_lens.app.demo.setting import LOCALISING, PROMPT, Size
+from diffusion_lens.toys.benchmark.segmentation import score_segmentation, segmentation_tasks
 
 SMALL = Size(steps=4, scenes=2, captions=12, weakened=2, seeds=2)
 
@@ -45,3 +48,12 @@ def test_images_and_results_lie_beside_the_report(made: tuple[Demo, list[str]]) 
         (HeadRelevance, "head_relevance"),
     ):
         kind.load(folder / "results" / name)
+
+
+@pytest.mark.slow
+def test_concepts_are_shown_on_a_block_that_localises() -> None:
+    model = HookedDiffusion.toy("shapes-mmdit")
+    scenes = segmentation_tasks(6, noise_level=0.5, seed=5)
+    shown = score_segmentation(saliency_method(model, blocks=LOCALISING), scenes)["object"]
+    named = score_segmentation(saliency_method(model), scenes)["object"]
+    assert shown.miou > named.miou + 0.1

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from diffusion_lens import HookedDiffusion, Run
 from diffusion_lens.analyses.attention_maps import attention_maps
+from diffusion_lens.analyses.map_gallery import map_gallery
 from diffusion_lens.analyses.saving import Saved
 from diffusion_lens.border import PipelineSetting, public
-from diffusion_lens.border.gallery import gallery
 from diffusion_lens.border.one_line import one_line, prompt_of
 from diffusion_lens.errors import ConceptError, ResultError, SiteError, listing, refuse_unknown
 
@@ -160,8 +160,9 @@ class WordDiagnosis(Saved):
         )
 
     def _repr_html_(self) -> str | None:
-        """The images that the maps lie over."""
-        return gallery(self.images or None, line=repr(self))
+        """The first image and its maps, that of all heads first."""
+        maps = {"all heads": self.every[0], **{one: self.of(one)[0] for one in self.concepts}}
+        return map_gallery(self.images, maps, line=repr(self))
 
 
 @public

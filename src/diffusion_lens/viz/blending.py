@@ -9,7 +9,7 @@ from PIL import Image
 from diffusion_lens.border import Fraction, Number, public
 from diffusion_lens.border.pictures import picture
 from diffusion_lens.errors import FigureError, refuse_unknown
-from diffusion_lens.viz.pictures import coloured, faded, hiding
+from diffusion_lens.viz.pictures import faded, laid_over
 from diffusion_lens.viz.values import array, limits
 
 RESAMPLING = {"nearest": Image.Resampling.NEAREST, "bilinear": Image.Resampling.BILINEAR}
@@ -47,6 +47,4 @@ def overlay_image(
     below = faded(picture(image)) if grey else picture(image)
     found = array(values, axes="height width")
     ends = limits(found, zmin, zmax)
-    above, hides = coloured(found, ends), hiding(found, ends, alpha)
-    shape, how = below.size, RESAMPLING[upsample]
-    return Image.composite(above.resize(shape, how), below, hides.resize(shape, how))
+    return laid_over(below, found, ends, resampling=RESAMPLING[upsample], most=alpha)

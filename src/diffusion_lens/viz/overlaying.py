@@ -56,8 +56,8 @@ def overlays(
     """Maps over images, a panel for each map, with a slider over steps or frames.
 
     All panels and steps share one colour scale, so that colours can be compared. Where a map is low
-    the image is seen, in greys; before its maps each image stands as it is. The slider opens at the
-    step whose maps have the largest standard deviation over places, and the note says so.
+    the image is seen, in greys; before its maps each image stands as it is. The slider opens at its
+    middle, since first steps are noise, and the note says so.
 
     Args:
         images: One image for all panels, or one for each panel, or one for each step.
@@ -84,7 +84,7 @@ def overlays(
     count, panel_count = values.shape[:2]
     shown = None if titles is None else labels(titles, panel_count, name="titles")
     backdrops = _backdrops(pictures(images), count if slides else 1, panel_count, images_over)
-    start = telling_step(values)
+    start = count // 2
     first = backdrops[start if slides else 0]
     places, across = _arranged(first, plain=plain)
     named = shown and [IMAGE if one.map is None else shown[one.map] for one in places]
@@ -104,23 +104,9 @@ def overlays(
         drawn.figure.frames = _frames(values, backdrops, places)
         drawn.slide(slides, f"{step_name} " if step_name else "", start=start)
         if count > 1:
-            opened = f"Opens at {step_name} {slides[start]}, where values differ most.".split()
+            opened = f"Opens at {step_name} {slides[start]}, the middle one.".split()
             note = " ".join([note, *opened]).strip()
     return drawn.finish(first[0], title=title, note=note)
-
-
-def telling_step(values: np.ndarray) -> int:
-    """The step at which maps have the largest standard deviation over places.
-
-    Args:
-        values: Axes step, panel, height, width; the mean over panels decides.
-    """
-    flat = values.reshape(*values.shape[:2], -1).astype(np.float64)
-    known = np.isfinite(flat)
-    count = known.sum(-1, keepdims=True).clip(1)
-    mean = np.where(known, flat, 0).sum(-1, keepdims=True) / count
-    apart = np.where(known, flat - mean, 0) ** 2
-    return int(np.sqrt(apart.sum(-1, keepdims=True) / count).mean((1, 2)).argmax())
 
 
 def _arranged(images: Sequence[Image.Image], *, plain: bool) -> tuple[list[Place], int | None]:

@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from PIL import Image
 from plotly.subplots import make_subplots
 
-from diffusion_lens.viz.style import LINE, finish
+from diffusion_lens.viz.style import BUTTONS, LINE, finish
 from diffusion_lens.viz.values import plain
 
 MOST_IN_A_ROW = 6
@@ -90,6 +90,7 @@ class Panels:
         tall = round(min(2.0, image.height / image.width) * side)
         rows = -(-self.count // self.across)
         more = TITLE_LINE * (self.lines - 1)
+        free = 0 if title or note else BUTTONS
         slider = 90 if self.figure.layout["sliders"] else 0
         if rows > 1:  # a scale as tall as many rows is far from most of them
             bar = {"lenmode": "pixels", "len": 260, "y": 1, "yanchor": "top"}
@@ -98,8 +99,8 @@ class Panels:
             self.figure,
             title=title,
             note=note,
-            margin={"l": 10, "r": 10, "t": ABOVE + more, "b": 10},
-            height=rows * (tall + 34 + more) + ABOVE + slider,
+            margin={"l": 10, "r": 10, "t": ABOVE + more + free, "b": 10},
+            height=rows * (tall + 34 + more) + ABOVE + free + slider,
         )
 
 

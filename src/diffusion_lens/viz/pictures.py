@@ -30,11 +30,32 @@ def source(image: Image.Image) -> str:
 
 def coloured(values: np.ndarray, ends: Sequence[float]) -> Image.Image:
     """A map as an image, in the sequential colours; absent values are grey."""
-    colours = np.array(sample_colorscale(SEQUENTIAL, 256, colortype="tuple"))
-    share = _share(values, ends)
-    pixels = (colours[(share * 255).round().astype(int)] * 255).round().astype(np.uint8)
+    pixels = _colours(_share(values, ends))
     pixels[~np.isfinite(values)] = 217
     return Image.fromarray(pixels)
+
+
+def laid_over(
+    image: Image.Image,
+    values: np.ndarray,
+    ends: Sequence[float],
+    *,
+    resampling: Image.Resampling,
+    most: float,
+) -> Image.Image:
+    """An image with a map over it, which hides as much of it as its values are high.
+
+    Args:
+        image: The image.
+        values: The map, of any resolution; absent values hide nothing.
+        ends: Of the colour scale.
+        resampling: How the map is enlarged: its values are, not their colours.
+        most: Opacity at the high end.
+    """
+    share = _resized(_share(values, ends), image.size, resampling).clip(0, 1)
+    known = _resized(np.isfinite(values), image.size, resampling).clip(0, 1)
+    hides = Image.fromarray((opacity(share) * known * most * 255).round().astype(np.uint8))
+    return Image.composite(Image.fromarray(_colours(share)), image, hides)
 
 
 def faded(image: Image.Image) -> Image.Image:
@@ -42,10 +63,14 @@ def faded(image: Image.Image) -> Image.Image:
     return image.convert("L").point([150 + grey * 105 // 255 for grey in range(256)]).convert("RGB")
 
 
-def hiding(values: np.ndarray, ends: Sequence[float], most: float) -> Image.Image:
-    """How much of an image a map over it hides, in bytes; absent values hide nothing."""
-    hidden = opacity(_share(values, ends)) * most
-    return Image.fromarray((hidden * 255).round().astype(np.uint8))
+def _resized(values: np.ndarray, size: tuple[int, int], resampling: Image.Resampling) -> np.ndarray:
+    return np.asarray(Image.fromarray(values.astype(np.float32)).resize(size, resampling))
+
+
+def _colours(share: np.ndarray) -> np.ndarray:
+    """The sequential colours, in bytes, of shares of their scale."""
+    colours = np.array(sample_colorscale(SEQUENTIAL, 256, colortype="tuple"))
+    return (colours[(share * 255).round().astype(int)] * 255).round().astype(np.uint8)
 
 
 def _share(values: np.ndarray, ends: Sequence[float]) -> np.ndarray:

@@ -23,7 +23,7 @@ MOST_ROWS, MOST_COLUMNS = 40, 20
 """Labels along an axis; those of columns must fit a telephone."""
 LINE = 60
 """Characters of a line of the heading: they fit a telephone, and plotly does not break lines."""
-BUTTONS, EACH_LINE, BELOW = 30, 19, 14
+BUTTONS, EACH_LINE, BELOW = 34, 19, 12
 """Pixels of the heading: plotly's buttons above it, its lines, what is free below."""
 OPAQUE = 0.8
 """Share of a colour scale from which a map over an image hides it."""

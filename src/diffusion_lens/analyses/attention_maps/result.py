@@ -11,10 +11,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from diffusion_lens.analyses.attention_maps.collecting import Aggregation, Pair, resized
+from diffusion_lens.analyses.map_gallery import map_gallery
 from diffusion_lens.analyses.saving import Saved
 from diffusion_lens.authoring import PromptTokens
 from diffusion_lens.border import Number, Size, public
-from diffusion_lens.border.gallery import gallery
 from diffusion_lens.border.one_line import one_line, prompt_of, short
 from diffusion_lens.errors import ResultError, WordError, closest, listing
 
@@ -362,6 +362,6 @@ class AttentionMaps(Saved):
         )
 
     def _repr_html_(self) -> str | None:
-        """The images that the maps lie over."""
-        captions = [tokens.texts[0] for tokens in self.prompts]
-        return gallery(self.images or None, captions=captions, line=repr(self))
+        """The first image and its maps, mean over what was kept apart."""
+        rows = self.maps[0].movedim(self.axes.index("token") - 1, 0)
+        return map_gallery(self.images, dict(zip(self.labels, rows, strict=True)), line=repr(self))

@@ -14,9 +14,9 @@ from diffusion_lens.analyses.concept_attention.panels import (
     background_of,
     panel_title,
 )
+from diffusion_lens.analyses.map_gallery import map_gallery
 from diffusion_lens.analyses.saving import Saved
 from diffusion_lens.border import public
-from diffusion_lens.border.gallery import gallery
 from diffusion_lens.border.one_line import one_line, prompt_of
 from diffusion_lens.border.pictures import Pictures
 from diffusion_lens.errors import ConceptError, ResultError, closest, listing
@@ -161,5 +161,6 @@ class ConceptMaps(Saved):
         )
 
     def _repr_html_(self) -> str | None:
-        """The images that the maps lie over."""
-        return gallery(self.images, line=repr(self))
+        """The first image and its maps, mean over what was kept apart."""
+        maps = {concept: self.of(concept)[0] for concept in self.concepts}
+        return map_gallery(self.images, maps, line=repr(self))

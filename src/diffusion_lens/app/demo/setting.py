@@ -13,6 +13,12 @@ from diffusion_lens.app.report_parts import Number, Part
 
 UNET, MMDIT = "shapes-unet", "shapes-mmdit"
 PROMPT = "a red circle above a blue square"
+LOCALISING = (4,)
+"""The block of the MM-DiT whose concept maps cut objects best: its second single block.
+
+Chosen by IoU on scenes that neither the demo nor the README shows; the numbers are in
+docs/methods/concept_attention.md.
+"""
 
 
 @dataclass(frozen=True)
