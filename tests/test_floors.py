@@ -24,13 +24,14 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"architectures", "activation_cache", "reducers"}),
     frozenset({"hook_points", "extensions"}),
     frozenset({"border"}),
+    frozenset({"showing"}),
     frozenset({"errors", "whole_files"}),
 )
 
-# Beside the floors: they know nothing of models. They import each other, `border` and `errors`;
-# `toys` and everything above it may import them.
+# Beside the floors: they know nothing of models. They import each other, `border`, `showing` and
+# `errors`; `toys` and everything above it may import them.
 APART = frozenset({"metrics", "datasets", "tables", "viz"})
-APART_MAY_IMPORT = APART | {"border", "errors"}
+APART_MAY_IMPORT = APART | {"border", "errors", "showing"}
 APART_IMPORTED_FROM = 3  # index of the floor of `toys`
 
 # (importing, imported), allowed inside functions only: `HookedDiffusion.toy` and

@@ -22,7 +22,17 @@ WHOLE = {
 }
 """Modules whose names are public and whose submodules are not."""
 
-OPEN = {"analyses", "border", "datasets", "interventions", "metrics", "reducers", "toys", "viz"}
+OPEN = {
+    "analyses",
+    "border",
+    "datasets",
+    "interventions",
+    "metrics",
+    "reducers",
+    "showing",
+    "toys",
+    "viz",
+}
 """Modules whose submodules may be imported as well."""
 
 ENGINE = {"wiring", "tracker"}

@@ -21,8 +21,8 @@ from diffusion_lens.analyses.attention_maps import attention_maps
 from diffusion_lens.analyses.map_gallery import map_gallery
 from diffusion_lens.analyses.saving import Saved
 from diffusion_lens.border import PipelineSetting, public
-from diffusion_lens.border.one_line import one_line, prompt_of
 from diffusion_lens.errors import ConceptError, ResultError, SiteError, listing, refuse_unknown
+from diffusion_lens.showing.one_line import one_line, prompt_of
 
 CITATION = "Selective Aggregation of Attention Maps in Diffusion Models, arXiv 2604.05906"
 SCORES = ("share", "focus", "agreement")

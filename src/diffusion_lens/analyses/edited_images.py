@@ -13,9 +13,9 @@ from torch import Tensor
 from diffusion_lens import HookedDiffusion, Output, Run
 from diffusion_lens.analyses.saving import Saved
 from diffusion_lens.border import public
-from diffusion_lens.border.gallery import gallery
-from diffusion_lens.border.one_line import counted, one_line, short
 from diffusion_lens.errors import ResultError, RunError
+from diffusion_lens.showing.gallery import gallery
+from diffusion_lens.showing.one_line import counted, one_line, short
 
 
 @dataclass(frozen=True)

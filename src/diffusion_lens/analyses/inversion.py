@@ -16,9 +16,9 @@ from diffusion_lens import HookedDiffusion, Run
 from diffusion_lens.analyses.edited_images import inference_steps
 from diffusion_lens.analyses.saving import Saved
 from diffusion_lens.border import Count, Number, PipelineSetting, public
-from diffusion_lens.border.gallery import gallery
-from diffusion_lens.border.one_line import one_line, short
 from diffusion_lens.errors import RunError, UnsupportedModelError
+from diffusion_lens.showing.gallery import gallery
+from diffusion_lens.showing.one_line import one_line, short
 
 CITATION = (
     "Song et al., Denoising Diffusion Implicit Models, ICLR 2021, arXiv 2010.02502; for flows, the "

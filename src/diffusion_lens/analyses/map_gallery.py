@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from diffusion_lens.border.gallery import MOST, gallery
-from diffusion_lens.border.pictures import picture
 from diffusion_lens.errors import FigureError
+from diffusion_lens.showing.gallery import MOST, gallery
+from diffusion_lens.showing.pictures import picture
 
 
 def map_gallery(images: Sequence[Any] | None, maps: Mapping[str, Tensor], *, line: str) -> Any:

@@ -16,9 +16,9 @@ from diffusion_lens.analyses.reference_run import blocks_of, run_with_reference
 from diffusion_lens.analyses.saving import Saved
 from diffusion_lens.authoring import DEFAULT_SEED
 from diffusion_lens.border import Amount, PipelineSetting, public
-from diffusion_lens.border.one_line import counted, one_line, short
 from diffusion_lens.errors import ResultError, UnsupportedModelError
 from diffusion_lens.interventions import bypass_block
+from diffusion_lens.showing.one_line import counted, one_line, short
 
 CITATION = (
     "Avrahami et al., Stable Flow: Vital Layers for Training-Free Image Editing, CVPR 2025, "

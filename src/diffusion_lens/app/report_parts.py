@@ -10,8 +10,8 @@ from typing import Any
 from PIL import Image
 from plotly.graph_objects import Figure
 
-from diffusion_lens.border.pictures import png_address
 from diffusion_lens.errors import FigureError
+from diffusion_lens.showing.pictures import png_address
 from diffusion_lens.viz import TokenPatterns
 
 ENLARGED = 128

@@ -11,11 +11,11 @@ from typing import Any
 
 from torch import Tensor
 
-from diffusion_lens.border.gallery import gallery
-from diffusion_lens.border.one_line import counted, one_line, short
 from diffusion_lens.engine.registration import Registration
 from diffusion_lens.hooked_diffusion.report import Report
 from diffusion_lens.hooked_diffusion.run import Run
+from diffusion_lens.showing.gallery import gallery
+from diffusion_lens.showing.one_line import counted, one_line, short
 
 PACKAGES = ("diffusion_lens", "torch", "diffusers", "transformers")
 

@@ -7,8 +7,8 @@ from typing import Any
 from PIL import Image
 
 from diffusion_lens.border import Fraction, Number, public
-from diffusion_lens.border.pictures import picture
 from diffusion_lens.errors import FigureError, refuse_unknown
+from diffusion_lens.showing.pictures import picture
 from diffusion_lens.viz.pictures import faded, laid_over
 from diffusion_lens.viz.values import array, limits
 

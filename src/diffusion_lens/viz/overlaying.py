@@ -11,8 +11,8 @@ import plotly.graph_objects as go
 from PIL import Image
 
 from diffusion_lens.border import Fraction, Number, public
-from diffusion_lens.border.pictures import pictures
 from diffusion_lens.errors import FigureError, refuse_unknown
+from diffusion_lens.showing.pictures import pictures
 from diffusion_lens.viz.panels import MOST_IN_A_ROW, Panels, backdrop, nothing
 from diffusion_lens.viz.pictures import faded, source
 from diffusion_lens.viz.style import colour_axis

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 from plotly.colors import sample_colorscale
 
-from diffusion_lens.border.pictures import png_address
+from diffusion_lens.showing.pictures import png_address
 from diffusion_lens.viz.style import SEQUENTIAL, opacity
 
 MOST_PIXELS = 512

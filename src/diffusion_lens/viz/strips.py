@@ -8,8 +8,8 @@ from typing import Any
 import plotly.graph_objects as go
 
 from diffusion_lens.border import Count, public
-from diffusion_lens.border.pictures import pictures
 from diffusion_lens.errors import FigureError
+from diffusion_lens.showing.pictures import pictures
 from diffusion_lens.viz.panels import Panels, backdrop, nothing
 from diffusion_lens.viz.pictures import source
 from diffusion_lens.viz.values import labels

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from diffusion_lens.border import Number, public
-from diffusion_lens.border.pictures import pictures
 from diffusion_lens.errors import FigureError
+from diffusion_lens.showing.pictures import pictures
 from diffusion_lens.viz.panels import Panels, backdrop, nothing
 from diffusion_lens.viz.pictures import coloured, source
 from diffusion_lens.viz.values import array, labels, limits

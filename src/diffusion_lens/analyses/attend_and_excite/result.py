@@ -9,9 +9,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_lens.analyses.saving import Saved
-from diffusion_lens.border.gallery import gallery
-from diffusion_lens.border.one_line import one_line, short
 from diffusion_lens.errors import ResultError
+from diffusion_lens.showing.gallery import gallery
+from diffusion_lens.showing.one_line import one_line, short
 
 
 @dataclass(frozen=True)

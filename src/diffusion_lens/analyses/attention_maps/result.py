@@ -15,8 +15,8 @@ from diffusion_lens.analyses.map_gallery import map_gallery
 from diffusion_lens.analyses.saving import Saved
 from diffusion_lens.authoring import PromptTokens
 from diffusion_lens.border import Number, Size, public
-from diffusion_lens.border.one_line import one_line, prompt_of, short
 from diffusion_lens.errors import ResultError, WordError, closest, listing
+from diffusion_lens.showing.one_line import one_line, prompt_of, short
 
 MOST_PANELS = 64
 """How many panels a figure of several words has at most, where blocks or heads are kept apart."""

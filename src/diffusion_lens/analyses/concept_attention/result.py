@@ -17,9 +17,9 @@ from diffusion_lens.analyses.concept_attention.panels import (
 from diffusion_lens.analyses.map_gallery import map_gallery
 from diffusion_lens.analyses.saving import Saved
 from diffusion_lens.border import public
-from diffusion_lens.border.one_line import one_line, prompt_of
 from diffusion_lens.border.pictures import Pictures
 from diffusion_lens.errors import ConceptError, ResultError, closest, listing
+from diffusion_lens.showing.one_line import one_line, prompt_of
 
 CITATION = "Helbling et al., ConceptAttention, ICML 2025, arXiv 2502.04320"
 

@@ -13,8 +13,8 @@ from diffusion_lens.analyses.attention_maps.collecting import Pair
 from diffusion_lens.analyses.saving import Saved
 from diffusion_lens.authoring import PromptTokens
 from diffusion_lens.border import public
-from diffusion_lens.border.one_line import one_line, prompt_of
 from diffusion_lens.errors import ResultError, WordError, closest, listing
+from diffusion_lens.showing.one_line import one_line, prompt_of
 
 MEANINGS = {
     "entropy": ("nats", "How widely a head spreads its attention: 0 is one token alone."),

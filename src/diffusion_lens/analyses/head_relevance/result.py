@@ -18,8 +18,8 @@ from torch import Tensor
 from diffusion_lens.analyses.head_relevance.words import concept_index
 from diffusion_lens.analyses.saving import Saved
 from diffusion_lens.border import Count, Level, Number, Seed, public
-from diffusion_lens.border.one_line import counted, one_line
 from diffusion_lens.errors import ResultError, refuse_unknown
+from diffusion_lens.showing.one_line import counted, one_line
 
 CITATION = (
     "Park et al., Cross-Attention Head Position Patterns Can Align with Human Visual Concepts in "

@@ -17,8 +17,8 @@ from torch import Tensor
 from diffusion_lens.analyses.head_relevance.result import CITATION
 from diffusion_lens.analyses.saving import Saved
 from diffusion_lens.border import Count, Level, Seed, public
-from diffusion_lens.border.one_line import counted, one_line
 from diffusion_lens.errors import ResultError, listing
+from diffusion_lens.showing.one_line import counted, one_line
 
 
 @dataclass(frozen=True)

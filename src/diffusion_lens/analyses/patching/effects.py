@@ -13,9 +13,9 @@ from torch import Tensor
 
 from diffusion_lens.analyses.saving import Saved
 from diffusion_lens.border import Count, public
-from diffusion_lens.border.one_line import counted, one_line
 from diffusion_lens.errors import ResultError, closest
 from diffusion_lens.metrics.intervals import bootstrap_interval, rank_correlation
+from diffusion_lens.showing.one_line import counted, one_line
 
 Grid = TypeVar("Grid", bound="Effects")
 

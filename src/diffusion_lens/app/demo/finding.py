@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from diffusion_lens import HookedDiffusion
 from diffusion_lens.analyses import attention_maps, concept_attention
-from diffusion_lens.app.demo.stage import LOCALISING
+from diffusion_lens.app.demo.setting import LOCALISING
 from diffusion_lens.toys.benchmark.baselines import centred_disc, random_map
 from diffusion_lens.toys.benchmark.segmentation import (
     Task,

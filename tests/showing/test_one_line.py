@@ -22,7 +22,7 @@ from diffusion_lens.analyses.ordered_weakening import WeakeningCurves
 from diffusion_lens.analyses.patching import PatchingResult
 from diffusion_lens.analyses.saving import Saved
 from diffusion_lens.analyses.stable_flow import VitalBlocks
-from diffusion_lens.border.one_line import one_line, prompt_of
+from diffusion_lens.showing.one_line import one_line, prompt_of
 
 MADE_BY = {"model": "toy:shapes-unet", "run": "Run('a cat\\'s\\nglass table', seed=0)"}
 IMAGE = Image.new("RGB", (8, 8), (9, 9, 9))

@@ -8,8 +8,8 @@ from typing import Any
 
 from PIL import Image
 
-from diffusion_lens.border.pictures import jpeg_address, of_pipeline, png_address
 from diffusion_lens.errors import FigureError
+from diffusion_lens.showing.pictures import jpeg_address, of_pipeline, png_address
 
 SIDE = 224
 """Pixels of the longer side of a shown image."""

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusion_lens.border.gallery import MOST, SIDE, gallery
-from diffusion_lens.border.pictures import of_pipeline
+from diffusion_lens.showing.gallery import MOST, SIDE, gallery
+from diffusion_lens.showing.pictures import of_pipeline
 
 RED = Image.new("RGB", (16, 8), (255, 0, 0))
 

@@ -1,0 +1,1 @@
+"""How results show themselves: in one line, and in notebooks."""
