@@ -1,7 +1,7 @@
 """Every result says in one line what it is, and those with images show them."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -67,6 +67,23 @@ def patched() -> Any:
     )
 
 
+def ablated() -> AblationResult:
+    grid = torch.rand(64)
+    return AblationResult(
+        effects=grid,
+        low=grid,
+        high=grid,
+        samples=grid[:, None],
+        axes=("block",),
+        labels={"block": tuple(range(64))},
+        seeds=(0,),
+        base=grid,
+        left_out={},
+        value="zero",
+        made_by=MADE_BY,
+    )
+
+
 def diagnosis() -> Any:
     return WordDiagnosis(
         word="apple",
@@ -84,6 +101,7 @@ RESULTS: dict[type, Callable[[], Any]] = {
     AttentionMaps: maps,
     ConceptMaps: concepts,
     PatchingResult: patched,
+    AblationResult: ablated,
     WordDiagnosis: diagnosis,
     HeadRelevance: lambda: HeadRelevance(
         vectors=ROW,
@@ -126,8 +144,14 @@ WITH_IMAGES = {
 
 def test_every_result_of_the_package_is_here() -> None:
     registry.analyses()
-    ours = {one for one in Saved.__subclasses__() if one.__module__.startswith("diffusion_lens.")}
+    ours = {one for one in _last(Saved) if one.__module__.startswith("diffusion_lens.")}
     assert ours == set(RESULTS)
+
+
+def _last(kind: type) -> Iterator[type]:
+    """The classes at the ends of a family."""
+    heirs = kind.__subclasses__()
+    yield from (last for heir in heirs for last in _last(heir)) if heirs else [kind]
 
 
 @pytest.mark.parametrize("result", RESULTS.values(), ids=[one.__name__ for one in RESULTS])
