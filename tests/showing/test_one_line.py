@@ -19,7 +19,7 @@ from diffusion_lens.analyses.head_patterns.result import HeadPatterns
 from diffusion_lens.analyses.head_relevance import HeadRelevance
 from diffusion_lens.analyses.inversion import Inversion
 from diffusion_lens.analyses.ordered_weakening import WeakeningCurves
-from diffusion_lens.analyses.patching import PatchingResult
+from diffusion_lens.analyses.patching import AblationResult, PatchingResult
 from diffusion_lens.analyses.saving import Saved
 from diffusion_lens.analyses.stable_flow import VitalBlocks
 from diffusion_lens.showing.one_line import one_line, prompt_of
@@ -185,6 +185,20 @@ def test_maps_are_shown_on_one_scale_with_their_names_and_a_video_without_them()
     assert video.count("<img ") == 3 and "sky</figcaption>" not in video
     assert replace(found, images=None)._repr_html_() is None
     assert replace(found, images=("lost",))._repr_html_() is None
+
+
+def test_a_word_that_is_there_twice_is_shown_twice() -> None:
+    assert maps().labels == ("[1]", "[2]")
+    twice = replace(maps(), foreign={"cat": (2, 3)}, maps=torch.rand(1, 4, 8, 8))
+    assert twice._repr_html_().count("cat</figcaption>") == 2
+
+
+def test_weakening_curves_show_the_images_that_were_kept() -> None:
+    curves = RESULTS[WeakeningCurves]()
+    assert curves._repr_html_() is None
+    kept = replace(curves, images={"most": [[[IMAGE] * 3, [IMAGE] * 3]]})
+    shown = kept._repr_html_()
+    assert shown.count("<img ") == 2 and "64 weakened, most first</figcaption>" in shown
 
 
 def test_images_that_were_not_kept_leave_the_line() -> None:

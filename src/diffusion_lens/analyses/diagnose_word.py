@@ -161,7 +161,7 @@ class WordDiagnosis(Saved):
 
     def _repr_html_(self) -> str | None:
         """The first image and its maps, that of all heads first."""
-        maps = {"all heads": self.every[0], **{one: self.of(one)[0] for one in self.concepts}}
+        maps = [("all heads", self.every[0]), *((one, self.of(one)[0]) for one in self.concepts)]
         return map_gallery(self.images, maps, line=repr(self))
 
 

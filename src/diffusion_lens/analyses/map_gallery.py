@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -12,7 +12,9 @@ from diffusion_lens.showing.gallery import MOST, gallery
 from diffusion_lens.showing.pictures import picture
 
 
-def map_gallery(images: Sequence[Any] | None, maps: Mapping[str, Tensor], *, line: str) -> Any:
+def map_gallery(
+    images: Sequence[Any] | None, maps: Sequence[tuple[str, Tensor]], *, line: str
+) -> Any:
     """The first sample's image, and its maps over it on one scale; only the images of a video.
 
     Args:
@@ -29,17 +31,12 @@ def map_gallery(images: Sequence[Any] | None, maps: Mapping[str, Tensor], *, lin
     first = images[0] if images else None
     if first is None or isinstance(first, list | tuple):
         return gallery(images, line=line)
-    kept = {
-        name: (one.flatten(0, -3).mean(0) if one.ndim > 2 else one).float()
-        for name, one in list(maps.items())[: MOST - 1]
-    }
-    low = min(float(one.min()) for one in kept.values())
-    high = max(float(one.max()) for one in kept.values())
+    names, kept = zip(*maps[: MOST - 1], strict=True)
+    flat = [one.float().reshape(-1, *one.shape[-2:]).mean(0) for one in kept]
+    low, high = min(float(one.min()) for one in flat), max(float(one.max()) for one in flat)
     try:
         plain = picture(first)
-        shown = [
-            viz.overlay_image(plain, one, grey=True, zmin=low, zmax=high) for one in kept.values()
-        ]
+        shown = [viz.overlay_image(plain, one, grey=True, zmin=low, zmax=high) for one in flat]
     except FigureError:  # a look at a result never fails
         return gallery(images, line=line)
-    return gallery([plain, *shown], captions=["image", *kept], line=line)
+    return gallery([plain, *shown], captions=["image", *names], line=line)

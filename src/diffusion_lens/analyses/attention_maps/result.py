@@ -364,4 +364,4 @@ class AttentionMaps(Saved):
     def _repr_html_(self) -> str | None:
         """The first image and its maps, mean over what was kept apart."""
         rows = self.maps[0].movedim(self.axes.index("token") - 1, 0)
-        return map_gallery(self.images, dict(zip(self.labels, rows, strict=True)), line=repr(self))
+        return map_gallery(self.images, list(zip(self.labels, rows, strict=True)), line=repr(self))

@@ -162,5 +162,5 @@ class ConceptMaps(Saved):
 
     def _repr_html_(self) -> str | None:
         """The first image and its maps, mean over what was kept apart."""
-        maps = {concept: self.of(concept)[0] for concept in self.concepts}
+        maps = [(concept, self.of(concept)[0]) for concept in self.concepts]
         return map_gallery(self.images, maps, line=repr(self))

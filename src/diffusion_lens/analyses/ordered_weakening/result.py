@@ -18,6 +18,7 @@ from diffusion_lens.analyses.head_relevance.result import CITATION
 from diffusion_lens.analyses.saving import Saved
 from diffusion_lens.border import Count, Level, Seed, public
 from diffusion_lens.errors import ResultError, listing
+from diffusion_lens.showing.gallery import gallery
 from diffusion_lens.showing.one_line import counted, one_line
 
 
@@ -148,6 +149,14 @@ class WeakeningCurves(Saved):
             made_by=self.made_by,
             look=(".curve()", ".area()", ".plot()"),
         )
+
+    def _repr_html_(self) -> str | None:
+        """The first sample's images of the first order, as far as they were kept."""
+        if not self.images:
+            return None
+        order, images = next(iter(self.images.items()))
+        captions = [f"{count} weakened, {order} first" for count in self.counts]
+        return gallery([point[0] for point in images[0]], captions=captions, line=repr(self))
 
     def _of(self, order: str, score: str | None) -> Float[Tensor, "permutation count sample"]:
         if order not in self.scores:
