@@ -1,6 +1,7 @@
 """The size at which commands take a given image."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,6 +95,6 @@ def test_every_family_draws_at_the_unit_and_says_its_size(name: str) -> None:
     assert native is not None
     assert all(side >= unit for side in native)
     side = 2 * unit
-    settings = {key: value for key, value in short(name).items() if key != "latents"}
+    settings: Any = {key: value for key, value in short(name).items() if key != "latents"}
     out = model(**settings | {"height": side, "width": side})
     assert out.latents is not None
