@@ -103,6 +103,7 @@ FOR_THE_ENGINE = {
     "inference_steps",
     "late_blocks",
     "listed_seeds",
+    "map_gallery",
     "only_process",
     "part_of",
     "pattern_sites",
