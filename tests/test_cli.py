@@ -265,11 +265,13 @@ def test_pictures_are_called_after_what_they_show() -> None:
 
 def test_what_made_a_result_is_folded_with_hooks_alike_on_one_line() -> None:
     hooks = [f"Site.parse('blocks.{n}.attn.hook_z[branch=cond]'): Keep()" for n in range(3)]
-    folded: Any = provenance({"hooks": [*hooks, "Site.parse('hook_x'): Other()"], "steps": 4})
+    hooks += ["Site.parse('hook_x'): Other()", "long" * 100]
+    folded: Any = provenance({"hooks": hooks, "steps": 4})
     assert folded.html().startswith("<details><summary>")
     assert '"blocks.*.attn.hook_z[branch=cond]: Keep() (3 blocks)"' in folded.text
     assert '"hook_x: Other()"' in folded.text
     assert json.loads(folded.text)["steps"] == 4
+    assert json.loads(folded.text)["hooks"][-1] == "long" * 40 + " …"
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,8 @@ TOP = 20
 LINE = 88
 """Characters of a line of settings."""
 WORD = r"\w+"
+HOOK = 160
+"""Characters of a hook that a report shows."""
 LONGEST = 60
 """Characters of a word in a file's name."""
 RESULT = "result"
@@ -142,10 +144,13 @@ def provenance(made_by: Mapping[str, Any]) -> Part:
 
 
 def _alike(texts: Iterable[Any]) -> list[str]:
-    """Texts of hooks with each block's number left out, and how many are alike."""
+    """Texts of hooks, shortened, with each block's number left out and how many are alike."""
     short = [re.sub(r"^Site\.parse\('(.*?)'\)", r"\1", str(one)) for one in texts]
     alike = Counter(re.sub(r"\bblocks\.\d+\.", "blocks.*.", one) for one in short)
-    return [f"{text} ({times} blocks)" if times > 1 else text for text, times in alike.items()]
+    return [
+        (text if len(text) <= HOOK else f"{text[:HOOK]} …") + (f" ({times} blocks)" * (times > 1))
+        for text, times in alike.items()
+    ]
 
 
 def lined(value: Any, *, before: int = 0) -> str:
