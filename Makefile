@@ -80,7 +80,7 @@ toys-patching: $(DEV)  ## which blocks, heads and steps of the toy UNet carry co
 	$(BIN)/python benchmarks/patching_colour.py --write
 
 clean:  ## remove what builds and tests left behind
-	rm -rf build dist site .pytest_cache .ruff_cache .hypothesis
+	rm -rf .cache build dist site .pytest_cache .ruff_cache .hypothesis
 	find src tests benchmarks training examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 distclean: clean  ## remove .venv as well

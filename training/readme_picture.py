@@ -3,12 +3,12 @@
 from pathlib import Path
 
 import numpy as np
+from diffusion_lens.app.demo.stage import LOCALISING
 from PIL import Image, ImageDraw, ImageFont
 from plotly.colors import sample_colorscale
 
 from diffusion_lens import HookedDiffusion, toys, viz
 from diffusion_lens.analyses import activation_patching, attention_maps, concept_attention
-from diffusion_lens.app.demo.stage import LOCALISING
 from diffusion_lens.viz.style import DIVERGING, SEQUENTIAL, opacity
 
 PROMPT = "a red circle above a blue square on a white background"

@@ -79,14 +79,16 @@ def test_zeros_are_those_of_single_runs(family: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_means_are_over_references_and_tokens(family: str) -> None:
-    found = swept(family, value="mean", others=OTHERS)
-    prompts = [OTHERS[0], OTHERS[1], OTHERS[0]]  # as many as samples, from the first on again
-    cache = cached(family, prompts, SEEDS, HEADS[family])
+    others = (*OTHERS, "a box")
+    found = swept(family, value="mean", others=others)
+    cache = cached(family, others, SEEDS, HEADS[family])
     site = Site(HEADS[family], heads=[1], branch="cond")
     expected = distances(family, lambda _: [(site, Mean(cache))])
     assert expected.min() > 1e-5
     assert_close(found.samples[1], expected)
-    more = swept(family, value="mean", others=(*OTHERS, "a box", "a tree"))
+    turned = swept(family, value="mean", others=others[::-1])
+    assert not torch.allclose(turned.samples, found.samples)  # each prompt has another noise
+    more = swept(family, value="mean", others=(*others, "a tree"))
     assert not torch.allclose(more.samples, found.samples)
 
 
@@ -118,7 +120,7 @@ def test_resampled_values_are_those_of_the_other_prompts(family: str) -> None:
 @pytest.mark.slow
 def test_without_other_prompts_values_are_the_next_samples() -> None:
     found = swept("sd", value="resample")
-    caches = [cached("sd", [PROMPT], [seed], HEADS["sd"]) for seed in (SEEDS[2], *SEEDS[:2])]
+    caches = [cached("sd", [PROMPT], [seed], HEADS["sd"]) for seed in (*SEEDS[1:], SEEDS[0])]
     site = Site(HEADS["sd"], heads=[0], branch="cond")
     expected = distances("sd", lambda number: [(site, replace_with(caches[number]))])
     assert_close(found.samples[0], expected)
@@ -202,6 +204,14 @@ BAD = {
         {"value": "resample", "others": ["a"] * 4},
         "has 4 prompts for 3 samples",
     ),
+    "prompts that would count unequally": (
+        {"value": "mean", "others": OTHERS},
+        "would weigh the first prompts more; give a multiple of 2 seeds",
+    ),
+    "a part of the prompt besides": (
+        {"value": "mean", "others": OTHERS[0], "prompt_2": "a dog", "family": "flux"},
+        "the run has prompt_2= besides",
+    ),
     "a metric that needs a source": ({"metric": latent_recovery}, "gives nan for every intact run"),
 }
 
@@ -209,4 +219,14 @@ BAD = {
 @pytest.mark.parametrize(("more", "message"), BAD.values(), ids=BAD)
 def test_what_cannot_be_is_refused(more: dict[str, Any], message: str) -> None:
     with pytest.raises(PatchingError, match=message):
-        swept("sd", **more)
+        swept(**{"family": "sd", **more})
+
+
+@pytest.mark.parametrize("value", ["mean", "resample"])
+def test_negative_prompts_are_those_of_the_run(value: str) -> None:
+    given = {"value": value, "others": OTHERS[0], "negative_prompt": "ugly"}
+    found = swept("sd", **given)
+    assert found.effects.min() > 0
+    assert not torch.allclose(
+        found.samples, swept("sd", **{**given, "negative_prompt": "box"}).samples
+    )

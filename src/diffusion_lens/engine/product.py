@@ -120,12 +120,13 @@ class Product:
         return output
 
     def _kernel_gives_normaliser(self) -> bool:
+        # The kernel's normaliser carries no gradient: patterns made with it would have a wrong one.
         recorded = torch.is_grad_enabled() and any(
             tensor.requires_grad for tensor in (self.query, self.key, self.value)
         )
         device = self.query.device.type
         if recorded or device != "cpu" or self.shared or self.dropout:
-            return False  # the kernel's normaliser has no gradient: what follows it would be wrong
+            return False
         if torch.is_autocast_enabled(device) or self.factor <= 0:
             return False
         choice = torch._fused_sdp_choice(

@@ -134,9 +134,8 @@ class StreamHooks:
                 self.collect(sublayer, output[:, rows])
                 return
             self.collect(sublayer, output[place or 0])
-            if (
-                self.name == "img"
-            ):  # image prompts: further outputs that the block adds to the image
+            # Image prompts come as further outputs, which the block adds to the image by itself.
+            if self.name == "img":
                 self._beside += output[outputs:]
 
         return take
@@ -177,7 +176,7 @@ class StreamHooks:
         if after is not value:
             for beside in self._beside:
                 after = after + beside
-            if value.dtype == torch.float16:  # as the blocks of diffusers do with their own sum
+            if value.dtype == torch.float16:  # as Flux's blocks do; others would go to infinity
                 after = after.clamp(-65504, 65504)
         self._entered = None
         self._gates, self._updates, self._edits, self._beside = {}, {}, {}, []

@@ -70,7 +70,8 @@ def ablation_sweep(
         others: Prompts of the reference runs, which start from the samples' noise. For
             `"resample"` sample number i takes the prompt of number i, from the first on again where
             there are fewer. Without any, the reference is the prompt itself: the mean of its
-            samples, or the next sample's value.
+            samples, or the next sample's value (the last takes the first's). A mean needs as many
+            prompts as samples or more, or a divisor of their number: each counts alike.
         metric: Any function of an `Outcome` that gives one number for each of its rows. Here the
             outcome has no source of its own: `.source` and `.base` both are the intact run's.
         seeds: How many samples, with the seeds from 0 on, or the seed of each; None as for
@@ -158,6 +159,17 @@ def _donor(value: str, others: tuple[str, ...], pair: Pair) -> Donor:
     if others and not pair.base.run.prompts:
         raise PatchingError(
             "others= needs a run whose prompt is words, not embeddings, to take its place"
+        )
+    further = [name for name in ("prompt_2", "prompt_3") if pair.base.run.settings.get(name)]
+    if others and further:
+        raise PatchingError(
+            f"others= takes the place of the whole prompt, and the run has {further[0]}= besides, "
+            "which reference runs would go on reading; leave it out"
+        )
+    if value == "mean" and others and max(samples, len(others)) % len(others):
+        raise PatchingError(
+            f"value='mean' over {len(others)} prompts with {samples} samples would weigh the first "
+            f"prompts more; give a multiple of {len(others)} seeds, or at least as many prompts"
         )
     return OtherRuns(others, mean=value == "mean")
 

@@ -12,14 +12,14 @@ from diffusion_lens import ActivationCache, HookContext, HookedDiffusion, Run, S
 from diffusion_lens.analyses.patching.pair import Pair
 from diffusion_lens.errors import PatchingError
 
-Sites = Mapping[str, Site]
 
-
-@runtime_checkable
+@runtime_checkable  # for the types that tests check
 class Donor(Protocol):
     """Gives the values of a sweep over whole runs."""
 
-    def record(self, model: HookedDiffusion, pair: Pair, sites: Sites, steps: Any) -> Tensor | None:
+    def record(
+        self, model: HookedDiffusion, pair: Pair, sites: Mapping[str, Site], steps: Any
+    ) -> Tensor | None:
         """Run what the values come from, once.
 
         Args:
@@ -44,7 +44,9 @@ class SourceRun:
 
     values: ActivationCache = field(default_factory=ActivationCache)
 
-    def record(self, model: HookedDiffusion, pair: Pair, sites: Sites, steps: Any) -> Tensor:
+    def record(
+        self, model: HookedDiffusion, pair: Pair, sites: Mapping[str, Site], steps: Any
+    ) -> Tensor:
         """Run the source."""
         run = pair.batch(pair.source, range(len(pair.seeds)))
         with pair.source.encoding(model):
@@ -62,7 +64,9 @@ class Zeros:
 
     samples: int = 0
 
-    def record(self, model: HookedDiffusion, pair: Pair, sites: Sites, steps: Any) -> None:  # noqa: ARG002
+    def record(
+        self, model: HookedDiffusion, pair: Pair, sites: Mapping[str, Site], steps: Any
+    ) -> None:  # noqa: ARG002
         """Nothing has to run."""
         self.samples = len(pair.seeds)
 
@@ -86,7 +90,9 @@ class OtherRuns:
     samples: int = 0
     values: ActivationCache = field(default_factory=ActivationCache)
 
-    def record(self, model: HookedDiffusion, pair: Pair, sites: Sites, steps: Any) -> None:
+    def record(
+        self, model: HookedDiffusion, pair: Pair, sites: Mapping[str, Site], steps: Any
+    ) -> None:
         """Run the other prompts, with the noise of the base's samples."""
         self.samples = len(pair.seeds)
         if not self.prompts:
@@ -99,6 +105,8 @@ class OtherRuns:
     def _run(self, pair: Pair, rows: int) -> Run:
         at = [row % self.samples for row in range(rows)]
         settings = dict(pair.base.run.settings)
+        if isinstance(settings.get("negative_prompt"), str):  # some pipelines want lists of both
+            settings["negative_prompt"] = [settings["negative_prompt"]] * rows
         if pair.latents is not None:
             settings["latents"] = pair.latents[at]
         prompts = [self.prompts[row % len(self.prompts)] for row in range(rows)]
@@ -108,14 +116,14 @@ class OtherRuns:
         """The mean, or the value of the other prompt, or of the next sample."""
         found = _value_at(self.values, hook, "the other runs")
         if not self.mean:
-            return found if self.prompts else found.roll(1, dims=0)
+            return found if self.prompts else found.roll(-1, dims=0)
         tokens = [hook.axis(axis) for axis in ("pos", "query") if axis in hook.axes]
         mean = found.mean([0, *tokens], keepdim=True)
         return mean.expand(self.samples, *found.shape[1:])
 
 
 def _recorded(
-    model: HookedDiffusion, run: Run, sites: Sites, steps: Any
+    model: HookedDiffusion, run: Run, sites: Mapping[str, Site], steps: Any
 ) -> tuple[Tensor, ActivationCache]:
     out, values = model.run_with_cache(
         run,

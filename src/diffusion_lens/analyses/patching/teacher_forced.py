@@ -109,7 +109,7 @@ class TeacherForced:
                 advance(len(batch.rows))
 
     def chunks(self, schedule: Schedule) -> Iterator[tuple[list[Moment], list[Cell]]]:
-        """Places that are recorded together, with the cells that are patched there."""
+        """Moments that are recorded together, with the cells that are patched there."""
         for steps, cells in schedule.stretches():
             moments = [(step, sample) for step in steps for sample in range(len(self.pair.seeds))]
             for start in range(0, len(moments), self.batch_size):
