@@ -13,12 +13,16 @@ from diffusion_lens.analyses.patching.pair import Pair
 from diffusion_lens.errors import PatchingError
 
 
+SiteOf = Mapping[str, Site]
+"""What is recorded of each hook point."""
+
+
 @runtime_checkable  # for the types that tests check
 class Donor(Protocol):
     """Gives the values of a sweep over whole runs."""
 
     def record(
-        self, model: HookedDiffusion, pair: Pair, sites: Mapping[str, Site], steps: Any
+        self, model: HookedDiffusion, pair: Pair, sites: SiteOf, steps: Any
     ) -> Tensor | None:
         """Run what the values come from, once.
 
@@ -44,9 +48,7 @@ class SourceRun:
 
     values: ActivationCache = field(default_factory=ActivationCache)
 
-    def record(
-        self, model: HookedDiffusion, pair: Pair, sites: Mapping[str, Site], steps: Any
-    ) -> Tensor:
+    def record(self, model: HookedDiffusion, pair: Pair, sites: SiteOf, steps: Any) -> Tensor:
         """Run the source."""
         run = pair.batch(pair.source, range(len(pair.seeds)))
         with pair.source.encoding(model):
@@ -64,9 +66,7 @@ class Zeros:
 
     samples: int = 0
 
-    def record(
-        self, model: HookedDiffusion, pair: Pair, sites: Mapping[str, Site], steps: Any
-    ) -> None:  # noqa: ARG002
+    def record(self, model: HookedDiffusion, pair: Pair, sites: SiteOf, steps: Any) -> None:  # noqa: ARG002
         """Nothing has to run."""
         self.samples = len(pair.seeds)
 
@@ -90,9 +90,7 @@ class OtherRuns:
     samples: int = 0
     values: ActivationCache = field(default_factory=ActivationCache)
 
-    def record(
-        self, model: HookedDiffusion, pair: Pair, sites: Mapping[str, Site], steps: Any
-    ) -> None:
+    def record(self, model: HookedDiffusion, pair: Pair, sites: SiteOf, steps: Any) -> None:
         """Run the other prompts, with the noise of the base's samples."""
         self.samples = len(pair.seeds)
         if not self.prompts:
@@ -123,7 +121,7 @@ class OtherRuns:
 
 
 def _recorded(
-    model: HookedDiffusion, run: Run, sites: Mapping[str, Site], steps: Any
+    model: HookedDiffusion, run: Run, sites: SiteOf, steps: Any
 ) -> tuple[Tensor, ActivationCache]:
     out, values = model.run_with_cache(
         run,
