@@ -12,7 +12,6 @@ from diffusion_lens import ActivationCache, HookContext, HookedDiffusion, Run, S
 from diffusion_lens.analyses.patching.pair import Pair
 from diffusion_lens.errors import PatchingError
 
-
 SiteOf = Mapping[str, Site]
 """What is recorded of each hook point."""
 
