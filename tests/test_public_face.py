@@ -122,7 +122,7 @@ def test_what_is_public_is_let_through(source: str) -> None:
 def test_everything_on_the_face_is_used_and_in_the_docs() -> None:
     face = ast.parse((SOURCE / "authoring.py").read_text(encoding="utf-8"))
     names = {
-        alias.asname
+        str(alias.asname)
         for node in face.body
         if isinstance(node, ast.ImportFrom)
         for alias in node.names

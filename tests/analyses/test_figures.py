@@ -11,7 +11,7 @@ import torch
 from diffusion_lens.analyses.head_patterns.result import HeadPatterns
 from diffusion_lens.analyses.head_relevance import HeadRelevance
 from diffusion_lens.analyses.patching import PatchingResult
-from tests.analyses.test_one_line import RESULTS
+from tests.showing.test_one_line import RESULTS
 
 
 def heading(figure: Any) -> str:
