@@ -163,7 +163,7 @@ def _teacher_forced(
     sweep = TeacherForced(model, pair, grid, batch_size, restart)
     schedule = Schedule.of(grid, steps, sweep.prepare())
     board = Scoreboard(grid.cells, schedule.steps, len(pair.seeds), kept)
-    total = sum(len(places) * len(cells) for places, cells in sweep.chunks(schedule))
+    total = sum(len(moments) * len(cells) for moments, cells in sweep.chunks(schedule))
     _filled(board, total, show_progress, lambda tell: sweep.run(board, schedule, metric, tell))
     return board
 
@@ -183,7 +183,7 @@ def whole_runs(
     show_progress: bool,
 ) -> Scoreboard:
     """Score every patch of whole runs."""
-    sweep = OnTrajectory(model, pair, grid, batch_size, restart, donor)
+    sweep = OnTrajectory(model, pair, grid, batch_size, donor, restart)
     schedule = Schedule.of(grid, steps, sweep.prepare(steps))
     windows = runs_of(schedule.steps, window=window)
     samples = len(pair.seeds)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from diffusion_lens import HookedDiffusion
 from diffusion_lens.analyses.patching.batch import Batch, packed
-from diffusion_lens.analyses.patching.donors import Donor, SourceRun
+from diffusion_lens.analyses.patching.donors import Donor
 from diffusion_lens.analyses.patching.evaluations import decoded
 from diffusion_lens.analyses.patching.outcome import Metric, Outcome, scored
 from diffusion_lens.analyses.patching.pair import Pair
@@ -36,16 +36,16 @@ class OnTrajectory:
         pair: Source and base.
         plan: The patches.
         batch_size: Runs in a batch.
+        donor: Gives what is put in.
         restart: Whether patched runs begin where they are first patched.
-        donor: Gives what is put in; the pair's source by default.
     """
 
     model: HookedDiffusion
     pair: Pair
     plan: Plan
     batch_size: int
+    donor: Donor
     restart: bool = True
-    donor: Donor = field(default_factory=SourceRun)
 
     @torch.no_grad()
     def prepare(self, steps: Any = None) -> tuple[int, ...]:
