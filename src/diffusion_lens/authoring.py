@@ -39,7 +39,10 @@ from diffusion_lens.engine.words import WORD as WORD
 from diffusion_lens.engine.words import PromptTokens as PromptTokens
 from diffusion_lens.engine.words import words_of as words_of
 
-# Runs
+# Runs, and given images
 from diffusion_lens.hooked_diffusion.caching import quiet as quiet
+from diffusion_lens.hooked_diffusion.given_image import fitted as fitted
+from diffusion_lens.hooked_diffusion.given_image import fitted_size as fitted_size
+from diffusion_lens.hooked_diffusion.given_image import size_of as size_of
 from diffusion_lens.hooked_diffusion.output import versions as versions
 from diffusion_lens.hooked_diffusion.run import DEFAULT_SEED as DEFAULT_SEED

@@ -314,12 +314,29 @@ def test_what_cannot_be_injected_says_why() -> None:
     assert traces(shared_pipe("sd")) == before
 
 
-def test_images_that_do_not_fit_are_refused(toy: HookedDiffusion, flow: HookedDiffusion) -> None:
-    odd = Image.new("RGB", (33, 30))
-    with pytest.raises(RunError, match=r"33 x 30 pixels, .* takes multiples of 8; .* to 32 x 32"):
-        invert(toy, odd, PROMPT)
-    with pytest.raises(RunError, match=r"multiples of 2; resize it to 32 x 30"):
-        sdedit(flow, odd, PROMPT)
+@pytest.mark.parametrize("method", ["invert", "sdedit"])
+@pytest.mark.parametrize("name", ["toy", "flow"])
+def test_a_given_image_keeps_its_size_as_far_as_patches_allow(
+    method: str, name: str, request: pytest.FixtureRequest
+) -> None:
+    model, odd = request.getfixturevalue(name), Image.new("RGB", (27, 18))
+    size = {"toy": (24, 16), "flow": (26, 18)}[name]
+    with pytest.warns(UserWarning, match="the image is resized from 18 x 27 to"):
+        if method == "invert":
+            found = invert(model, odd, PROMPT, num_inference_steps=2)
+            assert found.image.size == found.reconstruction.size == size
+        else:
+            edited = sdedit(model, odd, PROMPT, num_inference_steps=4)
+            assert [one.size for one in edited.images or ()] == [size, size]
+
+
+def test_images_and_arguments_that_do_not_fit_are_refused(
+    toy: HookedDiffusion, flow: HookedDiffusion
+) -> None:
+    with pytest.raises(RunError, match=r"of 4 x 40 pixels is too small .* multiples of 8; give"):
+        invert(toy, Image.new("RGB", (40, 4)), PROMPT)
+    with pytest.raises(RunError, match=r"of 1 x 40 pixels is too small .* multiples of 2; give"):
+        sdedit(flow, Image.new("RGB", (40, 1)), PROMPT)
     fits = Image.new("RGB", (32, 32))
     with pytest.raises(RunError, match="one prompt, got"):
         invert(toy, fits, Run([PROMPT, PROMPT]))

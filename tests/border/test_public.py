@@ -99,7 +99,6 @@ FOR_THE_ENGINE = {
     "edited_images",
     "edited_run",
     "fingerprint",
-    "fitting",
     "inference_steps",
     "late_blocks",
     "listed_seeds",

@@ -15,6 +15,7 @@ from torch import Tensor
 from diffusion_lens import HookedDiffusion, Run
 from diffusion_lens.analyses.edited_images import inference_steps
 from diffusion_lens.analyses.saving import Saved
+from diffusion_lens.authoring import fitted
 from diffusion_lens.border import Count, Number, PipelineSetting, public
 from diffusion_lens.errors import RunError, UnsupportedModelError
 from diffusion_lens.showing.gallery import gallery
@@ -109,7 +110,8 @@ def invert(
 
     Args:
         model: A model with a DDIM scheduler, or a flow model with Euler's.
-        image: The image, of PIL; its sides must suit the model.
+        image: The image, of PIL; resized to a size that the model takes, with a warning,
+            or to `height` and `width` of the settings.
         prompt: A description of the image, or a `Run` of one.
         rounds: Fixed-point iterations of each step of a flow.
         guidance_scale: Of inversion and round trip. A model that takes the scale as an input
@@ -120,7 +122,7 @@ def invert(
         The noise, and the errors of the round trip.
 
     Raises:
-        RunError: If the image's size does not fit, or there are several prompts.
+        RunError: If the image is too small, or there are several prompts.
         UnsupportedModelError: If the scheduler is neither.
 
     Source: arXiv 2010.02502, section 4.3, by `DDIMInverseScheduler`. Differs: the iteration for
@@ -129,8 +131,8 @@ def invert(
     run = Run.of(prompt, seed=0, settings={**settings, "guidance_scale": guidance_scale})
     if len(run.prompts) != 1:
         raise RunError(f"an image is inverted with one prompt, got {run.prompts!r}")
-    fitting(model, image)
-    run = run.with_(**{"height": image.height, "width": image.width, **run.settings})
+    image = fitted(model, image, **{side: run.settings.get(side) for side in ("height", "width")})
+    run = run.with_(height=image.height, width=image.width)
     scheduler = type(model.pipe.scheduler).__name__  # type: ignore[union-attr]
     clean = model.encode_image(image)
     if scheduler == "DDIMScheduler":
@@ -200,31 +202,3 @@ def _round_trip(
 def _difference(one: Image.Image, other: Image.Image) -> float:
     values = [np.asarray(some.convert("RGB"), dtype=np.float32) / 255 for some in (one, other)]
     return float(np.abs(values[0] - values[1]).mean())
-
-
-def fitting(model: HookedDiffusion, image: Any) -> None:
-    """Refuse an image whose sides the model cannot take.
-
-    Args:
-        model: The model.
-        image: The image.
-
-    Raises:
-        RunError: With the nearest size that fits.
-    """
-    if not isinstance(image, Image.Image):
-        raise RunError(f"one PIL image is needed, got a {type(image).__name__}")
-    pipe: Any = model.pipe
-    if pipe is None:
-        raise RunError("a bare denoiser has no autoencoder for images; wrap the pipeline")
-    unit = pipe.vae_scale_factor * (2 if hasattr(pipe, "_pack_latents") else 1)
-    if model.spec.latents == "sample":  # a U-Net halves the latents at every level but the last
-        levels = len(getattr(model.denoiser.config, "block_out_channels", ())) or 1
-        unit *= 2 ** (levels - 1)
-    sides = (image.width, image.height)
-    if any(side % unit for side in sides):
-        near = [max(unit, round(side / unit) * unit) for side in sides]
-        raise RunError(
-            f"the image has {image.width} x {image.height} pixels, {model.name} takes multiples of "
-            f"{unit}; resize it to {near[0]} x {near[1]}"
-        )

@@ -10,8 +10,7 @@ from PIL import Image
 
 from diffusion_lens import HookedDiffusion, Run
 from diffusion_lens.analyses.edited_images import EditedImages, edited_run
-from diffusion_lens.analyses.inversion import fitting
-from diffusion_lens.authoring import DEFAULT_SEED
+from diffusion_lens.authoring import DEFAULT_SEED, fitted
 from diffusion_lens.border import Between, PipelineSetting, public
 from diffusion_lens.errors import RunError, UnsupportedModelError
 
@@ -38,7 +37,9 @@ def sdedit(
 
     Args:
         model: Any model for which diffusers has an image-to-image pipeline.
-        source: The image; or a prompt, whose image is generated first, with the same seed.
+        source: The image, resized to a size that the model takes, with a warning, or to `height`
+            and `width` of the settings; or a prompt, whose image is generated first, with the same
+            seed.
         targets: A target prompt or several.
         strength: How far: 1 covers the image whole. Comparisons take 0.5 and 0.7.
         seed: Noise of all rows.
@@ -48,7 +49,7 @@ def sdedit(
         The source image, then one for each target.
 
     Raises:
-        RunError: If several sources or seeds are given, or the image's size does not fit.
+        RunError: If several sources or seeds are given, or the image is too small.
         UnsupportedModelError: If there is no image-to-image pipeline.
 
     Source: arXiv 2108.01073, section 3; noised latents as in diffusers' image-to-image pipelines.
@@ -57,18 +58,19 @@ def sdedit(
     name = "image" if isinstance(source, Image.Image) else source
     run = edited_run(name, targets, seed=seed, settings=settings)
     if isinstance(source, Image.Image):
-        image = source
+        sides = {side: run.settings.get(side) for side in ("height", "width")}
+        image = fitted(model, source, **sides)
     else:
         given = {**run.settings, "output_type": "pil"}
         latents = given.pop("latents", None)
         given |= {} if latents is None else {"latents": latents[:1].clone()}
         image = model(run.prompts[0], seed=run.seed, **given).image
-    fitting(model, image)
     redraw = _image_to_image(model)
     prompts = run.prompts[1:]
-    given = {key: value for key, value in run.settings.items() if key not in ("latents",)}
-    asked = {"height", "width"} & set(given) - set(_parameters(redraw))
-    given = {key: value for key, value in given.items() if key not in asked}
+    drop = ("latents", "height", "width")
+    given = {key: value for key, value in run.settings.items() if key not in drop}
+    taken = {"height", "width"}.intersection(_parameters(redraw))
+    given |= {side: getattr(image, side) for side in taken}
     out = redraw(prompts, seed=run.seed, image=[image] * len(prompts), strength=strength, **given)
     assert out.latents is not None
     encoded = model.encode_image(image)

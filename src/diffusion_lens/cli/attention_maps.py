@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from diffusion_lens.cli.checks import refuse_unread
 from diffusion_lens.cli.command import Call, command
 from diffusion_lens.cli.folders import Finding, named
-from diffusion_lens.cli.given_image import given_image
+from diffusion_lens.cli.given_image import given_image, refuse_unread_of_image
 from diffusion_lens.cli.loading import listed_numbers, whole_numbers
 from diffusion_lens.cli.options import (
     Blocks,
@@ -52,11 +51,7 @@ def attention_maps(
     seed: Seed = 0,
 ) -> Finding:
     """Map how much each place of an image attends to each word (DAAM)."""
-    made = image is None
-    of_image = {"--noise-level": noise_level, "--num-samples": num_samples}
-    refuse_unread(of_image, unless="--image", read=not made)
-    of_run = {"--num-inference-steps": call.num_inference_steps}
-    refuse_unread(of_run, unless="a generated image", read=made)
+    refuse_unread_of_image(call, image, noise_level=noise_level, num_samples=num_samples)
 
     from diffusion_lens.analyses import attention_maps as analysis
 
@@ -70,7 +65,7 @@ def attention_maps(
         aggregate=aggregate,
         upsample=upsample,
         blocks=listed_numbers(blocks, "blocks"),
-        steps=call.steps(steps) if made else whole_numbers(steps, "steps"),
+        steps=call.steps(steps) if image is None else whole_numbers(steps, "steps"),
         keep=keep or (),
         branch=branch,
         image=None if image is None else given_image(call, image),

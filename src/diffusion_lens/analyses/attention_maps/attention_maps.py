@@ -26,7 +26,7 @@ from diffusion_lens.analyses.attention_maps.selecting import (
     positions_of,
     tokens_of,
 )
-from diffusion_lens.authoring import DEFAULT_SEED
+from diffusion_lens.authoring import DEFAULT_SEED, fitted_size
 from diffusion_lens.border import Amount, PipelineSetting, public
 from diffusion_lens.errors import RunError, refuse_unknown
 
@@ -116,7 +116,8 @@ def attention_maps(
         size: Height and width of the maps; None for the finest grid of tokens.
         foreign_among: What foreign words compete with: `"prompt"`, each alone appended to the keys
             that are there; or `"foreign"`, all foreign words among themselves.
-        image: A real image in place of a generated one; it is encoded, noised and denoised once.
+        image: A real image in place of a generated one; it is encoded, noised and denoised once. It
+            keeps its size, as far as patches allow, unless the settings give `height` and `width`.
         noise_level: How far to noise it, `timestep / num_train_timesteps`; 0.5 by default.
         num_samples: Noise samples to average over (or to add up, as `aggregate` says).
         seed: Seed of the noise; further samples count up from it.
@@ -215,8 +216,10 @@ def _executed(
         videos = [_pictures(frames) for frames in ([] if out.frames is None else out.frames)]
         return tuple(filter(None, videos)) or _pictures(out.images), out.made_by.as_dict()
     level = 0.5 if level is None else level
-    size = {name: run.settings.get(name) for name in ("height", "width")}
-    latents = model.encode_image(image, **size)
+    sides = {name: run.settings.get(name) for name in ("height", "width")}
+    height, width = fitted_size(model, image, **sides)
+    run = run.with_(height=height, width=width)
+    latents = model.encode_image(image, height=height, width=width)
     if len(latents) == 1 and run.samples > 1:
         latents = latents.expand(run.samples, *latents.shape[1:]).contiguous()
     with model.hooks(hooks):
