@@ -16,6 +16,7 @@ from diffusion_lens.architectures.sources import (
     HeadValues,
     Neurons,
     ProductInput,
+    ProductOutput,
     ProductWeights,
     StreamBetween,
     StreamEntering,
@@ -40,7 +41,7 @@ def find_blocks(denoiser: nn.Module, spec: DenoiserSpec) -> list[BlockSite]:
     found = [
         (path, module)
         for path, module in denoiser.named_modules()
-        if type(module).__name__ in spec.blocks
+        if type(module).__name__ in spec.blocks and not path.startswith(tuple(spec.apart))
     ]
     if not found:
         raise UnsupportedModelError(
@@ -199,10 +200,15 @@ def _attention_rows(
             yield f"{base}.hook_{point}", axes, source, attention.module, None, more
     for stream, projection in attention.projections.items():
         module = projection.module
-        values = HeadValues(block, attention, stream)
+        values: Any = HeadValues(block, attention, stream)
+        if attention.gated:
+            main = attention.products.index("")
+            values = ProductOutput(block, attention, stream, main)
+            module = attention.module
         yield f"{name}.{stream}.hook_z", PER_HEAD, values, module, stream, per_head
         axes = ("batch", "pos", "head", "d_model")
         source = HeadResult(block, attention, stream)
+        module = projection.module
         yield f"{name}.{stream}.hook_result", axes, source, module, stream, result
         yield from _sublayer_rows(block, stream, name, attention.module, residual)
 
@@ -218,8 +224,7 @@ def _sublayer_rows(
 
 def head_sizes(denoiser: nn.Module, block: BlockSite, attention: Attention) -> tuple[int, int]:
     """Number of heads and width of a head of an attention module."""
-    module: Any = denoiser.get_submodule(block.inside(attention.module))
-    return module.heads, module.inner_dim // module.heads
+    return attention.head_sizes(denoiser.get_submodule(block.inside(attention.module)))
 
 
 def _size(denoiser: nn.Module, path: str, attribute: str) -> dict[str, int]:

@@ -15,10 +15,36 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Gate:
-    """A factor on an update: output number `index` of the submodule `module`."""
+    """What turns a sublayer's raw output into its update: a factor, a norm, or both.
 
-    module: str
-    index: int
+    A factor is given by a module of the block or by an argument of it, as a tuple, as one tensor
+    that holds several factors side by side along its last axis, or on an axis of their own before
+    it.
+
+    Attributes:
+        module: Path of the module that gives the factor; empty where an argument does.
+        index: Which of a tuple, or of the tensor's pieces; None for all of what is given.
+        pieces: How many factors lie side by side in one tensor; 1 where a tuple holds them.
+        argument: The block's argument that holds it.
+        stacked: Whether the factors have an axis of their own, before the last.
+        table: Path of a parameter of the block that is added to the tensor, factor by factor.
+        activation: Of the factor: `"tanh"`, `"sigmoid"`, or none.
+        norm: Path of the module that the raw output passes before the factor (sandwich norms).
+    """
+
+    module: str = ""
+    index: int | None = None
+    pieces: int = 1
+    argument: str | None = None
+    stacked: bool = False
+    table: str | None = None
+    activation: str | None = None
+    norm: str | None = None
+
+    @property
+    def has_factor(self) -> bool:
+        """Whether there is a factor, not only a norm."""
+        return bool(self.module or self.argument)
 
 
 @dataclass(frozen=True)
@@ -52,8 +78,13 @@ class Attention:
             embedding; streams that share them in the order of their sequence.
         heads_first: Whether these outputs have axes batch, head, pos, d_head, in place of batch,
             pos, head, d_head.
-        products: Names of the attention products of one call, in order; the first is `""`.
+        heads_joined: Whether they have axes batch, pos, d: the norm is over all heads together.
+        products: Names of the attention products of one call, in order; that of the streams' own
+            keys is `""`, others are image prompts.
         context: The module's argument that carries the text into k and v (cross-attention).
+        sizes: Number of heads and width of a head, where the module has no `heads` and `inner_dim`.
+        gated: Whether z is changed between the product and the projection (output gates), so that
+            `hook_z` is read where it leaves the product.
     """
 
     name: str
@@ -65,8 +96,15 @@ class Attention:
     gates: Mapping[str, Gate] = field(default_factory=dict)
     before_rope: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     heads_first: bool = False
+    heads_joined: bool = False
     products: tuple[str, ...] = ("",)
     context: str | None = None
+    sizes: tuple[int, int] | None = None
+    gated: bool = False
+
+    def head_sizes(self, module: Any) -> tuple[int, int]:
+        """Number of heads and width of a head, given the module."""
+        return self.sizes or (module.heads, module.inner_dim // module.heads)
 
     def sequences(self, product: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """The streams along queries and keys of a product; image prompts are read by the image."""
@@ -83,12 +121,15 @@ class Mlp:
         down: Path of the module whose input is the neurons.
         gate: Factor on its update; None means 1.
         streams: The streams along its sequence, in order, where one call serves several.
+        call: Which of the calls of one evaluation serves the stream, where the module is called
+            once for each; None where there is one.
     """
 
     module: str | None
     down: str
     gate: Gate | None = None
     streams: tuple[str, ...] = ()
+    call: int | None = None
 
 
 @dataclass(frozen=True)
@@ -100,12 +141,18 @@ class Mid:
         module: Path inside the block.
         updates: The sublayers added since the previous place, in order.
         argument: Position of the residual among the module's arguments.
+        copied: Whether the module gets a copy of the residual (Wan casts it to float32), so that an
+            edit has to be carried to what the block adds to later.
+        beside: Whether the sum goes into the sublayer alone (AuraFlow): the residual goes on
+            without these updates.
     """
 
     name: str
     module: str
     updates: tuple[str, ...]
     argument: int = 0
+    copied: bool = False
+    beside: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,6 +165,9 @@ class Stream:
         mids: Places between the sublayers.
         updates: The sublayers added after the last of them, in order.
         returned: Whether the block hands the stream on.
+        within: The streams that share the argument and the output, in order; empty where the stream
+            has them to itself.
+        clamped: Whether the block keeps what it returns in the range of float16.
     """
 
     argument: str
@@ -125,6 +175,8 @@ class Stream:
     mids: tuple[Mid, ...] = ()
     updates: tuple[str, ...] = ("mlp",)
     returned: bool = True
+    within: tuple[str, ...] = ()
+    clamped: bool = False
 
 
 @dataclass(frozen=True)
@@ -228,11 +280,18 @@ class TextPart:
         tokenizer: Attribute of the pipeline.
         length: Number of tokens, or None: what is left of the stream.
         prompt: The argument of `encode_prompt` that fills it, where it is given.
+        template: What the pipeline makes of a prompt before it goes to the tokenizer, given the
+            pipeline and the prompt; None where it goes as it is.
+        dropped: How many tokens at the start the pipeline cuts away again, given the pipeline.
+        padded_left: Whether the tokens are padded to the limit at the start.
     """
 
     tokenizer: str
     length: int | None = None
     prompt: str = "prompt"
+    template: Callable[[Any, str], str] | None = None
+    dropped: Callable[[Any], int] | None = None
+    padded_left: bool = False
 
 
 @dataclass(frozen=True)
@@ -261,8 +320,6 @@ class DenoiserSpec:
         denoiser: Class name of the denoiser, as diffusers spells it.
         family: How the family is called in tables.
         blocks: For each block class name, what such a block consists of.
-        order: Sort key of block paths that gives the order of execution.
-        level: How often the latents were halved before the block at a path.
         outside: The hook points outside the blocks, given the denoiser.
         latents: The denoiser's argument that takes the latents.
         text: The one that takes the text embeddings.
@@ -277,13 +334,19 @@ class DenoiserSpec:
         timestep_scale: Scheduler timesteps for one unit of the denoiser's `timestep`.
         text_ends_in_last_block: Whether the last block's text output is thrown away.
         concepts: How concept tokens enter; None where there are no concept streams.
+        order: Sort key of block paths that gives the order of execution; that of the modules where
+            left out.
+        level: How often the latents were halved before the block at a path.
+        apart: Paths in the denoiser whose attention is left out, with the reason: text refiners
+            and the like.
+        text_length: Number of text tokens along a sequence that text and image share, from the
+            denoiser and its arguments; that of `text` where left out.
+        timestep: The denoiser's argument that takes the timestep.
     """
 
     denoiser: str
     family: str
     blocks: Mapping[str, Callable[[nn.Module], BlockSpec]]
-    order: Callable[[str], tuple[int, ...]]
-    level: Callable[[nn.Module, str], int]
     outside: Callable[[nn.Module], tuple[ModulePoint, ...]]
     latents: str
     text: str
@@ -297,3 +360,8 @@ class DenoiserSpec:
     grid_from: str | None = None
     text_ends_in_last_block: bool = False
     concepts: ConceptEntry | None = None
+    order: Callable[[str], tuple[int, ...]] = lambda _path: (0,)
+    level: Callable[[nn.Module, str], int] = lambda _denoiser, _path: 0
+    apart: Mapping[str, str] = field(default_factory=dict)
+    text_length: Callable[[nn.Module, Mapping[str, Any]], int] | None = None
+    timestep: str = "timestep"

@@ -80,6 +80,7 @@ class AttentionHooks:
         self._modes: list[tuple[ProductMode, Any]] = []
         self._products: list[tuple[int, str]] = []
         self._query: tuple[Tensor, Tensor] | None = None
+        """The queries as they came and as the hooks left them."""
 
     def enter(self, module: nn.Module, _args: Any) -> None:
         """Forward pre-hook: start to intercept."""
@@ -98,7 +99,7 @@ class AttentionHooks:
             mode.calls += 1
             return _Steps(self, mode.calls - 1)
 
-        heads: Any = module.heads
+        heads, _ = self.attention.head_sizes(module)
         mode = ProductMode(self.attend, SoftmaxProduct(heads, follower))
         self._modes.append((mode, _use_native_backend(module)))
         mode.start()
@@ -129,17 +130,26 @@ class AttentionHooks:
         queries, keys = self.attention.sequences(name)
         lengths = self.measured(name, product.query, product.key)
         given = product.query
-        # Image prompts ask with the very tensor of the text's queries, whose hooks have run.
-        if self._query is not None and given is self._query[0]:
+        # Image prompts ask with the very queries of the text, whose hooks have run, or run for both.
+        if self._query is not None and _is_view(given, self._query[0]):
             product.query = self._query[1]
-        elif number == 0:
-            product.query = self._streams(number, "q", given, queries, lengths)
+        elif self._asks(number):
+            product.query = self._streams(self.main, "q", given, queries, lengths)
             self._query = (given, product.query)
         product.key = self._streams(number, "k", product.key, keys, lengths)
         product.value = self._streams(number, "v", product.value, keys, lengths)
         self.entering(number, product, lengths)
         output = self._output(number, product, evaluation, lengths)
         return self._streams(number, "z", output, queries, lengths)
+
+    @property
+    def main(self) -> int:
+        """Number of the product of the streams' own keys, whose queries are hooked."""
+        return self.attention.products.index("")
+
+    def _asks(self, number: int) -> bool:
+        """Whether a product asks with the hooked queries: the main one, and any before it."""
+        return number <= self.main
 
     def product(self, call: int) -> tuple[int, str] | None:
         """Number and name of a product by its place among those that run; None for further ones.
@@ -409,6 +419,15 @@ def _running_products(attention: Attention, module: nn.Module) -> list[tuple[int
     processor: Any = module.processor
     scales = zip(products[1:], processor.scale, strict=False)
     return [products[0], *(product for product, scale in scales if not _is_zero(scale))]
+
+
+def _is_view(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same numbers in the same memory."""
+    return one is other or (
+        one.data_ptr() == other.data_ptr()
+        and one.shape == other.shape
+        and one.stride() == other.stride()
+    )
 
 
 def _is_zero(scale: Any) -> bool:

@@ -33,9 +33,9 @@ class Evaluation:
         self.spec = tracker.spec
         self.step = run.step
         self.arguments = arguments
-        self.batch = int(arguments[self.spec.latents].shape[0])
+        self.batch = len(arguments[self.spec.latents])
         self.rows = tracker.branch_rows(run, arguments, self.batch)
-        self._scheduled = tracker.scheduled(run, arguments.get("timestep"))
+        self._scheduled = tracker.scheduled(run, arguments.get(self.spec.timestep))
         self._grids: dict[int, tuple[int, ...]] = {}
 
     def noise_level(self) -> NoiseLevel:
@@ -47,7 +47,7 @@ class Evaluation:
         """The scheduler's timestep: a number where it is known without waiting for the device."""
         if self._scheduled is not None:
             return self._scheduled[0]
-        found = self.arguments.get("timestep")
+        found = self.arguments.get(self.spec.timestep)
         value = torch.as_tensor(math.nan if found is None else found).reshape(-1)[0]
         return value.detach().to(torch.float32, copy=True) * self.spec.timestep_scale
 
@@ -80,11 +80,18 @@ class Evaluation:
     def tokens(self, level: int) -> dict[str, int]:
         """Token count of each stream at a resolution level."""
         latents = self.arguments[self.spec.latents]
-        text = self.arguments.get(self.spec.text)
-        text = text[0] if isinstance(text, tuple) else text  # image prompts come beside it
-        image = latents.shape[1] if latents.ndim == 3 else math.prod(self.grid(level))
-        found = {"img": int(image)} | ({} if text is None else {"txt": int(text.shape[1])})
+        packed = isinstance(latents, Tensor) and latents.ndim == 3
+        image = latents.shape[1] if packed else math.prod(self.grid(level))
+        has_text = self.arguments.get(self.spec.text) is not None
+        found = {"img": int(image)} | ({"txt": self.text_length()} if has_text else {})
         return found | self.tracker.companion_tokens
+
+    def text_length(self) -> int:
+        """Number of text tokens; image prompts, which may come beside the text, apart."""
+        if self.spec.text_length is not None:
+            return self.spec.text_length(self.tracker.denoiser, self.arguments)
+        text = self.arguments[self.spec.text]
+        return int((text[0] if isinstance(text, tuple) else text).shape[1])
 
     def known_prompts(self, branch: str) -> tuple[PartPrompts, ...]:
         """The prompts of a branch, none where they are not known."""

@@ -28,9 +28,10 @@ from diffusion_lens.architectures.sources import (
     SublayerOutput,
     SublayerUpdate,
 )
-from diffusion_lens.architectures.spec import Attention, BlockSite, Projection
+from diffusion_lens.architectures.spec import Attention, BlockSite, Mlp, Projection
 from diffusion_lens.engine.attention import AttentionHooks
 from diffusion_lens.engine.borders import on_argument, on_output
+from diffusion_lens.engine.calls import Calls
 from diffusion_lens.engine.companion import SecondPass
 from diffusion_lens.engine.firing import fire
 from diffusion_lens.engine.handles import Handle, Removal
@@ -147,7 +148,9 @@ class BlockHooks:
     @property
     def width(self) -> int:
         """Number of its input columns that belong to the heads."""
-        return self.part(self.block.spec.attentions[0].module).inner_dim
+        attention = self.block.spec.attentions[0]
+        heads, d_head = attention.head_sizes(self.part(attention.module))
+        return heads * d_head
 
     # -- what is read together ----------------------------------------------------------------
 
@@ -170,13 +173,32 @@ class BlockHooks:
 
         def measure(_module: nn.Module, args: tuple, kwargs: dict) -> None:
             given = dict(zip(parameters, args, strict=False)) | kwargs
-            self.lengths = {
+            found = {
                 name: given[argument].shape[1]
                 for name, argument in arguments.items()
                 if isinstance(given.get(argument), Tensor)
             }
+            self.lengths = self._apart(found)
 
         return measure
+
+    def _apart(self, found: dict[str, int]) -> dict[str, int]:
+        """Token counts where streams share a tensor: the text has its own, the image the rest.
+
+        Raises:
+            EngineError: If the text alone is longer than the sequence.
+        """
+        sharing = next((one.within for one in self.block.spec.streams.values() if one.within), ())
+        if not sharing:
+            return found
+        evaluation = self.tracker.evaluation()
+        text, total = evaluation.text_length(), found[sharing[0]]
+        if not 0 < text < total:
+            raise EngineError(
+                f"{self.block.path} got {total} tokens, of which {text} should be text: the "
+                f"description of {self.tracker.spec.denoiser} tells their number wrongly"
+            )
+        return found | {name: text if name == "txt" else total - text for name in sharing}
 
     def _stream_hooks(self, name: str) -> StreamHooks:
         fires = {
@@ -185,7 +207,7 @@ class BlockHooks:
             for source, taps in self._of(kind)
             if source.stream == name
         }
-        return StreamHooks(self.block, name, fires, lambda: self.lengths)
+        return StreamHooks(self.block, name, fires, self.on_rows, lambda: self.lengths)
 
     def _products(self, attention: Attention) -> Iterator[Handle]:
         products = {
@@ -260,7 +282,11 @@ def _before_rope(at: BlockHooks, source: BeforeRope, run: Fire) -> Handle:
     path = modules[source.stream]["qk".index(source.which)]
     sharing = tuple(stream for stream, found in modules.items() if path in found)
     transform = at.on_rows(sharing, source.stream, run)
-    if not source.attention.heads_first:
+    attention = source.attention
+    if attention.heads_joined:
+        heads, _ = attention.head_sizes(at.part(attention.module))
+        return on_output(at.part(path), None, _unjoined(transform, heads))
+    if not attention.heads_first:
         return on_output(at.part(path), None, transform)
 
     def transposed(value: Tensor) -> Tensor:
@@ -271,15 +297,26 @@ def _before_rope(at: BlockHooks, source: BeforeRope, run: Fire) -> Handle:
     return on_output(at.part(path), None, transposed)
 
 
+def _unjoined(transform: Fire, heads: int) -> Fire:
+    """A transform with a head axis on a value whose heads lie side by side."""
+
+    def joined(value: Tensor) -> Tensor:
+        shown = value.unflatten(-1, (heads, -1))
+        after = transform(shown)
+        return value if after is shown else after.flatten(-2)
+
+    return joined
+
+
 def _head_values(at: BlockHooks, source: HeadValues, run: Fire) -> Handle:
-    module, projection = _heads_of(at, source)
+    heads, d_head, projection = _heads_of(at, source)
     rows = at.rows(projection.streams, source.stream)
-    columns = slice(0, module.inner_dim)
-    return on_columns(at.part(projection.module), rows, columns, module.heads, run)
+    columns = slice(0, heads * d_head)
+    return on_columns(at.part(projection.module), rows, columns, heads, run)
 
 
 def _head_result(at: BlockHooks, source: HeadResult, run: Fire) -> Handle:
-    module, projection = _heads_of(at, source)
+    heads, d_head, projection = _heads_of(at, source)
     rows = at.rows(projection.streams, source.stream)
 
     def note(change: Tensor) -> None:
@@ -287,12 +324,13 @@ def _head_result(at: BlockHooks, source: HeadResult, run: Fire) -> Handle:
             at.added[source.stream] = change
 
     target = at.part(projection.module)
-    return on_result(target, rows, module.inner_dim, module.heads, run, note)
+    return on_result(target, rows, heads * d_head, heads, run, note)
 
 
-def _heads_of(at: BlockHooks, source: HeadValues | HeadResult) -> tuple[Any, Projection]:
+def _heads_of(at: BlockHooks, source: HeadValues | HeadResult) -> tuple[int, int, Projection]:
     attention = source.attention
-    return at.part(attention.module), attention.projections[source.stream]
+    heads, d_head = attention.head_sizes(at.part(attention.module))
+    return heads, d_head, attention.projections[source.stream]
 
 
 def _neurons(at: BlockHooks, source: Neurons, run: Fire) -> Handle:
@@ -300,7 +338,16 @@ def _neurons(at: BlockHooks, source: Neurons, run: Fire) -> Handle:
     shared = mlp.module is None
     sequence = at.fused.streams if shared else mlp.streams or (source.stream,)
     columns = slice(at.width if shared else 0, None)
+    run = _in_turn(at, mlp, run)
     return on_columns(at.part(mlp.down), at.rows(sequence, source.stream), columns, None, run)
+
+
+def _in_turn(at: BlockHooks, mlp: Mlp, run: Fire) -> Fire:
+    """Hooks at the one call of an MLP that serves the stream."""
+    if mlp.call is None:
+        return run
+    calls = Calls(at.block.spec, mlp)
+    return lambda value: run(value) if calls.is_ours() else value
 
 
 def _sublayer_output(at: BlockHooks, source: SublayerOutput, run: Fire) -> Iterator[Handle]:
@@ -310,11 +357,13 @@ def _sublayer_output(at: BlockHooks, source: SublayerOutput, run: Fire) -> Itera
         if mlp.module is not None:
             sequence = mlp.streams or (source.stream,)
             run = at.on_rows(sequence, source.stream, run)
-            yield on_output(at.part(mlp.module), None, run)
+            yield on_output(at.part(mlp.module), None, _in_turn(at, mlp, run))
         return
     attention = at.block.spec.attention(source.sublayer)
     if not attention.projections[source.stream].fused:
         place = attention.outputs.get(source.stream)
+        if place is None:
+            run = at.on_rows(attention.queries, source.stream, run)
         yield on_output(at.part(attention.module), place, run)
 
 

@@ -2,13 +2,14 @@
 
 Between sublayers the residual is no module's output; it is an argument of the next norm, and the
 block adds to that very tensor later. An edit is therefore written into it in place, so that the
-norm and the skip path both see it. An edited update replaces the sum: what entered plus the
+norm and the skip path both see it. Where the norm gets a copy, the edit is carried to the next
+place at which the residual is in reach. An edited update replaces the sum: what entered plus the
 updates, added in the block's own order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from torch.utils.hooks import RemovableHandle
 
 from diffusion_lens.architectures.spec import BlockSite, Gate, Mid, Stream
 from diffusion_lens.engine.borders import on_argument, on_output
+from diffusion_lens.engine.calls import Calls
+from diffusion_lens.engine.gates import factor_of
 from diffusion_lens.engine.projection import Fire, stream_slice
 
 
@@ -27,6 +30,7 @@ class StreamHooks:
         block: The block.
         stream: Its description of the stream.
         fires: The hooks, by `"pre"`, `"post"`, a mid's name, or `("update", sublayer)`.
+        on_rows: Makes hooks on one stream's rows of what several streams share.
         lengths: Gives the token count of each stream while the block runs.
     """
 
@@ -35,6 +39,7 @@ class StreamHooks:
         block: BlockSite,
         name: str,
         fires: Mapping[Any, Fire],
+        on_rows: Callable[[Sequence[str], str, Fire], Fire],
         lengths: Callable[[], Mapping[str, int]],
     ) -> None:
         """Prepare for one stream; nothing is attached yet."""
@@ -42,8 +47,11 @@ class StreamHooks:
         self.name = name
         self.stream: Stream = block.spec.streams[name]
         self.fires = fires
+        self.on_rows = on_rows
         self.lengths = lengths
         self._entered: Tensor | None = None
+        self._carried = False
+        """Whether an edit has reached a copy of the residual, and not the residual yet."""
         self._gates: dict[Gate, Tensor] = {}
         self._updates: dict[str, Tensor] = {}
         self._edits: dict[str, Tensor] = {}
@@ -51,19 +59,25 @@ class StreamHooks:
 
     @property
     def follows_updates(self) -> bool:
-        """Whether any hook is on an update, so that the sums must be followed."""
-        return any(isinstance(key, tuple) for key in self.fires)
+        """Whether the sums must be followed: a hook is on an update, or on a copy of a sum."""
+        copies = {mid.name for mid in self.stream.mids if mid.copied}
+        return any(isinstance(key, tuple) or key in copies for key in self.fires)
 
     def attach_before(self, module: nn.Module) -> Iterator[RemovableHandle]:
         """Attach what must run before the block's sublayers."""
+        where = (self.stream.argument,)
         if "pre" in self.fires:
-            yield on_argument(module, (self.stream.argument,), self.fires["pre"])
+            yield on_argument(module, where, self._mine(self.fires["pre"]))
         if not self.follows_updates:
             return
-        yield on_argument(module, (self.stream.argument,), self._enter)
-        for gate in {gate for gate in map(self._gate, self._sublayers()) if gate is not None}:
-            source = module.get_submodule(gate.module)
-            yield source.register_forward_hook(self._keep_gate(gate))
+        yield on_argument(module, where, self._mine(self._enter))
+        gates = dict.fromkeys(self._gate(sublayer) for sublayer in self._sublayers())
+        for gate in filter(None, gates):
+            if gate.argument is not None:
+                yield on_argument(module, (gate.argument,), self._keep_argument(gate, module))
+            elif gate.module:
+                source = module.get_submodule(gate.module)
+                yield source.register_forward_hook(self._keep_output(gate, module))
 
     def attach_after(self, module: nn.Module) -> Iterator[RemovableHandle]:
         """Attach what must run after the sublayers' own hooks."""
@@ -73,19 +87,25 @@ class StreamHooks:
             if mid.name in self.fires or self.follows_updates:
                 yield self._attach_mid(module.get_submodule(mid.module), mid)
         if self.follows_updates and self.stream.returned:
-            yield on_output(module, self.stream.output, self._leave)
+            yield on_output(module, self.stream.output, self._mine(self._leave))
         if "post" in self.fires:
-            yield on_output(module, self.stream.output, self.fires["post"])
+            yield on_output(module, self.stream.output, self._mine(self.fires["post"]))
 
     def collect(self, sublayer: str, raw: Tensor) -> None:
         """Take a sublayer's raw output: form its update and run the hooks on it."""
         gate = self._gate(sublayer)
-        update = raw if gate is None else _beside(self._gates[gate], raw) * raw
+        has_factor = gate is not None and gate.has_factor
+        update = _beside(self._gates[gate], raw) * raw if gate and has_factor else raw
         fire = self.fires.get(("update", sublayer))
         after = update if fire is None else fire(update)
         self._updates[sublayer] = after
         if after is not update:
             self._edits[sublayer] = after - update
+
+    def _mine(self, transform: Fire) -> Fire:
+        """A transform of this stream's rows of a tensor that several may share."""
+        shared = self.stream.within
+        return self.on_rows(shared, self.name, transform) if shared else transform
 
     def _sublayers(self) -> tuple[str, ...]:
         between = tuple(name for mid in self.stream.mids for name in mid.updates)
@@ -98,12 +118,20 @@ class StreamHooks:
 
     def _enter(self, value: Tensor) -> Tensor:
         self._entered = value
+        self._carried = False
         self._updates, self._edits, self._beside = {}, {}, []
         return value
 
-    def _keep_gate(self, gate: Gate) -> Callable:
+    def _keep_output(self, gate: Gate, block: nn.Module) -> Callable:
         def keep(_module: nn.Module, _args: Any, output: Any) -> None:
-            self._gates[gate] = output[gate.index]
+            self._gates[gate] = factor_of(gate, block, output)
+
+        return keep
+
+    def _keep_argument(self, gate: Gate, block: nn.Module) -> Fire:
+        def keep(value: Tensor) -> Tensor:
+            self._gates[gate] = factor_of(gate, block, value)
+            return value
 
         return keep
 
@@ -119,15 +147,22 @@ class StreamHooks:
                 place = attention.outputs.get(self.name)
             if path is None:
                 continue
-            source = module.get_submodule(path)
-            yield source.register_forward_hook(self._take(sublayer, place))
+            gate = self._gate(sublayer)
+            normed = gate is not None and gate.norm is not None
+            source = module.get_submodule(gate.norm if normed else path)
+            yield source.register_forward_hook(self._take(sublayer, None if normed else place))
 
     def _take(self, sublayer: str, place: int | None) -> Callable:
-        outputs, shared = 1, self.block.spec.mlps[self.name].streams
+        mlp = self.block.spec.mlps[self.name]
+        outputs, shared = 1, mlp.streams
+        calls = Calls(self.block.spec, mlp if sublayer == "mlp" else None)
         if sublayer != "mlp":
-            outputs, shared = len(self.block.spec.attention(sublayer).queries), ()
+            queries = self.block.spec.attention(sublayer).queries
+            outputs, shared = len(queries), queries if place is None else ()
 
         def take(_module: nn.Module, _args: Any, output: Any) -> None:
+            if not calls.is_ours():
+                return
             if isinstance(output, Tensor):
                 sequence = shared or (self.name,)
                 rows = stream_slice(sequence, self.name, self.lengths(), output.shape[1])
@@ -143,7 +178,7 @@ class StreamHooks:
     def _sum(self, updates: tuple[str, ...], value: Tensor) -> Tensor:
         """The residual with edited updates; `value` itself where none was edited."""
         edits = [self._edits[name] for name in updates if name in self._edits]
-        if not edits:
+        if not edits and not self._carried:
             return value
         if self._in_parallel():  # one sum of both, which the block's own projection has rounded
             for edit in edits:
@@ -153,7 +188,7 @@ class StreamHooks:
         total = self._entered
         for name in updates:
             total = total + self._updates[name]
-        return total
+        return total.to(self._entered.dtype).to(value.dtype)
 
     def _in_parallel(self) -> bool:
         return self.block.spec.mlps[self.name].module is None
@@ -163,22 +198,31 @@ class StreamHooks:
             summed = self._sum(mid.updates, value)
             fire = self.fires.get(mid.name)
             after = summed if fire is None else fire(summed)
+            if mid.beside:
+                for name in mid.updates:
+                    self._edits.pop(name, None)
+                return after
+            if mid.copied:
+                assert self._entered is not None
+                self._carried |= after is not value
+                self._entered = after.to(self._entered.dtype)
+                return after
             if after is not value:
                 value.copy_(after)  # in place: the block adds to this very tensor later
             if self.follows_updates:
                 self._entered = value
             return value
 
-        return on_argument(module, (mid.argument,), between)
+        return on_argument(module, (mid.argument,), self._mine(between))
 
     def _leave(self, value: Tensor) -> Tensor:
         after = self._sum(self.stream.updates, value)
         if after is not value:
             for beside in self._beside:
                 after = after + beside
-            if value.dtype == torch.float16:  # as Flux's blocks do; others would go to infinity
+            if value.dtype == torch.float16 and self.stream.clamped:
                 after = after.clamp(-65504, 65504)
-        self._entered = None
+        self._entered, self._carried = None, False
         self._gates, self._updates, self._edits, self._beside = {}, {}, {}, []
         return after
 

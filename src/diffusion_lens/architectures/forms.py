@@ -1,0 +1,396 @@
+"""The forms that families share: a family names one, and what its own classes call their parts.
+
+Every form gives the plain description of `spec.py`; nothing else in the library knows of forms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from diffusion_lens.architectures.spec import (
+    Attention,
+    BlockSpec,
+    Concepts,
+    Gate,
+    Mid,
+    Mlp,
+    ModulePoint,
+    Projection,
+    Stream,
+)
+
+Block = Callable[[nn.Module], BlockSpec]
+Products = Callable[[Any], tuple[str, ...]]
+Sizes = Callable[[Any], tuple[int, int]]
+Grid = Callable[[nn.Module, Mapping[str, Any], int], tuple[int, ...]]
+Gates = tuple[Gate | None, Gate | None]
+"""Of the attention's update and of the MLP's."""
+
+ARGUMENTS = {"img": "hidden_states", "txt": "encoder_hidden_states"}
+TXT_IMG, IMG_TXT = ("txt", "img"), ("img", "txt")
+PARALLEL = "attention and MLP run in parallel here, nothing lies between them"
+
+
+# -- gates ------------------------------------------------------------------------------------
+
+
+def adaptive(norm: str) -> tuple[Gate, Gate]:
+    """The gates that diffusers' AdaLayerNormZero returns beside the normed stream."""
+    return Gate(norm, 1), Gate(norm, 4)
+
+
+def chunked(attention: int, mlp: int, pieces: int, **source: Any) -> tuple[Gate, Gate]:
+    """The two gates among the pieces of one tensor; `source` says where it is, as in `Gate`."""
+    return Gate(index=attention, pieces=pieces, **source), Gate(index=mlp, pieces=pieces, **source)
+
+
+def sandwiched(gates: Gates, norms: tuple[str, str]) -> tuple[Gate, Gate]:
+    """Gates behind a norm of what they gate."""
+    attention, mlp = (gate or Gate() for gate in gates)
+    return replace(attention, norm=norms[0]), replace(mlp, norm=norms[1])
+
+
+# -- blocks -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Own:
+    """What one stream has to itself in a joint block, by path from the block.
+
+    Attributes:
+        projection: Takes the heads' values back to the residual width.
+        norm: Reads the stream between attention and MLP.
+        mlp: Returns the MLP's raw output.
+        down: The MLP's last layer, whose input is the neurons.
+        gates: Of the attention's update and of the MLP's.
+        before_rope: What returns q and k before rotary embedding; None where there is no norm.
+        argument: The block's argument that brings the stream in.
+        clamped: Whether the block keeps the stream in the range of float16.
+    """
+
+    projection: str
+    norm: str
+    mlp: str
+    down: str
+    gates: Gates = (None, None)
+    before_rope: tuple[str, str] | None = None
+    argument: str = ""
+    clamped: bool = False
+
+
+IMAGE = Own("attn.to_out.0", "norm2", "ff", "ff.net.2", before_rope=("attn.norm_q", "attn.norm_k"))
+"""The image's parts under the names that most joint blocks of diffusers give them."""
+
+TEXT = Own(
+    "attn.to_add_out",
+    "norm2_context",
+    "ff_context",
+    "ff_context.net.2",
+    before_rope=("attn.norm_added_q", "attn.norm_added_k"),
+)
+"""The text's."""
+
+
+def one_product(_block: Any) -> tuple[str, ...]:
+    """The names of the attention products of a block without image prompts."""
+    return ("",)
+
+
+def joint(
+    order: Sequence[str],
+    own: Mapping[str, Own],
+    *,
+    returns: Sequence[str] = TXT_IMG,
+    attention: str = "attn",
+    gives: Sequence[str] = IMG_TXT,
+    concepts: Concepts | None = None,
+    products: Products = one_product,
+) -> Block:
+    """Streams that meet in one attention and have a norm, a projection and an MLP each.
+
+    Args:
+        order: The streams along the attention's sequence.
+        own: For each stream its own parts.
+        returns: The block's outputs in order.
+        attention: Path of the attention.
+        gives: The attention's outputs in order.
+        concepts: How the block takes concept tokens.
+        products: The names of the attention products of one block.
+    """
+
+    def describe(block: nn.Module) -> BlockSpec:
+        met = Attention(
+            name="attn",
+            module=attention,
+            queries=tuple(order),
+            keys=tuple(order),
+            projections={name: Projection(one.projection, (name,)) for name, one in own.items()},
+            outputs={name: gives.index(name) for name in own},
+            gates={name: one.gates[0] for name, one in own.items() if one.gates[0] is not None},
+            before_rope={
+                name: own[name].before_rope for name in order if own[name].before_rope is not None
+            },
+            products=products(block),
+        )
+        streams = {
+            name: Stream(
+                one.argument or ARGUMENTS[name],
+                returns.index(name),
+                (Mid("resid_mid", one.norm, ("attn",)),),
+                clamped=one.clamped,
+            )
+            for name, one in own.items()
+        }
+        mlps = {name: Mlp(one.mlp, one.down, one.gates[1]) for name, one in own.items()}
+        return BlockSpec(streams, (met,), mlps, concepts=concepts)
+
+    return describe
+
+
+def parallel(
+    order: Sequence[str],
+    projection: str,
+    gate: Gate,
+    *,
+    returns: Sequence[str] = TXT_IMG,
+    within: str | None = None,
+    before_rope: tuple[str, str] | None = ("attn.norm_q", "attn.norm_k"),
+    clamped: bool = False,
+    concepts: Concepts | None = None,
+    products: Products = one_product,
+) -> Block:
+    """One attention and one MLP beside it on the joined sequence, with one projection for both.
+
+    Args:
+        order: The streams along the sequence.
+        projection: Takes the heads' values and the neurons, in this order.
+        gate: On what it returns.
+        returns: The block's outputs in order, where each stream has its own.
+        within: The one argument that brings all streams in, where they share it and the output.
+        before_rope: What returns q and k before rotary embedding.
+        clamped: Whether the block keeps the streams in the range of float16.
+        concepts: How the block takes concept tokens.
+        products: The names of the attention products of one block.
+    """
+    order = tuple(order)
+    fused, both = Projection(projection, order, fused=True), ("attn", "mlp")
+
+    def stream(name: str) -> Stream:
+        if within:
+            return Stream(within, None, updates=both, within=order, clamped=clamped)
+        return Stream(ARGUMENTS[name], returns.index(name), updates=both, clamped=clamped)
+
+    def describe(block: nn.Module) -> BlockSpec:
+        attention = Attention(
+            name="attn",
+            module="attn",
+            queries=order,
+            keys=order,
+            projections=dict.fromkeys(order, fused),
+            gates=dict.fromkeys(order, gate),
+            before_rope=dict.fromkeys(order, before_rope) if before_rope else {},
+            products=products(block),
+        )
+        return BlockSpec(
+            streams={name: stream(name) for name in order},
+            attentions=(attention,),
+            mlps={name: Mlp(None, projection, gate) for name in order},
+            absent={f"{name}.hook_resid_mid": PARALLEL for name in order},
+            concepts=concepts,
+        )
+
+    return describe
+
+
+def sequential(
+    order: Sequence[str],
+    *,
+    within: str = "hidden_states",
+    attention: str = "attn",
+    norm: str = "norm2",
+    mlp: tuple[str, str] = ("ff", "ff.net.2"),
+    gates: Gates = (None, None),
+    sizes: Sizes | None = None,
+    gated: bool = False,
+    before_rope: tuple[str, str] | None = ("norm_q", "norm_k"),
+    beside: bool = False,
+) -> Block:
+    """One attention, then one MLP, on one tensor that holds all streams.
+
+    Args:
+        order: The streams along the sequence.
+        within: The argument that brings them in.
+        attention: Path of the attention.
+        norm: What reads the tensor between attention and MLP.
+        mlp: What returns the MLP's raw output, and its last layer.
+        gates: Of the attention's update and of the MLP's.
+        sizes: Number of heads and width of a head, where the module does not tell.
+        gated: Whether z is changed between the product and the projection.
+        before_rope: What returns q and k before rotary embedding, by path from the attention.
+        beside: Whether the attention goes into the MLP alone.
+    """
+    order = tuple(order)
+    norms = tuple(f"{attention}.{path}" for path in before_rope or ())
+    mid = Mid("resid_mid", norm, ("attn",), beside=beside)
+
+    def describe(block: nn.Module) -> BlockSpec:
+        module = block.get_submodule(attention)
+        met = Attention(
+            name="attn",
+            module=attention,
+            queries=order,
+            keys=order,
+            projections=dict.fromkeys(order, Projection(f"{attention}.to_out.0", order)),
+            gates={} if gates[0] is None else dict.fromkeys(order, gates[0]),
+            before_rope=dict.fromkeys(order, norms) if norms else {},
+            sizes=None if sizes is None else sizes(module),
+            gated=gated,
+        )
+        return BlockSpec(
+            streams={name: Stream(within, None, (mid,), within=order) for name in order},
+            attentions=(met,),
+            mlps={name: Mlp(*mlp, gates[1], order) for name in order},
+        )
+
+    return describe
+
+
+def crossed(
+    norms: tuple[str, str],
+    *,
+    mlp: tuple[str, str] = ("ff", "ff.net.2"),
+    gates: Gates = (None, None),
+    cross_gate: Gate | None = None,
+    before_rope: tuple[str, str] | None = None,
+    heads_joined: bool = False,
+    copied: bool = False,
+    products: Products = one_product,
+) -> Block:
+    """The image alone in the stream: self-attention, cross-attention to the text, MLP.
+
+    Args:
+        norms: What reads the stream after each of the two attentions.
+        mlp: What returns the MLP's raw output, and its last layer.
+        gates: Of self-attention's update and of the MLP's.
+        cross_gate: Of cross-attention's update.
+        before_rope: What returns q and k before rotary embedding, by path from an attention.
+        heads_joined: Whether it does so for all heads side by side.
+        copied: Whether the norms get copies of the stream.
+        products: The names of the products of one block's cross-attention.
+    """
+
+    def attention(name: str, module: str, keys: str, gate: Gate | None, **more: Any) -> Attention:
+        norms = tuple(f"{module}.{path}" for path in before_rope or ())
+        return Attention(
+            name=name,
+            module=module,
+            queries=("img",),
+            keys=(keys,),
+            projections={"img": Projection(f"{module}.to_out.0", ("img",))},
+            outputs={"img": None},
+            gates={} if gate is None else {"img": gate},
+            before_rope={"img": norms} if norms else {},
+            heads_joined=heads_joined,
+            **more,
+        )
+
+    mids = (
+        Mid("resid_mid_self", norms[0], ("attn",), copied=copied),
+        Mid("resid_mid", norms[1], ("cross_attn",), copied=copied),
+    )
+
+    def describe(block: nn.Module) -> BlockSpec:
+        context = "encoder_hidden_states"
+        cross = {"context": context, "products": products(block)}
+        return BlockSpec(
+            streams={"img": Stream("hidden_states", None, mids)},
+            attentions=(
+                attention("attn", "attn1", "img", gates[0]),
+                attention("cross_attn", "attn2", "txt", cross_gate, **cross),
+            ),
+            mlps={"img": Mlp(*mlp, gates[1])},
+        )
+
+    return describe
+
+
+# -- outside the blocks -----------------------------------------------------------------------
+
+
+def points(
+    latents: Sequence[str],
+    *,
+    embedding: str,
+    pooled: str | None = None,
+    names: tuple[str, str] = ("hidden_states", "encoder_hidden_states"),
+    text_axes: Sequence[str] = ("pos", "d_text"),
+) -> Callable[[nn.Module], tuple[ModulePoint, ...]]:
+    """Latents, embeddings and the prediction.
+
+    Args:
+        latents: Axes of latents and prediction, the batch apart.
+        embedding: Path of the module that returns the timestep's embedding.
+        pooled: The denoiser's argument with pooled text.
+        names: The denoiser's arguments with the latents and the text.
+        text_axes: Axes of the text, the batch apart.
+    """
+    axes = ("batch", *latents)
+    stream = "img" if "pos" in latents else None
+    text = ("batch", *text_axes)
+    found = (
+        ModulePoint("hook_latents", axes, "", argument=(names[0],), stream=stream),
+        ModulePoint("hook_timestep_emb", ("batch", "d_emb"), embedding),
+        ModulePoint("hook_text_emb", text, "", argument=(names[1],), stream="txt"),
+        *(
+            [ModulePoint("hook_pooled_text_emb", ("batch", "d_text"), "", argument=(pooled,))]
+            if pooled
+            else []
+        ),
+        ModulePoint("hook_noise_pred", axes, "", output=0, stream=stream),
+    )
+    return lambda _denoiser: found
+
+
+def grid_of_ids(argument: str, *, last: int = 2) -> Grid:
+    """(height, width) in tokens, from position ids; reference images (first id > 0) apart.
+
+    Args:
+        argument: The denoiser's argument with the ids: token by token (index, height, width, …).
+        last: Place of the width among them.
+    """
+
+    def grid(_denoiser: nn.Module, arguments: Mapping[str, Any], _level: int) -> tuple[int, ...]:
+        ids = arguments[argument]
+        ids = ids[0] if ids.ndim == 3 else ids
+        top = ids[ids[:, 0] == 0].amax(0)
+        return (int(top[last - 1]) + 1, int(top[last]) + 1)
+
+    return grid
+
+
+def grid_of_latents(argument: str = "hidden_states") -> Grid:
+    """(height, width) in patches, of videos (frames, height, width), from the latents' shape."""
+
+    def grid(denoiser: Any, arguments: Mapping[str, Any], _level: int) -> tuple[int, ...]:
+        shape = arguments[argument].shape[2:]
+        return tuple(size // by for size, by in zip(shape, patches(denoiser.config), strict=False))
+
+    return grid
+
+
+def patches(config: Any) -> tuple[int, ...]:
+    """Latents of each side that are one token: (height, width), of videos (frames, …) before."""
+    patch = config.patch_size
+    if not isinstance(patch, int):
+        return tuple(patch)
+    frames = getattr(config, "patch_size_t", None)
+    return (patch, patch) if frames is None else (frames, patch, patch)
+
+
+def native(*grid: int) -> Callable[[nn.Module, int], tuple[int, ...]]:
+    """The grid at the size that the models of a family were made for."""
+    return lambda _denoiser, _level: grid
