@@ -259,6 +259,56 @@ def sequential(
     return describe
 
 
+def shared(
+    mids: Mapping[str, Mid],
+    gates: Mapping[str, Gates],
+    *,
+    calls: Sequence[str] = (),
+    heads_first: bool = True,
+    concepts: Concepts | None = None,
+    clamped: bool = False,
+) -> Block:
+    """Two streams with all weights in common but those of the modulation, text first.
+
+    Args:
+        mids: What reads each stream between attention and MLP.
+        gates: Of each stream.
+        calls: The streams in the order in which the MLP is called for each; none where one call
+            serves both.
+        heads_first: Whether q and k have their head axis before the positions.
+        concepts: How the block takes concept tokens.
+        clamped: Whether the block keeps the streams in the range of float16.
+    """
+    norms, down = ("attn1.norm_q", "attn1.norm_k"), "ff.net.2"
+
+    def mlp(name: str) -> Mlp:
+        if calls:
+            return Mlp("ff", down, gates[name][1], call=calls.index(name))
+        return Mlp("ff", down, gates[name][1], TXT_IMG)
+
+    def describe(_block: nn.Module) -> BlockSpec:
+        attention = Attention(
+            name="attn",
+            module="attn1",
+            queries=TXT_IMG,
+            keys=TXT_IMG,
+            projections=dict.fromkeys(TXT_IMG, Projection("attn1.to_out.0", TXT_IMG)),
+            outputs={"img": 0, "txt": 1},
+            gates={name: both[0] for name, both in gates.items() if both[0] is not None},
+            before_rope=dict.fromkeys(TXT_IMG, norms),
+            heads_first=heads_first,
+        )
+        streams = {
+            name: Stream(ARGUMENTS[name], IMG_TXT.index(name), (mid,), clamped=clamped)
+            for name, mid in mids.items()
+        }
+        return BlockSpec(
+            streams, (attention,), {name: mlp(name) for name in mids}, concepts=concepts
+        )
+
+    return describe
+
+
 def crossed(
     norms: tuple[str, str],
     *,
@@ -277,14 +327,14 @@ def crossed(
         mlp: What returns the MLP's raw output, and its last layer.
         gates: Of self-attention's update and of the MLP's.
         cross_gate: Of cross-attention's update.
-        before_rope: What returns q and k before rotary embedding, by path from an attention.
+        before_rope: What returns q and k of the self-attention before rotary embedding, by path
+            from it.
         heads_joined: Whether it does so for all heads side by side.
         copied: Whether the norms get copies of the stream.
         products: The names of the products of one block's cross-attention.
     """
 
     def attention(name: str, module: str, keys: str, gate: Gate | None, **more: Any) -> Attention:
-        norms = tuple(f"{module}.{path}" for path in before_rope or ())
         return Attention(
             name=name,
             module=module,
@@ -293,10 +343,11 @@ def crossed(
             projections={"img": Projection(f"{module}.to_out.0", ("img",))},
             outputs={"img": None},
             gates={} if gate is None else {"img": gate},
-            before_rope={"img": norms} if norms else {},
-            heads_joined=heads_joined,
             **more,
         )
+
+    norms_of_self = tuple(f"attn1.{path}" for path in before_rope or ())
+    rotated = {"img": norms_of_self} if norms_of_self else {}
 
     mids = (
         Mid("resid_mid_self", norms[0], ("attn",), copied=copied),
@@ -309,7 +360,14 @@ def crossed(
         return BlockSpec(
             streams={"img": Stream("hidden_states", None, mids)},
             attentions=(
-                attention("attn", "attn1", "img", gates[0]),
+                attention(
+                    "attn",
+                    "attn1",
+                    "img",
+                    gates[0],
+                    before_rope=rotated,
+                    heads_joined=heads_joined,
+                ),
                 attention("cross_attn", "attn2", "txt", cross_gate, **cross),
             ),
             mlps={"img": Mlp(*mlp, gates[1])},
@@ -380,6 +438,14 @@ def grid_of_latents(argument: str = "hidden_states") -> Grid:
         return tuple(size // by for size, by in zip(shape, patches(denoiser.config), strict=False))
 
     return grid
+
+
+def native_patches(denoiser: Any, _level: int) -> tuple[int, ...]:
+    """(height, width) in patches at the size that the model was made for."""
+    config = denoiser.config
+    size = config.sample_size
+    sides = size if isinstance(size, list | tuple) else (size, size)
+    return tuple(side // by for side, by in zip(sides, patches(config)[-2:], strict=True))
 
 
 def patches(config: Any) -> tuple[int, ...]:

@@ -6,18 +6,14 @@ import sys
 from importlib.metadata import entry_points
 from typing import Any
 
-from diffusion_lens.architectures.cogvideox import COGVIDEOX
-from diffusion_lens.architectures.flux import FLUX
 from diffusion_lens.architectures.same import is_same
-from diffusion_lens.architectures.sd3 import SD3
+from diffusion_lens.architectures.shipped import SHIPPED
 from diffusion_lens.architectures.spec import DenoiserSpec
-from diffusion_lens.architectures.unet import UNET
 from diffusion_lens.border import public
 from diffusion_lens.errors import ExtensionError, UnsupportedModelError, closest
 from diffusion_lens.extensions import Declared, EntryPoint, load_all, owner_of
 
 GROUP = "diffusion_lens.architectures"
-SHIPPED = (UNET, SD3, FLUX, COGVIDEOX)
 
 _REGISTERED: dict[str, DenoiserSpec] = {spec.denoiser: spec for spec in SHIPPED}
 _REPLACED: set[str] = set()

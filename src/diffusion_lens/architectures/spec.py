@@ -6,7 +6,7 @@ the engine reads these and attaches hooks to the modules that they name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,7 @@ class Gate:
         argument: The block's argument that holds it.
         stacked: Whether the factors have an axis of their own, before the last.
         table: Path of a parameter of the block that is added to the tensor, factor by factor.
+        upcast: Whether they are added in float32, whatever their precision.
         activation: Of the factor: `"tanh"`, `"sigmoid"`, or none.
         norm: Path of the module that the raw output passes before the factor (sandwich norms).
     """
@@ -38,6 +39,7 @@ class Gate:
     argument: str | None = None
     stacked: bool = False
     table: str | None = None
+    upcast: bool = False
     activation: str | None = None
     norm: str | None = None
 
@@ -331,7 +333,8 @@ class DenoiserSpec:
         guidance: `"batched"` where one call carries the branches of `branches`, in that order;
             `"calls"` where each branch has its own call.
         branches: The branches under guidance, in batch order or in call order.
-        timestep_scale: Scheduler timesteps for one unit of the denoiser's `timestep`.
+        timestep_scale: Scheduler timesteps for one unit of the denoiser's `timestep`; negative
+            where that counts from the clean image.
         text_ends_in_last_block: Whether the last block's text output is thrown away.
         concepts: How concept tokens enter; None where there are no concept streams.
         order: Sort key of block paths that gives the order of execution; that of the modules where
@@ -339,8 +342,8 @@ class DenoiserSpec:
         level: How often the latents were halved before the block at a path.
         apart: Paths in the denoiser whose attention is left out, with the reason: text refiners
             and the like.
-        text_length: Number of text tokens along a sequence that text and image share, from the
-            denoiser and its arguments; that of `text` where left out.
+        text_length: Number of text tokens of each sample along a sequence that text and image
+            share, from the denoiser and its arguments; those of `text` where left out.
         timestep: The denoiser's argument that takes the timestep.
     """
 
@@ -363,5 +366,5 @@ class DenoiserSpec:
     order: Callable[[str], tuple[int, ...]] = lambda _path: (0,)
     level: Callable[[nn.Module, str], int] = lambda _denoiser, _path: 0
     apart: Mapping[str, str] = field(default_factory=dict)
-    text_length: Callable[[nn.Module, Mapping[str, Any]], int] | None = None
+    text_length: Callable[[nn.Module, Mapping[str, Any]], Sequence[int]] | None = None
     timestep: str = "timestep"

@@ -7,8 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import is_dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+
+from diffusion_lens.errors import EngineError
 
 Transform = Callable[[Tensor], Tensor]
 
@@ -61,14 +64,12 @@ def on_output(module: nn.Module, index: int | None, transform: Transform) -> Rem
             return None if changed is output else changed
         if is_dataclass(output):
             structured: Any = output
-            changed = transform(structured.sample)
+            changed = _inside(structured.sample, (), transform)
             same = changed is structured.sample
             return None if same else replace(structured, sample=changed)
         place = index or 0
         given = output[place]
-        if given is None:
-            return None
-        changed = transform(given)
+        changed = _inside(given, (), transform)
         return None if changed is given else _changed(output, place, changed)
 
     return module.register_forward_hook(after)
@@ -85,6 +86,8 @@ def _inside(container: Any, path: Sequence[str | int], transform: Transform) -> 
         if isinstance(container, tuple) and container:  # the text with image prompts beside it
             after = _inside(container[0], path, transform)
             return container if after is container[0] else (after, *container[1:])
+        if isinstance(container, list):  # one tensor for each sample
+            return _sample_by_sample(container, transform)
         return transform(container) if isinstance(container, Tensor) else container
     key, *rest = path
     if isinstance(container, dict) and key not in container:
@@ -97,6 +100,23 @@ def _inside(container: Any, path: Sequence[str | int], transform: Transform) -> 
         return {**container, key: after}
     assert isinstance(key, int)
     return _changed(container, key, after)
+
+
+def _sample_by_sample(samples: list[Tensor], transform: Transform) -> list[Tensor]:
+    """Show samples that come one by one as one batch.
+
+    Raises:
+        EngineError: If they differ in size.
+    """
+    sizes = dict.fromkeys(tuple(sample.shape) for sample in samples)
+    if len(sizes) > 1:
+        raise EngineError(
+            f"samples of the sizes {list(sizes)} do not make one tensor; run prompts of different "
+            "length one at a time, and without guidance or with a negative prompt as long"
+        )
+    together = torch.stack(samples)
+    after = transform(together)
+    return samples if after is together else list(after.unbind())
 
 
 def _changed(values: Sequence, place: int, value: object) -> tuple:

@@ -13,7 +13,7 @@ from torch import Tensor
 from diffusion_lens.engine.noise import NoiseLevel, noise_level
 from diffusion_lens.engine.run_state import PartPrompts, Prompts, RunState
 from diffusion_lens.engine.words import PromptTokens, words_of
-from diffusion_lens.errors import WordError
+from diffusion_lens.errors import EngineError, WordError
 
 if TYPE_CHECKING:
     from diffusion_lens.engine.steps import StepTracker
@@ -49,7 +49,8 @@ class Evaluation:
             return self._scheduled[0]
         found = self.arguments.get(self.spec.timestep)
         value = torch.as_tensor(math.nan if found is None else found).reshape(-1)[0]
-        return value.detach().to(torch.float32, copy=True) * self.spec.timestep_scale
+        value, scale = value.detach().to(torch.float32, copy=True), self.spec.timestep_scale
+        return value * scale if scale > 0 else (1 - value) * -scale
 
     def timestep(self) -> float:
         """The scheduler's timestep."""
@@ -89,7 +90,14 @@ class Evaluation:
     def text_length(self) -> int:
         """Number of text tokens; image prompts, which may come beside the text, apart."""
         if self.spec.text_length is not None:
-            return self.spec.text_length(self.tracker.denoiser, self.arguments)
+            lengths = set(self.spec.text_length(self.tracker.denoiser, self.arguments))
+            if len(lengths) > 1:
+                raise EngineError(
+                    f"the samples have {sorted(lengths)} text tokens, so that streams begin at "
+                    "different places; run prompts of different length one at a time, and without "
+                    "guidance or with a negative prompt as long"
+                )
+            return lengths.pop()
         text = self.arguments[self.spec.text]
         return int((text[0] if isinstance(text, tuple) else text).shape[1])
 

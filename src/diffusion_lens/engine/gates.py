@@ -27,6 +27,7 @@ def _piece(gate: Gate, block: nn.Module, given: Any) -> Tensor:
         return given[gate.index]
     if gate.table is None and not gate.stacked:
         return given.chunk(gate.pieces, -1)[gate.index or 0]
+    given = given.float() if gate.upcast else given
     each = given if gate.stacked else given.unflatten(-1, (gate.pieces, -1))
     factor = each.select(-2, gate.index or 0)
     if gate.table is None:

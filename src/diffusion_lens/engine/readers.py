@@ -338,8 +338,10 @@ def _neurons(at: BlockHooks, source: Neurons, run: Fire) -> Handle:
     shared = mlp.module is None
     sequence = at.fused.streams if shared else mlp.streams or (source.stream,)
     columns = slice(at.width if shared else 0, None)
-    run = _in_turn(at, mlp, run)
-    return on_columns(at.part(mlp.down), at.rows(sequence, source.stream), columns, None, run)
+    rows = at.rows(sequence, source.stream)
+    if mlp.call is not None:
+        rows, run = (lambda total: slice(0, total)), _in_turn(at, mlp, run)
+    return on_columns(at.part(mlp.down), rows, columns, None, run)
 
 
 def _in_turn(at: BlockHooks, mlp: Mlp, run: Fire) -> Fire:

@@ -194,18 +194,15 @@ class StreamHooks:
         return self.block.spec.mlps[self.name].module is None
 
     def _attach_mid(self, module: nn.Module, mid: Mid) -> RemovableHandle:
+        fire = self.fires.get(mid.name, lambda value: value)
+
         def between(value: Tensor) -> Tensor:
-            summed = self._sum(mid.updates, value)
-            fire = self.fires.get(mid.name)
-            after = summed if fire is None else fire(summed)
+            if mid.copied:
+                return self._in_copy(value, mid, fire)
+            after = fire(self._sum(mid.updates, value))
             if mid.beside:
                 for name in mid.updates:
                     self._edits.pop(name, None)
-                return after
-            if mid.copied:
-                assert self._entered is not None
-                self._carried |= after is not value
-                self._entered = after.to(self._entered.dtype)
                 return after
             if after is not value:
                 value.copy_(after)  # in place: the block adds to this very tensor later
@@ -214,6 +211,16 @@ class StreamHooks:
             return value
 
         return on_argument(module, (mid.argument,), self._mine(between))
+
+    def _in_copy(self, value: Tensor, mid: Mid, fire: Fire) -> Tensor:
+        """Hooks at a copy of the residual in another precision; the edit goes on to the residual."""
+        assert self._entered is not None
+        residual = value.to(self._entered.dtype)
+        after = self._entered = fire(self._sum(mid.updates, residual))
+        if after is residual:
+            return value
+        self._carried = True
+        return after.to(value.dtype)
 
     def _leave(self, value: Tensor) -> Tensor:
         after = self._sum(self.stream.updates, value)

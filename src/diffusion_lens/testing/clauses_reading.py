@@ -85,7 +85,7 @@ def points_fire_once(subject: Subject, findings: Findings) -> None:
     """
     whole = subject.record(subject.points)
     _count(subject, findings, whole, ("cond",))
-    batch = subject.inputs[subject.model.spec.latents].shape[0]
+    batch = len(subject.inputs[subject.model.spec.latents])
     if batch % 2:
         findings.skip(f"two branches in a batch of {batch}: give a call with an even batch")
         return

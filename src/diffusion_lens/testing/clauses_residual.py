@@ -106,13 +106,13 @@ def _stretches(block: BlockSite) -> Iterator[Stretch]:
     for stream, described in block.spec.streams.items():
         base = f"{block.prefix}.{stream}"
         at = f"{base}.hook_resid_pre"
-        ends = [(mid.name, mid.updates) for mid in described.mids]
+        ends = [(mid.name, mid.updates, mid.beside) for mid in described.mids]
         if described.returned:
-            ends.append(("resid_post", described.updates))
-        for name, sublayers in ends:
+            ends.append(("resid_post", described.updates, False))
+        for name, sublayers, beside in ends:
             end = f"{base}.hook_{name}"
             yield at, end, tuple(f"{base}.hook_{sublayer}_update" for sublayer in sublayers)
-            at = end
+            at = at if beside else end
 
 
 def _neighbours(subject: Subject) -> Iterator[tuple[str, str]]:

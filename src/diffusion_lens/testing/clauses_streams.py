@@ -17,14 +17,17 @@ from diffusion_lens.architectures.catalogue import head_sizes
 from diffusion_lens.architectures.sources import ProductInput, StreamEntering
 from diffusion_lens.architectures.spec import Attention, BlockSite
 from diffusion_lens.hook_points import HookContext
-from diffusion_lens.testing.clauses_products import head_factors, scale_each_head
+from diffusion_lens.testing.clauses_products import head_factors
 from diffusion_lens.testing.comparing import same_effect
 from diffusion_lens.testing.report import Findings
-from diffusion_lens.testing.subject import Hook, Subject, noise_like
+from diffusion_lens.testing.subject import Hook, Subject, disturbed, noise_like
 from diffusion_lens.testing.weights import is_editable, scaled_rows, scaled_tokens
 
 VALUE_PROJECTIONS = ("to_v", "add_v_proj")
 """What diffusers calls the layers that make v."""
+
+FUSED_PROJECTIONS = ("to_qkv", "to_qkv_mlp_proj", "img_attn_qkv", "txt_attn_qkv")
+"""Those that make q, k and v, in this order, and may go on with the MLP's neurons."""
 
 
 @dataclass
@@ -118,7 +121,7 @@ def _disturb(subject: Subject, stream: str) -> Reaction:
     given = subject.inputs[argument]
     edits: list[Hook] = [(name, hold) for name in entering]
     with _Watching(subject, seen_after):
-        changes = {argument: given + noise_like(given, argument)}
+        changes = {argument: disturbed(given, argument)}
         after = subject.record(products, edits, changes=changes).values()
     first = [name for name in entering if subject.points[name].block == 0]
     return Reaction(
@@ -181,10 +184,35 @@ def _value_projections(subject: Subject) -> Iterator[tuple[str, nn.Module]]:
         for attention in block.spec.attentions:
             path = block.inside(attention.module)
             module = subject.denoiser.get_submodule(path)
-            for name in VALUE_PROJECTIONS:
+            for name in (*VALUE_PROJECTIONS, *FUSED_PROJECTIONS):
                 found = getattr(module, name, None)
                 if isinstance(found, nn.Module):
                     yield f"{path}.{name}", found
+
+
+class _Scale:
+    """A hook that scales every head of v by its factor."""
+
+    def __init__(self, factors: Tensor) -> None:
+        self.factors = factors
+
+    def __call__(self, activation: Tensor, _hook: HookContext) -> Tensor:
+        return activation * self.factors.to(activation)[:, None]
+
+
+def _value_factors(layer: Any, path: str, heads: int, d_head: int) -> tuple[Tensor, Tensor]:
+    """A factor for each head of v, and the same for each row of the layer that makes v.
+
+    Heads that share one key and value (grouped queries) share a factor.
+    """
+    rows = getattr(layer, "out_features", heads * d_head)
+    if path.rpartition(".")[2] in FUSED_PROJECTIONS:
+        each, width = head_factors(heads), heads * d_head
+        before, after = torch.ones(2 * width), torch.ones(rows - 3 * width)
+        return each, torch.cat([before, each.repeat_interleave(d_head), after])
+    groups = rows // d_head
+    each = head_factors(groups)
+    return each.repeat_interleave(heads // groups), each.repeat_interleave(d_head)
 
 
 def _v_is_its_projection(
@@ -206,20 +234,21 @@ def _v_is_its_projection(
         if path.startswith(module) and bool(tokens.any())
     }
     if len(moved) != 1:
-        layers = f"{len(moved)} layers of {VALUE_PROJECTIONS} in {module[:-1]}"
+        names = (*VALUE_PROJECTIONS, *FUSED_PROJECTIONS)
+        layers = f"{len(moved)} layers of {names} in {module[:-1]}"
         findings.skip(f"{point}: {layers} react to it, so that none can be scaled in its place")
         return
     ((path, tokens),) = moved.items()
     heads, d_head = head_sizes(subject.denoiser, block, attention)
-    factors = head_factors(heads).repeat_interleave(d_head)
-    layer = subject.denoiser.get_submodule(path)
+    layer: Any = subject.denoiser.get_submodule(path)
+    each, factors = _value_factors(layer, path, heads, d_head)
     if bool(tokens.all()) and is_editable(layer):
         edit = scaled_rows(layer, factors)
     else:
         edit = scaled_tokens(layer, tokens, factors)
     with edit:
         otherwise = subject.run()
-    by_hook = subject.run([(point, scale_each_head)])
+    by_hook = subject.run([(point, _Scale(each))])
     same_effect(
         subject,
         findings,

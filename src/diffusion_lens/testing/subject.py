@@ -102,7 +102,8 @@ class Subject:
             output = self.denoiser(**_cloned(self.inputs | dict(changes or {})))
         if isinstance(output, Tensor):
             return output
-        return output[0] if isinstance(output, tuple) else output.sample
+        found = output[0] if isinstance(output, tuple) else output.sample
+        return torch.stack(found) if isinstance(found, list) else found
 
     def record(
         self,
@@ -145,6 +146,13 @@ class Subject:
 def suffix(point: HookPoint) -> str:
     """A point's name after its block."""
     return point.name.split(".", 2)[2] if point.block is not None else point.name
+
+
+def disturbed(value: Any, name: str) -> Any:
+    """An argument of the denoiser with noise added: a tensor, or one for each sample."""
+    if isinstance(value, list):
+        return [disturbed(one, f"{name}.{place}") for place, one in enumerate(value)]
+    return value + noise_like(value, name)
 
 
 def noise_like(value: Tensor, name: str) -> Tensor:

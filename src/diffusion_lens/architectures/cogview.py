@@ -1,0 +1,42 @@
+"""CogView 3+, CogView 4 and GLM-Image: text and image share all weights but the modulation's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from diffusion_lens.architectures import forms
+from diffusion_lens.architectures.forms import IMG_TXT
+from diffusion_lens.architectures.spec import DenoiserSpec, Gate, Mid, TextPart
+
+MIDS = {
+    "img": Mid("resid_mid", "norm2", ("attn",)),
+    "txt": Mid("resid_mid", "norm2_context", ("attn",)),
+}
+GATES = {
+    "img": (Gate("norm1", 1), Gate("norm1", 4)),
+    "txt": (Gate("norm1", 6), Gate("norm1", 9)),
+}
+IN_TURN = forms.shared(MIDS, GATES, calls=IMG_TXT)
+
+COGVIEW3_PLUS = DenoiserSpec(
+    denoiser="CogView3PlusTransformer2DModel",
+    family="CogView 3+",
+    blocks={"CogView3PlusTransformerBlock": forms.shared(MIDS, GATES, clamped=True)},
+    outside=forms.points(("channel", "height", "width"), embedding="time_condition_embed"),
+    latents="hidden_states",
+    text="encoder_hidden_states",
+    grid=forms.grid_of_latents(),
+    default_grid=forms.native_patches,
+    text_parts=(TextPart("tokenizer"),),
+    text_tokens=224,
+    text_ends_in_last_block=True,
+)
+COGVIEW4 = replace(
+    COGVIEW3_PLUS,
+    denoiser="CogView4Transformer2DModel",
+    family="CogView 4",
+    blocks={"CogView4TransformerBlock": IN_TURN},
+    text_tokens=1024,
+    guidance="calls",
+    branches=("cond", "uncond"),
+)

@@ -1,0 +1,56 @@
+"""Families made after Flux.1: Chroma, Bria, LongCat-Image, Ovis-Image."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from diffusion_lens.architectures import forms
+from diffusion_lens.architectures.flux import DOUBLE, FLUX, SINGLE
+from diffusion_lens.architectures.forms import TXT_IMG
+from diffusion_lens.architectures.spec import Gate, TextPart
+
+T5 = (TextPart("tokenizer"),)
+
+CHROMA = replace(
+    FLUX,
+    denoiser="ChromaTransformer2DModel",
+    family="Chroma",
+    blocks={
+        "ChromaTransformerBlock": DOUBLE,
+        "ChromaSingleTransformerBlock": forms.parallel(
+            TXT_IMG, "proj_out", Gate("norm", 1), within="hidden_states", clamped=True
+        ),
+    },
+    outside=forms.points(("pos", "channel"), embedding="distilled_guidance_layer"),
+    text_parts=T5,
+    concepts=None,
+)
+BRIA = replace(
+    FLUX,
+    denoiser="BriaTransformer2DModel",
+    family="Bria 3",
+    blocks={"BriaTransformerBlock": DOUBLE, "BriaSingleTransformerBlock": SINGLE},
+    outside=forms.points(("pos", "channel"), embedding="time_embed"),
+    text_parts=T5,
+    timestep_scale=1.0,
+    concepts=None,
+)
+LONGCAT = replace(
+    FLUX,
+    denoiser="LongCatImageTransformer2DModel",
+    family="LongCat-Image",
+    blocks={
+        "LongCatImageTransformerBlock": DOUBLE,
+        "LongCatImageSingleTransformerBlock": SINGLE,
+    },
+    outside=forms.points(("pos", "channel"), embedding="time_embed"),
+    text_parts=T5,
+    concepts=None,
+)
+OVIS = replace(
+    LONGCAT,
+    denoiser="OvisImageTransformer2DModel",
+    family="Ovis-Image",
+    blocks={"OvisImageTransformerBlock": DOUBLE, "OvisImageSingleTransformerBlock": SINGLE},
+    outside=forms.points(("pos", "channel"), embedding="timestep_embedder"),
+)

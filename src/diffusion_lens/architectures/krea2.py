@@ -1,0 +1,43 @@
+"""Krea2Transformer2DModel: text and image in one stream, grouped queries, gates on z."""
+
+from __future__ import annotations
+
+from diffusion_lens.architectures import forms
+from diffusion_lens.architectures.forms import TXT_IMG
+from diffusion_lens.architectures.spec import DenoiserSpec, TextPart
+
+
+def _grid(_denoiser, arguments, _level):
+    image = arguments["position_ids"][arguments["encoder_hidden_states"].shape[1] :]
+    last = image[image[:, 0] == image[0, 0]].amax(0)
+    return (int(last[1]) + 1, int(last[2]) + 1)
+
+
+KREA2 = DenoiserSpec(
+    denoiser="Krea2Transformer2DModel",
+    family="Krea 2",
+    blocks={
+        "Krea2TransformerBlock": forms.sequential(
+            TXT_IMG,
+            mlp=("ff", "ff.down"),
+            gates=forms.chunked(2, 5, 6, argument="temb", table="scale_shift_table"),
+            sizes=lambda attention: (attention.num_heads, attention.head_dim),
+            gated=True,
+        )
+    },
+    outside=forms.points(
+        ("pos", "channel"), embedding="time_embed", text_axes=("pos", "layer", "d_text")
+    ),
+    latents="hidden_states",
+    text="encoder_hidden_states",
+    grid=_grid,
+    grid_from="position_ids",
+    default_grid=forms.native(64, 64),
+    text_parts=(TextPart("tokenizer"),),
+    text_tokens=512,
+    guidance="calls",
+    branches=("cond", "uncond"),
+    timestep_scale=1000.0,
+    text_ends_in_last_block=True,
+    apart={"text_fusion": "the text is refined before it meets the image"},
+)

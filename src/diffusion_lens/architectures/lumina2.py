@@ -1,0 +1,51 @@
+"""Lumina2Transformer2DModel: text and image in one stream behind refiners, norms on both sides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from diffusion_lens.architectures import forms
+from diffusion_lens.architectures.forms import TXT_IMG
+from diffusion_lens.architectures.spec import DenoiserSpec, Gate, TextPart
+
+REFINED = "each stream is refined by itself before they meet"
+
+
+def text_length(_denoiser: nn.Module, arguments: Mapping[str, Any]) -> list[int]:
+    """Tokens of each prompt, without its padding."""
+    return arguments["encoder_attention_mask"].sum(1).tolist()
+
+
+LUMINA2 = DenoiserSpec(
+    denoiser="Lumina2Transformer2DModel",
+    family="Lumina 2",
+    blocks={
+        "Lumina2TransformerBlock": forms.sequential(
+            TXT_IMG,
+            norm="ffn_norm1",
+            mlp=("feed_forward", "feed_forward.linear_2"),
+            gates=forms.sandwiched(
+                (Gate("norm1", 1, activation="tanh"), Gate("norm1", 3, activation="tanh")),
+                ("norm2", "ffn_norm2"),
+            ),
+        )
+    },
+    outside=forms.points(
+        ("channel", "height", "width"), embedding="time_caption_embed.timestep_embedder"
+    ),
+    latents="hidden_states",
+    text="encoder_hidden_states",
+    grid=forms.grid_of_latents(),
+    default_grid=forms.native_patches,
+    text_parts=(TextPart("tokenizer"),),
+    text_tokens=256,
+    guidance="calls",
+    branches=("cond", "uncond"),
+    timestep_scale=-1000.0,
+    text_ends_in_last_block=True,
+    text_length=text_length,
+    apart=dict.fromkeys(("noise_refiner", "context_refiner"), REFINED),
+)

@@ -1,0 +1,48 @@
+"""The families that this package describes."""
+
+from diffusion_lens.architectures.auraflow import AURAFLOW
+from diffusion_lens.architectures.cogvideox import COGVIDEOX, CONSISID
+from diffusion_lens.architectures.cogview import COGVIEW3_PLUS, COGVIEW4
+from diffusion_lens.architectures.flux import FLUX
+from diffusion_lens.architectures.flux2 import FLUX2
+from diffusion_lens.architectures.flux_copies import BRIA, CHROMA, LONGCAT, OVIS
+from diffusion_lens.architectures.hunyuan import HUNYUAN_IMAGE, HUNYUAN_VIDEO, HUNYUAN_VIDEO_15
+from diffusion_lens.architectures.krea2 import KREA2
+from diffusion_lens.architectures.ltx import LTX_VIDEO
+from diffusion_lens.architectures.lumina2 import LUMINA2
+from diffusion_lens.architectures.pixart import PIXART
+from diffusion_lens.architectures.qwen_image import QWEN_IMAGE
+from diffusion_lens.architectures.sd3 import SD3
+from diffusion_lens.architectures.unet import UNET
+from diffusion_lens.architectures.wan import CHRONO_EDIT, SKYREELS_V2, WAN, WAN_ANIMATE
+from diffusion_lens.architectures.z_image import Z_IMAGE
+
+SHIPPED = (
+    UNET,
+    SD3,
+    FLUX,
+    FLUX2,
+    Z_IMAGE,
+    QWEN_IMAGE,
+    WAN,
+    KREA2,
+    LTX_VIDEO,
+    HUNYUAN_VIDEO,
+    HUNYUAN_VIDEO_15,
+    HUNYUAN_IMAGE,
+    CHROMA,
+    BRIA,
+    LONGCAT,
+    OVIS,
+    COGVIDEOX,
+    CONSISID,
+    COGVIEW3_PLUS,
+    COGVIEW4,
+    AURAFLOW,
+    LUMINA2,
+    PIXART,
+    CHRONO_EDIT,
+    SKYREELS_V2,
+    WAN_ANIMATE,
+)
+"""Every one of them, in the order of the table in the docs."""

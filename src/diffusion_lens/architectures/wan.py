@@ -1,0 +1,52 @@
+"""WanTransformer3DModel and its near copies: self-attention, cross-attention, MLP, for video."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from diffusion_lens.architectures import forms
+from diffusion_lens.architectures.spec import DenoiserSpec, TextPart
+
+
+def products(block: Any) -> tuple[str, ...]:
+    """Image-to-video models attend to an image first, then to the text."""
+    return ("",) if block.attn2.add_k_proj is None else ("ip", "")
+
+
+WAN = DenoiserSpec(
+    denoiser="WanTransformer3DModel",
+    family="Wan 2.1 / 2.2",
+    blocks={
+        "WanTransformerBlock": forms.crossed(
+            ("norm2", "norm3"),
+            mlp=("ffn", "ffn.net.2"),
+            gates=forms.chunked(
+                2, 5, 6, argument="temb", stacked=True, table="scale_shift_table", upcast=True
+            ),
+            before_rope=("norm_q", "norm_k"),
+            heads_joined=True,
+            copied=True,
+            products=products,
+        )
+    },
+    outside=forms.points(
+        ("channel", "frame", "height", "width"), embedding="condition_embedder.time_embedder"
+    ),
+    latents="hidden_states",
+    text="encoder_hidden_states",
+    grid=forms.grid_of_latents(),
+    default_grid=forms.native(21, 30, 52),
+    text_parts=(TextPart("tokenizer"),),
+    text_tokens=512,
+    guidance="calls",
+    branches=("cond", "uncond"),
+)
+CHRONO_EDIT = replace(WAN, denoiser="ChronoEditTransformer3DModel", family="ChronoEdit")
+SKYREELS_V2 = replace(
+    WAN,
+    denoiser="SkyReelsV2Transformer3DModel",
+    family="SkyReels-V2",
+    blocks={"SkyReelsV2TransformerBlock": WAN.blocks["WanTransformerBlock"]},
+)
+WAN_ANIMATE = replace(WAN, denoiser="WanAnimateTransformer3DModel", family="Wan-Animate")

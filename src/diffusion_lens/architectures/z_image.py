@@ -1,0 +1,59 @@
+"""ZImageTransformer2DModel: image and text in one stream behind refiners, samples in lists."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from diffusion_lens.architectures import forms
+from diffusion_lens.architectures.forms import IMG_TXT
+from diffusion_lens.architectures.spec import DenoiserSpec, TextPart
+
+MULTIPLE = 32
+REFINED = "each stream is refined by itself before they meet"
+
+
+def grid(_denoiser: nn.Module, arguments: Mapping[str, Any], _level: int) -> tuple[int, ...]:
+    """(height, width) in tokens."""
+    patch = arguments.get("patch_size", 2)
+    return tuple(size // patch for size in arguments["x"][0].shape[-2:])
+
+
+def text_length(_denoiser: nn.Module, arguments: Mapping[str, Any]) -> list[int]:
+    """Tokens of each caption, filled up to whole multiples of 32 by tokens that are attended to."""
+    return [-(-len(caption) // MULTIPLE) * MULTIPLE for caption in arguments["cap_feats"]]
+
+
+Z_IMAGE = DenoiserSpec(
+    denoiser="ZImageTransformer2DModel",
+    family="Z-Image",
+    blocks={
+        "ZImageTransformerBlock": forms.sequential(
+            IMG_TXT,
+            within="x",
+            attention="attention",
+            norm="ffn_norm1",
+            mlp=("feed_forward", "feed_forward.w2"),
+            gates=forms.sandwiched(
+                forms.chunked(1, 3, 4, module="adaLN_modulation", activation="tanh"),
+                ("attention_norm2", "ffn_norm2"),
+            ),
+        )
+    },
+    outside=forms.points(
+        ("channel", "frame", "height", "width"), embedding="t_embedder", names=("x", "cap_feats")
+    ),
+    latents="x",
+    text="cap_feats",
+    grid=grid,
+    default_grid=forms.native(64, 64),
+    text_parts=(TextPart("tokenizer"),),
+    text_tokens=512,
+    text_length=text_length,
+    timestep="t",
+    timestep_scale=-1000.0,
+    text_ends_in_last_block=True,
+    apart=dict.fromkeys(("noise_refiner", "context_refiner", "siglip_refiner"), REFINED),
+)
