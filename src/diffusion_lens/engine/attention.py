@@ -130,7 +130,7 @@ class AttentionHooks:
         queries, keys = self.attention.sequences(name)
         lengths = self.measured(name, product.query, product.key)
         given = product.query
-        # Image prompts ask with the very queries of the text, whose hooks have run, or run for both.
+        # Image prompts ask with the very queries of the text, whose hooks run once for both.
         if self._query is not None and _is_view(given, self._query[0]):
             product.query = self._query[1]
         elif self._asks(number):

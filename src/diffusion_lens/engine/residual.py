@@ -213,7 +213,7 @@ class StreamHooks:
         return on_argument(module, (mid.argument,), self._mine(between))
 
     def _in_copy(self, value: Tensor, mid: Mid, fire: Fire) -> Tensor:
-        """Hooks at a copy of the residual in another precision; the edit goes on to the residual."""
+        """Hooks at a copy of the residual; an edit goes on to the residual itself."""
         assert self._entered is not None
         residual = value.to(self._entered.dtype)
         after = self._entered = fire(self._sum(mid.updates, residual))

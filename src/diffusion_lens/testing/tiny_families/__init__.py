@@ -1,0 +1,1 @@
+"""Tiny configs of the described denoisers, and a call that fits each."""
