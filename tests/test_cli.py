@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from diffusers import DiffusionPipeline
 from PIL import Image
 from typer.testing import CliRunner, Result
 
@@ -135,10 +136,46 @@ def test_run_refuses_with_the_message_alone(
     assert said in message
 
 
-def test_a_model_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    message = refused("hooks", str(tmp_path / "nothing"))
-    assert message.startswith("cannot load ")
-    assert "a Hub id, a folder" in message
+def test_a_folder_that_is_not_there_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").touch()
+    for path in (str(tmp_path / "nothing"), "./nothing", "~/nothing", "a/b/c", "a\\b"):
+        message = refused("hooks", path)
+        assert message.startswith(f"cannot load {path!r}: there is no such folder.\n")
+        assert "MODEL is a Hub id, a folder" in message
+    message = refused("hooks", str(tmp_path / "model_index.json"))
+    assert "it is a file; give the folder that it lies in" in message
+
+
+@pytest.mark.parametrize("name", ["shapes-unet", "shapes_unet", "Shapes-unet", "shape-unet"])
+def test_the_name_of_a_toy_alone_is_refused_with_the_whole_of_it(name: str) -> None:
+    message = refused("hooks", name)
+    assert message.startswith(f"cannot load {name!r}: there is no such folder, and the toy models")
+    assert "Closest: toy:shapes-unet; give that." in message
+
+
+def test_a_name_that_the_hub_may_have_is_looked_up_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(*_asked: object, **_more: object) -> None:
+        raise OSError("the Hub has nothing of that name")
+
+    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", nothing)
+    for name in ("stable-diffusion-xl", "someone/shapes-unet"):
+        message = refused("hooks", name)
+        assert message.startswith(f"cannot load {name!r}: the Hub has nothing of that name\n")
+        assert "MODEL is a Hub id, a folder" in message
+
+
+def test_the_package_runs_as_the_command_does() -> None:
+    command = [sys.executable, "-m", "diffusion_lens", "hooks", "toy:nothing"]
+    shown = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert shown.returncode == 2
+    assert "no toy model is called 'nothing'" in shown.stderr
+
+
+def test_only_commands_that_take_an_image_speak_of_its_caption() -> None:
+    for name in ("attention-maps", "concept-attention"):
+        assert "with --image its caption" in works(name, "--help")
+    for name in ("run", "excite"):
+        assert "caption" not in works(name, "--help").partition("Options")[0]
 
 
 def test_an_unknown_toy_is_refused() -> None:
