@@ -287,6 +287,8 @@ def test_patch_shows_both_runs_and_the_best_patch(more: tuple[str, ...], tmp_pat
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert page.count("<figure") == 3
     assert "patched, in a whole run, at " in page
+    forced = "--mode" not in more
+    assert ("of a whole run" in page and "the effects are teacher-forced" in page) == forced
     rows = table(tmp_path / "table.csv")
     shown = page.count("<tr>") - 1
     assert shown == min(20, len(rows))

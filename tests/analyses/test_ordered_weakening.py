@@ -175,11 +175,11 @@ def test_what_cannot_be_weakened_says_why() -> None:
             "2 images of each prompt .* one for each of seeds=",
         ),
         ({"output_type": "latent"}, RunError, "no images to score"),
-        ({"score": lambda *_: 0.5}, ResultError, r"shape \(\) for 1 images"),
+        ({"score": lambda *_: 0.5}, ResultError, r"shape \(\) for 1 image"),
         (
             {"score": {"grey": lambda *_: [1, 2]}},
             ResultError,
-            r"'grey' gave .* \(2,\) for 1 images",
+            r"'grey' gave .* \(2,\) for 1 image",
         ),
     ],
     ids=[

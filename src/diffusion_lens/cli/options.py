@@ -16,9 +16,7 @@ Model = Annotated[
     str, typer.Argument(help="A Hub id, a folder, or a toy model such as toy:shapes-unet.")
 ]
 Prompt = Annotated[str, typer.Argument(help="What to generate.")]
-PromptOrCaption = Annotated[
-    str, typer.Argument(help="What to generate; with --image its caption.")
-]
+PromptOrCaption = Annotated[str, typer.Argument(help="What to generate; with --image its caption.")]
 Out = Annotated[
     Path,
     typer.Option(

@@ -12,7 +12,7 @@ from diffusion_lens.cli.command import Call, command
 from diffusion_lens.cli.folders import Finding
 from diffusion_lens.cli.loading import seeds_of
 from diffusion_lens.cli.messages import fail
-from diffusion_lens.cli.patched_run import best_part, patched_images
+from diffusion_lens.cli.patched_run import WHOLE_RUN, best_part, patched_images
 
 METRICS = ("latent_recovery", "latent_projection", "x0_distance", "graded")
 
@@ -98,10 +98,11 @@ def patch(
     captions["patched"] = "patched, in a whole run, at " + ", ".join(
         f"{axis} {label}" for axis, label in best_part(result).items() if axis != "effect"
     )
+    said = [WHOLE_RUN] if mode == "teacher-forced" else []
     return Finding(
         f"Patching: “{clean}” into “{corrupted}”",
         result,
-        [result.plot()],
+        [*(said if drawn else ()), result.plot()],
         rows=result.records(),
         by="effect",
         pictures={name: [image] for name, image in drawn.items()},

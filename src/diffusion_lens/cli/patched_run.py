@@ -10,6 +10,13 @@ if TYPE_CHECKING:
     from diffusion_lens.analyses import PatchingResult
     from diffusion_lens.hook_points import HookPoint
 
+WHOLE_RUN = (
+    "The picture called patched is of a whole run with the best part patched; the effects are "
+    "teacher-forced, each of one step by itself on the clean run's latents, so that a large one "
+    "need not show in the picture."
+)
+"""What a report says of its picture where the sweep made no whole runs."""
+
 
 def best_part(result: PatchingResult) -> dict[str, Any]:
     """The labels of the patch with the largest effect, and the effect; empty where there is none.

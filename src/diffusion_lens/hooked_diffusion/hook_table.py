@@ -15,6 +15,7 @@ from diffusion_lens.engine.wiring import Wiring
 from diffusion_lens.errors import UnknownHookPointError
 from diffusion_lens.hook_points.names import NamePattern, matches
 from diffusion_lens.hook_points.point import HookPoint
+from diffusion_lens.showing.one_line import counted
 
 HEADER = ("hook point", "axes", "shape", "heads", "grid", "bytes", "module", "note")
 
@@ -120,7 +121,7 @@ def hook_table(wiring: Wiring, pattern: NamePattern) -> HookTable:
             raise
         found = {}
     rows = [_row(wiring, point) for point in found.values()]
-    return HookTable(f"{wiring.called}: {len(rows)} hook points", (*rows, *absent))
+    return HookTable(f"{wiring.called}: {counted(len(rows), 'hook point')}", (*rows, *absent))
 
 
 def _row(wiring: Wiring, point: HookPoint) -> HookRow:

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 
 from diffusion_lens.border import public
 from diffusion_lens.errors import FigureError
+from diffusion_lens.showing.one_line import counted
 from diffusion_lens.viz.style import ABSENT, MOST_ROWS, colour_axis, finish, ticks
 from diffusion_lens.viz.values import array, labels, limits, plain
 
@@ -96,7 +97,7 @@ def _pointed(count: int, shown: Sequence[str], notes: Sequence[Any] | None) -> l
 
 def _cells(given: Sequence[Sequence[Any]], shape: tuple[int, ...]) -> list[list[str]]:
     if len(given) != shape[0]:
-        raise FigureError(f"cells has {len(given)} rows for {shape[0]}")
+        raise FigureError(f"cells has {counted(len(given), 'row')} for {shape[0]}")
     return [labels(row, shape[1], name="cells") for row in given]
 
 

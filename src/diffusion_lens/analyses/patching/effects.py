@@ -173,7 +173,7 @@ class Effects(Saved):
             ", ".join(f"{axis} {one[axis]}" for axis in self.axes) + f": {one['effect']:.3f}"
             for one in self.top(3)
         )
-        return f"{what}, {grid}, {len(self.seeds)} samples; {best or nothing}"
+        return f"{what}, {grid}, {counted(len(self.seeds), 'sample')}; {best or nothing}"
 
     def _in_one_line(self, what: str, *, nothing: str) -> str:
         """What was done, grid, samples and the largest effect."""
