@@ -149,10 +149,13 @@ class Effects(Saved):
             return viz.bars(bars, intervals=intervals, x_title=axis, y_title=bar_value, **said)
         first = self.axes[:-1]
         apart = "." if first == ("block", "head") else " "  # a head is called 8.0, as everywhere
-        rows = [
-            apart.join(map(str, place)) for place in product(*(self.labels[axis] for axis in first))
+        places = list(product(*(self.labels[axis] for axis in first)))
+        rows = [apart.join(map(str, place)) for place in places]
+        modules = [self._module(place, first) for place in places]
+        cells = [
+            [f"head {row}.{name}" + (f" ({module})" if module else "") for name in names]
+            for row, module in zip(rows, modules, strict=True)
         ]
-        cells = [[f"head {row}.{name}" for name in names] for row in rows]
         return viz.head_grid(
             self.effects.flatten(0, -2),
             rows=rows,
@@ -162,9 +165,18 @@ class Effects(Saved):
             marks=marks,
             row_title="head (block.head)" if first == ("block", "head") else ", ".join(first),
             column_title=self.axes[-1],
+            row_notes=modules,
+            column_notes=[
+                self._module((one,), self.axes[-1:]) for one in self.labels[self.axes[-1]]
+            ],
             cells=cells if self.axes == ("block", "head") else None,
             **said,
         )
+
+    def _module(self, place: Sequence[Any], axes: Sequence[str]) -> str:
+        """The module that is patched at a place; empty where it is not one, or not known."""
+        modules = self.made_by.get("modules", {})
+        return modules.get(place[axes.index("block")], "") if "block" in axes else ""
 
     def _told(self, what: str, *, nothing: str) -> str:
         """Size of the grid and the largest effects."""

@@ -66,6 +66,15 @@ class Plan:
         """Size of the grid."""
         return tuple(len(self.labels[axis]) for axis in self.axes)
 
+    @property
+    def modules(self) -> dict[int, str]:
+        """The native module of each block, where all that is patched in it is read at one."""
+        found: dict[int, set[str]] = {}
+        for point in self.points.values():
+            if point.block is not None:
+                found.setdefault(point.block, set()).add(point.module)
+        return {block: next(iter(some)) for block, some in found.items() if len(some) == 1}
+
 
 def plan(
     model: HookedDiffusion,
