@@ -58,7 +58,11 @@ def test_the_pointer_names_modules_and_cells() -> None:
     figure = viz.head_grid([[1.0, 2.0]], **grid, cells=[["head 8.0", "head 8.1"]])
     assert [one[0] for one in figure.data[0].customdata[0]] == ["head 8.0", "head 8.1"]
     assert "customdata[1]" not in figure.data[0].hovertemplate
-    for more in ({"column_notes": [MARKUP, ""]}, {"row_notes": [MARKUP]}, {"cells": [[MARKUP, ""]]}):
+    for more in (
+        {"column_notes": [MARKUP, ""]},
+        {"row_notes": [MARKUP]},
+        {"cells": [[MARKUP, ""]]},
+    ):
         figure = viz.head_grid([[1.0, 2.0]], **grid, **more)
         assert any(DRAWN in one for one in figure.data[0].customdata[0][0])
     with pytest.raises(FigureError, match="column_notes has 1 label for 2"):

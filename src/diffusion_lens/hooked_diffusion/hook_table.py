@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ import torch
 
 from diffusion_lens.activation_cache import readable_bytes
 from diffusion_lens.architectures.catalogue import find_absent
-from diffusion_lens.architectures.sources import ProductWeights
+from diffusion_lens.architectures.sources import AtModule, ProductWeights
 from diffusion_lens.engine.wiring import Wiring
 from diffusion_lens.errors import UnknownHookPointError
 from diffusion_lens.hook_points.names import NamePattern, matches
@@ -128,17 +129,43 @@ def _row(wiring: Wiring, point: HookPoint) -> HookRow:
     grid = wiring.spec.default_grid(wiring.denoiser, point.level)
     tokens = {"img": int(torch.Size(grid).numel()), "txt": _text_tokens(wiring)}
     tokens |= wiring.tracker.companion_tokens
-    count = point.elements(tokens, batch=1)
+    more = _sides(wiring, grid) | {"channel": _channels(wiring, point)}
+    known = zip(point.axes, point.shape(tokens, batch=1), strict=True)
+    shape = tuple(more.get(axis) if size is None else size for axis, size in known)
+    count = None if None in shape else math.prod(size for size in shape if size is not None)
     return HookRow(
         name=point.name,
         axes=point.axes,
-        shape=point.shape(tokens, batch=1),
+        shape=shape,
         heads=point.heads,
         grid=grid,
         nbytes=None if count is None else count * _itemsize(wiring, point),
         module=point.module,
         note=point.dead or "",
     )
+
+
+def _sides(wiring: Wiring, grid: tuple[int, ...]) -> dict[str, int | None]:
+    """Height and width of latents whose patches make the grid; a U-Net has none, it sees all."""
+    patch = wiring.denoiser.config.get("patch_size") or 1
+    if not isinstance(patch, int):
+        return {}
+    return dict(zip(("height", "width"), (side * patch for side in grid[-2:]), strict=True))
+
+
+def _channels(wiring: Wiring, point: HookPoint) -> int | None:
+    """What a module says of the channels that it takes or gives, where it says so."""
+    if not isinstance(point.source, AtModule):
+        return None
+    border = point.source.point
+    taken = border.argument is not None
+    if taken and border.argument not in ((wiring.spec.latents,), ("hidden_states",)):
+        return None
+    module = wiring.denoiser.get_submodule(border.module)
+    config = getattr(module, "config", vars(module))
+    if taken or config.get("out_channels", 0) is None:  # None: as many leave as enter
+        return config.get("in_channels")
+    return config.get("out_channels")
 
 
 def _text_tokens(wiring: Wiring) -> int:
