@@ -129,7 +129,7 @@ def _row(wiring: Wiring, point: HookPoint) -> HookRow:
     grid = wiring.spec.default_grid(wiring.denoiser, point.level)
     tokens = {"img": int(torch.Size(grid).numel()), "txt": _text_tokens(wiring)}
     tokens |= wiring.tracker.companion_tokens
-    more = _sides(wiring, grid) | {"channel": _channels(wiring, point)}
+    more = _sides(wiring, point, grid) | _channels(wiring, point)
     known = zip(point.axes, point.shape(tokens, batch=1), strict=True)
     shape = tuple(more.get(axis) if size is None else size for axis, size in known)
     count = None if None in shape else math.prod(size for size in shape if size is not None)
@@ -145,27 +145,28 @@ def _row(wiring: Wiring, point: HookPoint) -> HookRow:
     )
 
 
-def _sides(wiring: Wiring, grid: tuple[int, ...]) -> dict[str, int | None]:
-    """Height and width of latents whose patches make the grid; a U-Net has none, it sees all."""
-    patch = wiring.denoiser.config.get("patch_size") or 1
-    if not isinstance(patch, int):
+def _sides(wiring: Wiring, point: HookPoint, grid: tuple[int, ...]) -> dict[str, int]:
+    """Height and width of what has them: the grid's, times the side of a patch (1 in a U-Net)."""
+    patch = getattr(wiring.denoiser, "config", {}).get("patch_size") or 1
+    if not {"height", "width"} <= set(point.axes) or not isinstance(patch, int):
         return {}
-    return dict(zip(("height", "width"), (side * patch for side in grid[-2:]), strict=True))
+    height, width = grid[-2:]
+    return {"height": height * patch, "width": width * patch}
 
 
-def _channels(wiring: Wiring, point: HookPoint) -> int | None:
-    """What a module says of the channels that it takes or gives, where it says so."""
-    if not isinstance(point.source, AtModule):
-        return None
+def _channels(wiring: Wiring, point: HookPoint) -> dict[str, int | None]:
+    """The channels that a module takes or gives, where it says so."""
+    if "channel" not in point.axes or not isinstance(point.source, AtModule):
+        return {}
     border = point.source.point
     taken = border.argument is not None
     if taken and border.argument not in ((wiring.spec.latents,), ("hidden_states",)):
-        return None
+        return {}
     module = wiring.denoiser.get_submodule(border.module)
     config = getattr(module, "config", vars(module))
     if taken or config.get("out_channels", 0) is None:  # None: as many leave as enter
-        return config.get("in_channels")
-    return config.get("out_channels")
+        return {"channel": config.get("in_channels")}
+    return {"channel": config.get("out_channels")}
 
 
 def _text_tokens(wiring: Wiring) -> int:
