@@ -75,7 +75,7 @@ class Effects(Saved):
         return type(self)(**values, axes=tuple(axes), labels=labels, **kept)
 
     def records(self) -> list[dict[str, Any]]:
-        """One dict for each patch: its labels, effect, interval and number of samples."""
+        """One dict for each part: its labels, effect, interval and number of samples."""
         places = product(*(range(len(self.labels[axis])) for axis in self.axes))
         return [
             {
@@ -180,7 +180,7 @@ class Effects(Saved):
 
     def _told(self, what: str, *, nothing: str) -> str:
         """Size of the grid and the largest effects."""
-        grid = " x ".join(f"{len(self.labels[axis])} {axis}" for axis in self.axes) or "one patch"
+        grid = " x ".join(f"{len(self.labels[axis])} {axis}" for axis in self.axes) or "one part"
         best = "; ".join(
             ", ".join(f"{axis} {one[axis]}" for axis in self.axes) + f": {one['effect']:.3f}"
             for one in self.top(3)
@@ -194,7 +194,7 @@ class Effects(Saved):
         place = ", ".join(f"{axis} {best[0][axis]}" for axis in self.axes) if best else ""
         return one_line(
             self,
-            f"{what}, {' x '.join(sizes) or 'one patch'}",
+            f"{what}, {' x '.join(sizes) or 'one part'}",
             counted(len(self.seeds), "sample"),
             f"largest effect {best[0]['effect']:.3f} {f'at {place}' if place else ''}"
             if best

@@ -26,7 +26,7 @@ NO_EFFECT = "no effects: the metric gave nan"
 
 PUT_IN = {
     "zero": "zeros",
-    "mean": "the mean over reference runs and tokens",
+    "mean": "the mean over reference runs and positions",
     "resample": "another run's value",
 }
 
