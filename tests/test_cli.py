@@ -9,16 +9,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from diffusers import DiffusionPipeline
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from diffusion_lens import ActivationCache, toys
-from diffusion_lens.analyses import AttentionMaps, ConceptMaps, HeadRelevance
+from diffusion_lens import ActivationCache, HookedDiffusion, Run, Site, toys
+from diffusion_lens.analyses import AblationResult, AttentionMaps, ConceptMaps, HeadRelevance
 from diffusion_lens.analyses.patching import PatchingResult
 from diffusion_lens.analyses.registry import ROWS
 from diffusion_lens.cli import app
+from diffusion_lens.cli.best_part import sites_of
 from diffusion_lens.cli.cite import entries, methods_behind
 from diffusion_lens.cli.folders import named, provenance
+from diffusion_lens.interventions import ablate_heads
 
 PIPELINE = str(Path(__file__).parent / "golden" / "sd" / "pipeline")
 PATTERNS = "blocks.0.cross_attn.hook_pattern"
@@ -65,8 +68,8 @@ def test_help_lists_the_commands_without_importing_torch() -> None:
     )
     command = [sys.executable, "-c", script]
     shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    names = ("demo", "hooks", "run", "concept-attention", "attention-maps", "hrv", "patch", "check")
-    assert all(name in shown for name in (*names, "cite"))
+    names = ("demo", "hooks", "run", "concept-attention", "attention-maps", "hrv", "patch")
+    assert all(name in shown for name in (*names, "ablate", "check", "cite"))
 
 
 def test_hooks_prints_the_table_of_the_names_that_match() -> None:
@@ -135,10 +138,46 @@ def test_run_refuses_with_the_message_alone(
     assert said in message
 
 
-def test_a_model_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    message = refused("hooks", str(tmp_path / "nothing"))
-    assert message.startswith("cannot load ")
-    assert "a Hub id, a folder" in message
+def test_a_folder_that_is_not_there_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").touch()
+    for path in (str(tmp_path / "nothing"), "./nothing", "~/nothing", "a/b/c", "a\\b"):
+        message = refused("hooks", path)
+        assert message.startswith(f"cannot load {path!r}: there is no such folder.\n")
+        assert "MODEL is a Hub id, a folder" in message
+    message = refused("hooks", str(tmp_path / "model_index.json"))
+    assert "it is a file; give the folder that it lies in" in message
+
+
+@pytest.mark.parametrize("name", ["shapes-unet", "shapes_unet", "Shapes-unet", "shape-unet"])
+def test_the_name_of_a_toy_alone_is_refused_with_the_whole_of_it(name: str) -> None:
+    message = refused("hooks", name)
+    assert message.startswith(f"cannot load {name!r}: there is no such folder, and the toy models")
+    assert "Closest: toy:shapes-unet; give that." in message
+
+
+def test_a_name_that_the_hub_may_have_is_looked_up_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(*_asked: object, **_more: object) -> None:
+        raise OSError("the Hub has nothing of that name")
+
+    monkeypatch.setattr(DiffusionPipeline, "from_pretrained", nothing)
+    for name in ("stable-diffusion-xl", "someone/shapes-unet"):
+        message = refused("hooks", name)
+        assert message.startswith(f"cannot load {name!r}: the Hub has nothing of that name\n")
+        assert "MODEL is a Hub id, a folder" in message
+
+
+def test_the_package_runs_as_the_command_does() -> None:
+    command = [sys.executable, "-m", "diffusion_lens", "hooks", "toy:nothing"]
+    shown = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert shown.returncode == 2
+    assert "no toy model is called 'nothing'" in shown.stderr
+
+
+def test_only_commands_that_take_an_image_speak_of_its_caption() -> None:
+    for name in ("attention-maps", "concept-attention"):
+        assert "with --image its caption" in works(name, "--help")
+    for name in ("run", "excite"):
+        assert "caption" not in works(name, "--help").partition("Options")[0]
 
 
 def test_an_unknown_toy_is_refused() -> None:
@@ -250,10 +289,123 @@ def test_patch_shows_both_runs_and_the_best_patch(more: tuple[str, ...], tmp_pat
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert page.count("<figure") == 3
     assert "patched, in a whole run, at " in page
+    forced = "--mode" not in more
+    assert ("of a whole run" in page and "the effects are teacher-forced" in page) == forced
     rows = table(tmp_path / "table.csv")
     shown = page.count("<tr>") - 1
     assert shown == min(20, len(rows))
     assert ("all are in table.csv" in page) == (len(rows) > 20)
+
+
+@pytest.mark.slow
+def test_patch_draws_the_word_that_was_asked_for(tmp_path: Path) -> None:
+    given = ("--sites", "blocks.*.cross_attn.txt.hook_v", "--axes", "pos", "--seeds", "3,4", *FAST)
+    pictures = []
+    for more in ((), ("--positions", "square"), ("--positions", "blue")):
+        out = tmp_path / "-".join(more)
+        works("patch", UNET, "a red square", "a blue square", *given, *more, "--out", str(out))
+        pictures.append(np.asarray(Image.open(out / "patched.png")))
+    best = max(table(tmp_path / "table.csv"), key=lambda row: float(row["effect"]))
+    assert best["pos"] == "square"
+    assert near(*pictures[:2])
+    assert not near(*pictures[1:])
+
+
+def near(one: Any, other: Any) -> bool:
+    """Whether two pictures are the same but for rounding, which depends on the batch."""
+    return bool(np.abs(np.asarray(one, int) - np.asarray(other, int)).max() <= 1)
+
+
+def test_ablate_leaves_both_images_a_table_a_result_and_a_report(tmp_path: Path) -> None:
+    sites = "blocks.*.cross_attn.img.hook_z"
+    given = ("--sites", sites, "--axes", "block", "--axes", "head", "--seeds", "3,4", *FAST)
+    shown = works("ablate", UNET, CAPTION, *given, "--out", str(tmp_path))
+    assert "zero ablation, 10 block x 4 head, 2 samples" in shown
+    result = AblationResult.load(tmp_path / "result")
+    rows = table(tmp_path / "table.csv")
+    effects = [float(row["effect"]) for row in rows]
+    assert len(rows) == result.effects.numel() == 40
+    assert effects == sorted(effects, reverse=True)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.count("<figure") == 2
+    best = f"block {rows[0]['block']}, head {rows[0]['head']}"
+    assert f"with zeros at {best}" in page
+    assert "all are in table.csv" in page
+    model = HookedDiffusion.toy("shapes-unet")
+    run = Run(CAPTION, seed=3, **toys.call_defaults(model.pipe, steps=2))
+    site = Site(sites.replace("*", rows[0]["block"]), heads=[int(rows[0]["head"])], branch="cond")
+    with model.hooks([(site, ablate_heads("zero"))]):
+        without = model(run).images[0]
+    intact, ablated = (Image.open(tmp_path / f"{name}.png") for name in ("intact", "ablated"))
+    assert near(intact, model(run).images[0])
+    assert near(ablated, without)
+    assert not near(ablated, intact)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("more", "shown"),
+    [
+        (("--value", "mean"), "mean ablation, 10 block, 3 samples"),
+        (
+            ("--value", "mean", "--others", "a blue square", "--axes", "step", "--window", "2"),
+            "mean ablation, 1 step x 10 block, 3 samples",
+        ),
+        (("--value", "resample", "--others", "a blue square"), "resample ablation, 10 block"),
+        (
+            ("--sites", "blocks.*.cross_attn.txt.hook_v", "--axes", "pos", "--positions", "red"),
+            "zero ablation, 1 pos x 10 block",
+        ),
+        (("--metric", "graded", "--part", "colour", "--branch", "all"), "zero ablation, 10 block"),
+    ],
+    ids=["samples", "windows", "resample", "words", "graded"],
+)
+def test_ablate_draws_the_run_without_its_best_part(
+    more: tuple[str, ...], shown: str, tmp_path: Path
+) -> None:
+    sites = () if "--sites" in more else ("--sites", "blocks.*.cross_attn.img.hook_z")
+    given = ("--axes", "block", "--seeds", "3", *FAST, "--out", str(tmp_path))
+    assert shown in works("ablate", UNET, CAPTION, *sites, *more, *given)
+    intact, ablated = (Image.open(tmp_path / f"{name}.png") for name in ("intact", "ablated"))
+    assert not near(intact, ablated)
+    assert is_page(tmp_path / "report.html")
+
+
+def test_the_sites_of_a_best_part_are_its_own() -> None:
+    model = HookedDiffusion.toy("shapes-unet")
+    every = "blocks.*.cross_attn.img.hook_z"
+
+    def found(best: dict[str, Any], text: str = every, steps: Any = None) -> list[str]:
+        return [str(one) for one in sites_of(model, [text], best, steps=steps, window=2)]
+
+    assert found({}) == []
+    assert found({"block": 3, "head": 1}) == ["blocks.3.cross_attn.img.hook_z[head=1]"]
+    assert len(found({"head": 1})) == 10
+    assert found({"head": 1}, f"{every}[head=(2,1)]") == ["blocks.2.cross_attn.img.hook_z[head=1]"]
+    assert "step=1|3" in found({"block": 3, "step": 1}, steps=[0, 3, 1])[0]
+    assert "step=1|2" in found({"block": 3, "step": 1})[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        pytest.param(["--metric", "latent_recovery"], "is none of latent_distance", id="metric"),
+        pytest.param(["--seeds", "3:"], "has no end", id="open range"),
+        pytest.param(["--value", "resample", "--seeds", "1"], "give seeds=2 or more", id="one"),
+        pytest.param(["--sites", "blocks.*.hook_y"], "no hook point matches", id="sites"),
+        pytest.param(["--axes", "heads"], "Closest: 'head'", id="axes"),
+    ],
+)
+def test_ablate_refuses_with_the_message_alone(
+    arguments: list[str], said: str, tmp_path: Path
+) -> None:
+    message = refused("ablate", UNET, CAPTION, *arguments, *FAST, "--out", str(tmp_path / "out"))
+    assert said in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_ablate_grades_toys_only() -> None:
+    assert "give a toy model" in refused("ablate", PIPELINE, "a", "--metric", "graded")
 
 
 def test_pictures_are_called_after_what_they_show() -> None:

@@ -93,8 +93,8 @@ def test_steps_beyond_the_run_are_refused_before_it(
     for pipeline in (StableDiffusionPipeline, FluxPipeline):
         monkeypatch.setattr(pipeline, "encode_prompt", denoise)
     out = ["--num-inference-steps", "2", "--steps", steps, "--out", str(tmp_path / "out")]
-    for command in (MAPS, TWO, PATCH, BUILD):
-        if command is PATCH and steps == "5:":
+    for command in (MAPS, TWO, PATCH, ABLATE, BUILD):
+        if command in (PATCH, ABLATE) and steps == "5:":
             continue
         refused([*command, *out], f"--steps {steps!r}: a run of 2 steps has the steps 0 to 1")
     assert not (tmp_path / "out").exists()
@@ -121,6 +121,7 @@ def test_steps_are_counted_as_the_scheduler_takes_them() -> None:
 CONCEPTS = ["concept-attention", "toy:shapes-mmdit", "a red circle"]
 TWO = [*CONCEPTS, "--concepts", "circle", "--concepts", "background"]
 PATCH = ["patch", "toy:shapes-unet", "a red square", "a blue square"]
+ABLATE = ["ablate", "toy:shapes-unet", "a red square"]
 EDIT = ["edit", "toy:shapes-unet", "a red circle", "a blue circle"]
 EXCITE = ["excite", "toy:shapes-unet", "a red circle", "--words", "circle"]
 BUILD = ["hrv", "build", "toy:shapes-unet"]
@@ -150,6 +151,8 @@ def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
         ([*MAPS, "--num-samples", "0"], "'--num-samples': takes int from 1"),
         ([*TWO, "--noise-level", "nan"], "'--noise-level': takes float above 0 to 1"),
         ([*PATCH, "--batch-size", "0"], "'--batch-size': takes int from 1"),
+        ([*ABLATE, "--batch-size", "0"], "'--batch-size': takes int from 1"),
+        ([*ABLATE, "--window", "0"], "'--window': takes int from 1"),
         ([*EDIT, "--cross-replace", "nan"], "'--cross-replace': takes float from 0 to 1"),
         ([*EDIT, "--self-max-tokens", "-1"], "'--self-max-tokens': takes int from 0"),
         ([*EDIT, "--method", "sdedit", "--strength", "0"], "takes float above 0 to 1"),
@@ -160,6 +163,8 @@ def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
         # words
         ([*RUN, "--torch-dtype", "Float32"], "Closest: float32"),
         ([*EDIT, "--method", "masactl"], "Closest: masactrl"),
+        ([*ABLATE, "--value", "means"], "is none of zero, mean, resample. Closest: mean."),
+        ([*ABLATE, "--metric", "x0_distance"], "Closest: latent_distance"),
         ([*EDIT, "--edit", "refined"], "Closest: refine"),
         ([*BUILD, "--vote", "most"], "none of argmax, margin, strength"),
         # settings of the pipeline
@@ -184,6 +189,10 @@ def unloaded(monkeypatch: pytest.MonkeyPatch) -> None:
         ([*PATCH, "--window", "2"], "--window is read with --mode window only"),
         ([*PATCH, "--part", "colour"], "--part is read with --metric graded only"),
         ([*PATCH, "--positions", "blue"], "--positions is read with --axes pos only"),
+        ([*ABLATE, "--others", "a"], "--others is read with --value mean or resample only"),
+        ([*ABLATE, "--window", "2"], "--window is read with --axes step only"),
+        ([*ABLATE, "--part", "colour"], "--part is read with --metric graded only"),
+        ([*ABLATE, "--positions", "red"], "--positions is read with --axes pos only"),
         ([*EDIT, "--strength", "0.9"], "--strength is read with --method sdedit only"),
         ([*EDIT, "--blocks", "3"], "--blocks is read with --method masactrl or pnp"),
         ([*EDIT, "--method", "fpe", "--edit", "refine"], "--edit is read with --method p2p"),

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from diffusion_lens import HookedDiffusion
 from diffusion_lens.architectures import registry
+from diffusion_lens.testing import TINY_FAMILIES, tiny_denoiser
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -85,3 +87,13 @@ def test_examples_run(page: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert set(ran) == {number for number in everything if (page, number) not in NEED_THE_HUB}
     if page == "README.md":
         assert ran == [0]
+
+
+def test_the_page_on_hook_points_lists_all_that_lie_outside_the_blocks() -> None:
+    page = text_of("docs/concepts/hook_points.md")
+    listed = page.partition("Outside the blocks are")[2].partition("## ")[0]
+    models = [HookedDiffusion(tiny_denoiser(family)[0]) for family in TINY_FAMILIES]
+    models.append(HookedDiffusion.toy("shapes-unet"))  # what lies in the loop takes a pipeline
+    found = {re.sub(r"\.\d+\.", ".{i}.", name) for model in models for name in model.points}
+    outside = {name for name in found if not name.startswith("blocks.")}
+    assert set(re.findall(r"`([^`]+)`", listed)) == outside

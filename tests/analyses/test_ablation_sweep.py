@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from diffusion_lens import HookedDiffusion, Run, Site
 from diffusion_lens.analyses import ablation_sweep
 from diffusion_lens.analyses.patching import AblationResult, latent_recovery
+from diffusion_lens.analyses.patching.donors import weighted
 from diffusion_lens.errors import PatchingError
 from diffusion_lens.interventions import ablate_heads, replace_with
 from tests.pipelines import shared_pipe, short
@@ -27,10 +29,10 @@ def settings_of(family: str, steps: int = 2) -> dict[str, Any]:
     return {name: one for name, one in short(family, steps=steps).items() if name not in fixed}
 
 
-def swept(family: str, **more: Any) -> AblationResult:
+def swept(family: str, *, prompt: Any = PROMPT, **more: Any) -> AblationResult:
     model = HookedDiffusion(shared_pipe(family))
     given = {"sites": HEADS[family], "axes": ("head",), "seeds": SEEDS, "show_progress": False}
-    return ablation_sweep(model, PROMPT, **{**given, **settings_of(family), **more})
+    return ablation_sweep(model, prompt, **{**given, **settings_of(family), **more})
 
 
 def drawn(family: str, seed: int, hooks: Any = (), prompt: str = PROMPT, steps: int = 2) -> Tensor:
@@ -90,6 +92,89 @@ def test_means_are_over_references_and_tokens(family: str) -> None:
     assert not torch.allclose(turned.samples, found.samples)  # each prompt has another noise
     more = swept(family, value="mean", others=(*others, "a tree"))
     assert not torch.allclose(more.samples, found.samples)
+
+
+SPACE = {
+    ("sd", "hook_latents"): (0, 2, 3),
+    ("flux", "hook_latents"): (0, 1),
+    ("sd", "mid.hook_h"): (0, 2, 3),
+    ("sd", "blocks.1.cross_attn.hook_pattern"): (0, 2),
+}
+
+
+@pytest.mark.parametrize(("family", "name"), SPACE)
+def test_means_are_over_samples_and_space_in_every_family(family: str, name: str) -> None:
+    found = swept(family, sites=name, axes=("point",), value="mean")
+    cache = cached(family, [PROMPT] * len(SEEDS), SEEDS, name)
+    site, over = Site(name, branch="cond"), SPACE[family, name]
+
+    def flat(activation: Tensor, hook: Any) -> Tensor:
+        mean = cache.at(step=hook.step)[name].mean(over, keepdim=True)
+        return mean.expand_as(activation)
+
+    expected = distances(family, lambda _: [(site, flat)])
+    assert expected.min() > 1e-5
+    assert_close(found.samples[0], expected)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("value", ["mean", "resample"])
+def test_reference_runs_are_batches_of_batch_size(
+    family: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = (*OTHERS, "a box", "a tree", "a red bird")[: 5 if value == "mean" else 3]
+    whole = swept(family, value=value, others=others)
+    rows: list[int] = []
+    record = HookedDiffusion.run_with_cache
+
+    def counted(model: HookedDiffusion, run: Any, **more: Any) -> Any:
+        rows.append(run.samples)
+        return record(model, run, **more)
+
+    monkeypatch.setattr(HookedDiffusion, "run_with_cache", counted)
+    apart = swept(family, value=value, others=others, batch_size=2)
+    assert rows == ([2, 2, 1] if value == "mean" else [2, 1])
+    assert_close(apart.samples, whole.samples)
+    rows.clear()
+    apart = swept(family, value=value, batch_size=1)
+    assert rows == [1, 1, 1]
+    assert_close(apart.samples, swept(family, value=value).samples)
+
+
+def test_means_of_unequal_batches_count_each_run_alike() -> None:
+    rows = torch.randn(5, 4, dtype=torch.float64)
+    for kind in (torch.float64, torch.float32, torch.bfloat16):
+        means = [part.to(kind).mean(0, keepdim=True) for part in rows.split(2)]
+        found = weighted(means, [2, 2, 1])
+        assert found.dtype == kind
+        error = (found[0].double() - rows.mean(0)).abs().max()
+        assert error < 10 * torch.finfo(kind).eps
+
+
+class Bar:
+    """In place of a progress bar."""
+
+    said: ClassVar[dict[str, Any]] = {}
+    done: ClassVar[list[int]] = []
+
+    def __init__(self, **said: Any) -> None:
+        self.said.update(said)
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def update(self, rows: int) -> None:
+        self.done.append(rows)
+
+
+def test_the_bar_counts_ablations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("diffusion_lens.analyses.patching.sweep.tqdm", Bar)
+    found = swept("sd")
+    assert (Bar.said["desc"], Bar.said["unit"]) == ("ablation", " ablations")
+    assert sum(Bar.done) == Bar.said["total"] == found.samples.numel()
 
 
 class Mean:
@@ -213,13 +298,20 @@ BAD = {
         "the run has prompt_2= besides",
     ),
     "a metric that needs a source": ({"metric": latent_recovery}, "gives nan for every intact run"),
+    "several prompts": ({"prompt": Run(("a", "b"))}, "takes a single prompt for each run"),
+    "what no site selects": (
+        {"sites": Site("blocks.1.img.hook_resid_post", heads=0)},
+        "nothing is left to replace",
+    ),
+    "a window of more steps than there are": ({"axes": ("step",), "window": 9}, "window=9"),
 }
 
 
 @pytest.mark.parametrize(("more", "message"), BAD.values(), ids=BAD)
 def test_what_cannot_be_is_refused(more: dict[str, Any], message: str) -> None:
-    with pytest.raises(PatchingError, match=message):
+    with pytest.raises(PatchingError, match=message) as caught:
         swept(**{"family": "sd", **more})
+    assert not {"patch", "patched", "pair"} & set(re.findall(r"\w+", str(caught.value)))
 
 
 @pytest.mark.parametrize("value", ["mean", "resample"])

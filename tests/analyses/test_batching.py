@@ -85,8 +85,8 @@ def test_latents_generators_and_seeds_may_be_one_for_each_image() -> None:
     [
         ("negative_prompt", ["x", "y"], r"negative_prompt= has 2 rows for 3 prompts; .*each"),
         ("negative_prompt_embeds", ROWS[:2], r"negative_prompt_embeds= has 2 rows for 3 prompts"),
-        ("latents", ROWS[:1], r"latents= has 1 rows for 3 prompts"),
-        ("generator", ["g0"], r"generator= has 1 rows for 3 prompts"),
+        ("latents", ROWS[:1], r"latents= has 1 row for 3 prompts"),
+        ("generator", ["g0"], r"generator= has 1 row for 3 prompts"),
         ("image", PICTURES[:2], r"image= has 2 rows for 3 prompts"),
         ("seed", (1, 2), r"seed= has 2 rows for 3 prompts"),
     ],

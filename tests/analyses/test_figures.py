@@ -75,6 +75,14 @@ def test_a_head_has_one_name_in_every_patching_grid() -> None:
     figure = patched(("block", "head", "step")).plot()
     assert list(figure.layout.yaxis.ticktext) == ["7.0", "7.1", "8.0", "8.1"]
     assert figure.layout.yaxis.title.text == "head (block.head)"
+    modules = {8: "up.8.attn2"}
+    figure = patched(("block", "head"), modules=modules).plot()
+    assert [row[0][0] for row in figure.data[0].customdata] == ["head 7.0", "head 8.0 (up.8.attn2)"]
+    figure = patched(("block", "step"), modules=modules).plot()
+    assert [row[0][0] for row in figure.data[0].customdata] == ["7", "8 (up.8.attn2)"]
+    assert list(figure.layout.yaxis.ticktext) == ["7", "8"]
+    figure = patched(("step", "block"), modules=modules).plot()
+    assert [one[1] for one in figure.data[0].customdata[0]] == ["7", "8 (up.8.attn2)"]
     bars = patched(("block",)).plot()
     assert bars.layout.xaxis.title.text == "block" and "effect" in bars.layout.yaxis.title.text
 

@@ -240,7 +240,7 @@ def test_what_cannot_be_counted_says_why() -> None:
         counted(Run(None, prompt_embeds=torch.zeros(1, 77, 32)))
     with pytest.raises(ConceptError, match="batch_size=0: give 1 or more"):
         counted(batch_size=0)
-    with pytest.raises(ConceptError, match=r"latents= has 1 rows for 3 prompts"):
+    with pytest.raises(ConceptError, match=r"latents= has 1 row for 3 prompts"):
         counted(latents=torch.zeros(1, 4, 8, 8))
 
 

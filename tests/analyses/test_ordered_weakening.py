@@ -153,7 +153,7 @@ def test_what_cannot_be_weakened_says_why() -> None:
     with pytest.raises(RunError, match="a batch of 1 for 2 prompts"):
         model().run_with_hooks(PROMPTS[0], fwd_hooks=hooks, **settings())
     given = {"concept": "Color", "score": brightness, "show_progress": False, **settings()}
-    with pytest.raises(ResultError, match="1 targets for 2 prompts"):
+    with pytest.raises(ResultError, match="1 target for 2 prompts"):
         ordered_weakening(model(), PROMPTS, relevance(), targets=["red"], **given)
     with pytest.raises(RunError, match="cannot weaken 29 of 28 heads"):
         ordered_weakening(model(), PROMPTS, relevance(), counts=[29], **given)
@@ -175,11 +175,11 @@ def test_what_cannot_be_weakened_says_why() -> None:
             "2 images of each prompt .* one for each of seeds=",
         ),
         ({"output_type": "latent"}, RunError, "no images to score"),
-        ({"score": lambda *_: 0.5}, ResultError, r"shape \(\) for 1 images"),
+        ({"score": lambda *_: 0.5}, ResultError, r"shape \(\) for 1 image"),
         (
             {"score": {"grey": lambda *_: [1, 2]}},
             ResultError,
-            r"'grey' gave .* \(2,\) for 1 images",
+            r"'grey' gave .* \(2,\) for 1 image",
         ),
     ],
     ids=[

@@ -149,7 +149,7 @@ class TestGrids:
             ("lies outside the blocks", {"sites": "hook_timestep_emb"}),
             ("has no text positions", {"axes": ("pos",)}),
             ("selected by two of the sites", {"sites": [RESIDUAL, "blocks.0.img.hook_resid_post"]}),
-            ("nothing is left to patch.*No hook point has", {"sites": Site(RESIDUAL, heads=0)}),
+            ("nothing is left to replace.*No hook point has", {"sites": Site(RESIDUAL, heads=0)}),
             ("has the steps 0 to 1", {"sites": Site(RESIDUAL, steps=[1, 2])}),
             ("has the steps 0 to 1", {"sites": Site(RESIDUAL, steps=slice(0, 10**12))}),
             ("has the steps 0 to 1", {"sites": Site(RESIDUAL, steps=slice(2, None))}),
@@ -198,7 +198,7 @@ class TestGrids:
     @pytest.mark.parametrize(
         ("message", "clean", "corrupted", "seeds"),
         [
-            ("one clean and one corrupted prompt", Run(("a", "b")), "a", None),
+            ("a single prompt for each run", Run(("a", "b")), "a", None),
             ("start from different noise", Run(CLEAN, seed=1), Run(CORRUPTED, seed=2), None),
             ("start from different noise", Run(CLEAN, seed=0), Run(CORRUPTED, seed=2), None),
             ("random noise, which the two cannot share", Run(CLEAN, seed=None), CORRUPTED, None),

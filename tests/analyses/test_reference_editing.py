@@ -205,7 +205,7 @@ def test_vital_blocks_are_those_whose_absence_moves_the_image(tmp_path: Path) ->
     with pytest.raises(ResultError, match=r"top\(9\): there are 5 blocks"):
         found.top(9)
     with pytest.raises(
-        ResultError, match=r"distance=.* gave 1 for 1 images; .* one number for each"
+        ResultError, match=r"distance=.* gave 1 for 1 image; .* one number for each"
     ):
         vital_blocks(model("flux"), SOURCE, distance=lambda *_: 1, **given)  # type: ignore[arg-type]
 

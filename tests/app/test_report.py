@@ -107,7 +107,7 @@ def test_what_is_folded_is_escaped() -> None:
 
 
 def test_captions_must_fit_their_images() -> None:
-    with pytest.raises(FigureError, match="1 captions for 2 images"):
+    with pytest.raises(FigureError, match="1 caption for 2 images"):
         Images([Image.new("RGB", (4, 4))] * 2, ["a"]).html()
 
 

@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_lens import HookedDiffusion, Run
-from diffusion_lens.analyses import activation_patching
+from diffusion_lens.analyses import AttentionMaps, activation_patching
 from diffusion_lens.border import (
     Between,
     Count,
@@ -295,6 +295,55 @@ def test_methods_classes_and_contexts_work() -> None:
     assert Choice(1) == Choice(share=1.0)
     with Things(1).opened("x") as name:
         assert name == "x"
+
+
+class Heirs(Things):
+    """Things of another name."""
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: Things(1, 2, 3), "Things() takes "),  # type: ignore[call-arg]
+        (lambda: Heirs(1, other=2), "Heirs() got an unexpected keyword argument 'other'"),  # type: ignore[call-arg]
+        (lambda: Heirs(1).add(1, more=2), "Heirs.add() got multiple values for argument 'more'"),  # type: ignore[call-arg]
+        (lambda: Heirs.of(), "Heirs.of() missing 1 required positional argument: 'count'"),  # type: ignore[call-arg]
+        (lambda: Heirs(1).opened(), "Heirs.opened() missing 1 required "),  # type: ignore[call-arg]
+    ],
+)
+def test_python_calls_a_method_by_the_class_that_its_user_holds(
+    call: Callable[[], Any], said: str
+) -> None:
+    with pytest.raises(TypeError, match=rf"^{re.escape(said)}"):
+        call()
+
+
+def test_no_part_of_a_model_shows_in_its_errors() -> None:
+    """In a process of its own: where shapes are checked, Python is not asked."""
+    script = (
+        "from diffusion_lens import HookedDiffusion\n"
+        "model = object.__new__(HookedDiffusion)\n"
+        "for name in ('hooks', 'paused', 'reset_hooks', 'hook_names', 'text_pattern_sites', "
+        "'following'):\n"
+        "    try:\n        getattr(model, name)(nothing=1)\n"
+        "    except TypeError as error:\n        print(error)\n"
+    )
+    command = [sys.executable, "-c", script]
+    shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
+    assert len(shown) == 6
+    for line in shown:
+        assert re.match(r"HookedDiffusion\.\w+\(\) got an unexpected keyword", line), line
+
+
+def test_no_part_of_a_model_shows_in_its_signatures() -> None:
+    parts = {name: getattr(HookedDiffusion, name) for name in dir(HookedDiffusion)}
+    for name, part in parts.items():
+        if not name.startswith("_") and inspect.isfunction(part):
+            own = inspect.signature(part).parameters["self"]
+            assert own.annotation is inspect.Parameter.empty, name
+    assert str(inspect.signature(HookedDiffusion.hooks)).startswith("(self, fwd_hooks: ")
+    assert inspect.signature(HookedDiffusion.hooks).return_annotation == "Iterator[Self]"
+    assert str(inspect.signature(AttentionMaps.load)) == "(folder: 'str | Path') -> 'Self'"
 
 
 def test_signature_and_docstring_stay() -> None:

@@ -487,7 +487,7 @@ class TestBadInput:
         hooks = [("blocks.0.attn.concept.hook_z", nothing)]
         with (
             model.concept_streams(torch.zeros(3, 2, width)),
-            pytest.raises(RuntimeError, match="a batch of 3 were given to a run of 1 images"),
+            pytest.raises(RuntimeError, match="a batch of 3 were given to a run of 1 image;"),
         ):
             model.run_with_hooks(fwd_hooks=hooks, **short(family, steps=1))
 

@@ -310,7 +310,7 @@ def test_branches_that_are_no_names_are_refused(branches: Any) -> None:
 def test_what_one_run_saw_is_not_told_of_the_next() -> None:
     model = HookedDiffusion(shared_pipe("sd"))
     model.run_with_hooks(fwd_hooks=[("hook_latents", look)], **short("sd", steps=4))
-    with pytest.raises(Exception, match=r"ran 1 steps \(0 to 0\) in the branches \['cond'\]"):
+    with pytest.raises(Exception, match=r"ran 1 step \(0 to 0\) in the branches \['cond'\]"):
         model.run_with_hooks(
             fwd_hooks=[(Site("hook_latents", branch="uncond"), look)],
             **{

@@ -418,7 +418,7 @@ def test_golden_latents_are_what_a_run_records() -> None:
     assert made.steps == 3 and made.seeds == (0,) and made.hooks == () and made.versions["torch"]
     assert "num_inference_steps=2" in repr(made.run) and "<tensor (1, 4, 16, 16)>" in repr(made.run)
     assert set(made.as_dict()) >= {"run", "seeds", "scheduler_config", "versions"}
-    assert "1 images, latents (1, 4, 16, 16)" in repr(out) and out.image is out.images[0]
+    assert "1 image, latents (1, 4, 16, 16)" in repr(out) and out.image is out.images[0]
 
 
 def test_calls_that_a_pipeline_does_not_name_are_told_apart_by_their_order() -> None:

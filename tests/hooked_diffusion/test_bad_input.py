@@ -212,7 +212,7 @@ def test_words_need_a_tokenizer_with_offsets(model: HookedDiffusion) -> None:
     ("site", "message"),
     [
         (Site("hook_latents", steps=7), "never fired at hook_latents"),
-        (Site("hook_latents", steps=range(5, 9)), "though the model ran 1 steps (0 to 0)"),
+        (Site("hook_latents", steps=range(5, 9)), "though the model ran 1 step (0 to 0)"),
         (Site("hook_latents", branch="skip"), "in the branches ['cond', 'uncond']"),
     ],
     ids=str,

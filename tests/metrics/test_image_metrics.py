@@ -51,11 +51,11 @@ def test_what_is_masked_does_not_count(dino: DinoSimilarity) -> None:
 
 def test_dino_refuses_what_does_not_pair(dino: DinoSimilarity) -> None:
     one, two, _ = pictures()
-    with pytest.raises(ValueError, match="1 images and 2 others"):
+    with pytest.raises(ValueError, match="1 image and 2 others"):
         dino([one], [one, two])
     with pytest.raises(ValueError, match=r"a mask of shape \(3, 3\)"):
         dino([one], [two], masks=[np.zeros((3, 3), bool)])
-    with pytest.raises(ValueError, match="2 masks for 1 images"):
+    with pytest.raises(ValueError, match="2 masks for 1 image"):
         dino([one], [two], masks=[None, None])
 
 
@@ -81,7 +81,7 @@ def test_a_caption_is_compared_with_the_prompt(caption_score: CaptionScore) -> N
     scores = caption_score(pictures(), caption_score.captions(pictures()))
     torch.testing.assert_close(scores, torch.ones(3))
     assert (caption_score(pictures(), ["two dogs and a cat"] * 3) < 0.9999).all()
-    with pytest.raises(ValueError, match="1 prompts for 3 images"):
+    with pytest.raises(ValueError, match="1 prompt for 3 images"):
         caption_score(pictures(), ["a"])
 
 
@@ -109,7 +109,7 @@ def test_a_distance_gets_pairs_of_pixels_from_minus_one_to_one() -> None:
     assert (min(seen), max(seen)) == (-1, 1)
     with pytest.raises(ValueError, match=r"sizes \[\(2, 2\), \(4, 4\)\]"):
         distance([black, Image.new("RGB", (2, 2))], [black, black])
-    with pytest.raises(ValueError, match="1 images and 0 others"):
+    with pytest.raises(ValueError, match="1 image and 0 others"):
         distance([black], [])
 
 
@@ -143,5 +143,5 @@ def test_nothing_found_is_an_empty_mask(masks: TextMasks) -> None:
     careful = TextMasks(masks.detector, masks.processor, masks.segmenter, threshold=1.0)
     (found,) = careful(pictures(1), ["cat"])
     assert not found.any()
-    with pytest.raises(ValueError, match="2 texts for 1 images"):
+    with pytest.raises(ValueError, match="2 texts for 1 image"):
         careful(pictures(1), ["cat", "dogs"])

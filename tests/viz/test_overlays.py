@@ -170,13 +170,13 @@ def test_gradients_half_precision_and_lists_are_accepted() -> None:
         pytest.param(IMAGE, torch.rand(0, 2, 2), {}, "none of them empty", id="nothing"),
         pytest.param([IMAGE] * 2, torch.rand(3, 2, 2), {}, "2 images for 3 panels", id="images"),
         pytest.param(
-            IMAGE, torch.rand(3, 2, 2), {"titles": ["a"]}, "titles has 1 labels for 3", id="titles"
+            IMAGE, torch.rand(3, 2, 2), {"titles": ["a"]}, "titles has 1 label for 3", id="titles"
         ),
         pytest.param(
             IMAGE, torch.rand(3, 2, 2), {"steps": [1]}, "needs maps with axes step", id="no steps"
         ),
         pytest.param(
-            IMAGE, torch.rand(2, 1, 2, 2), {"steps": [1]}, "steps has 1 labels for 2", id="steps"
+            IMAGE, torch.rand(2, 1, 2, 2), {"steps": [1]}, "steps has 1 label for 2", id="steps"
         ),
         pytest.param(
             IMAGE, torch.rand(1, 2, 2), {"upsample": "linear"}, "Closest: 'bilinear'", id="upsample"

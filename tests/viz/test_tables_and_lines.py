@@ -58,12 +58,16 @@ def test_the_pointer_names_modules_and_cells() -> None:
     figure = viz.head_grid([[1.0, 2.0]], **grid, cells=[["head 8.0", "head 8.1"]])
     assert [one[0] for one in figure.data[0].customdata[0]] == ["head 8.0", "head 8.1"]
     assert "customdata[1]" not in figure.data[0].hovertemplate
-    for more in ({"column_notes": [MARKUP, ""]}, {"cells": [[MARKUP, ""]]}):
+    for more in (
+        {"column_notes": [MARKUP, ""]},
+        {"row_notes": [MARKUP]},
+        {"cells": [[MARKUP, ""]]},
+    ):
         figure = viz.head_grid([[1.0, 2.0]], **grid, **more)
         assert any(DRAWN in one for one in figure.data[0].customdata[0][0])
-    with pytest.raises(FigureError, match="column_notes has 1 labels for 2"):
+    with pytest.raises(FigureError, match="column_notes has 1 label for 2"):
         viz.head_grid([[1.0, 2.0]], **grid, column_notes=["up.attn2"])
-    with pytest.raises(FigureError, match="cells has 1 labels for 2"):
+    with pytest.raises(FigureError, match="cells has 1 label for 2"):
         viz.head_grid([[1.0, 2.0]], **grid, cells=[["head 8.0"]])
 
 
@@ -198,7 +202,7 @@ def test_braces_in_a_name_are_no_part_of_the_pointer_template() -> None:
     [
         pytest.param(
             lambda: viz.head_grid([[1.0]], rows=["a", "b"], columns=["c"]),
-            "rows has 2 labels for 1 values",
+            "rows has 2 labels for 1 value",
             id="rows",
         ),
         pytest.param(
@@ -222,7 +226,7 @@ def test_braces_in_a_name_are_no_part_of_the_pointer_template() -> None:
             "an interval for 'b'",
             id="whisker",
         ),
-        pytest.param(lambda: viz.tokens(["a"], [1.0, 2.0]), "words has 1 labels for 2", id="words"),
+        pytest.param(lambda: viz.tokens(["a"], [1.0, 2.0]), "words has 1 label for 2", id="words"),
     ],
 )
 def test_what_does_not_fit_is_refused(draw: Callable[[], Any], said: str) -> None:

@@ -15,6 +15,7 @@ from diffusion_lens.border import public
 from diffusion_lens.border.devices import Device
 from diffusion_lens.errors import CacheKeyError, closest, listing
 from diffusion_lens.hook_points.selectors import GUIDED, Part
+from diffusion_lens.showing.one_line import counted
 
 MIXED: Part = ((-1, ()),)
 """A part that is not the same wherever a point was recorded."""
@@ -247,7 +248,7 @@ class ActivationCache:
     def __repr__(self) -> str:
         """Size and contents in one line."""
         return (
-            f"ActivationCache({len(self)} hook points, branches {self.branches}, steps "
+            f"ActivationCache({counted(len(self), 'hook point')}, branches {self.branches}, steps "
             f"{ranges(self.steps)}, {readable_bytes(self.nbytes)})"
         )
 
@@ -286,7 +287,7 @@ class ActivationCache:
         near = closest(name, self.keys())
         hint = f"Closest: {listing(near)}. " if near else ""
         return CacheKeyError(
-            f"{name!r} is not in this cache ({len(self)} hook points). {hint}"
+            f"{name!r} is not in this cache ({counted(len(self), 'hook point')}). {hint}"
             "Choose what is cached with `names_filter=`."
         )
 

@@ -15,6 +15,7 @@ from diffusion_lens.activation_cache.spool import Spool
 from diffusion_lens.errors import CacheBudgetError
 from diffusion_lens.hook_points.context import HookContext
 from diffusion_lens.reducers import Reducer, reducer_factory
+from diffusion_lens.showing.one_line import counted
 
 
 class CacheRecorder:
@@ -151,8 +152,8 @@ def refuse_over_budget(wanted: int, budget: int, *, points: int, steps: int) -> 
     """
     if wanted > budget:
         raise CacheBudgetError(
-            f"this cache would take {readable_bytes(wanted)} ({points} hook points, {steps} "
-            f"steps), the budget is {readable_bytes(budget)}. Narrow it with names_filter=, "
-            "steps=, a Site with heads/query/key, dtype=torch.float16 or reduce='mean'; write it "
-            "to disk with spool=folder; or raise max_bytes="
+            f"this cache would take {readable_bytes(wanted)} ({counted(points, 'hook point')}, "
+            f"{counted(steps, 'step')}), the budget is {readable_bytes(budget)}. Narrow it with "
+            "names_filter=, steps=, a Site with heads/query/key, dtype=torch.float16 or "
+            "reduce='mean'; write it to disk with spool=folder; or raise max_bytes="
         )

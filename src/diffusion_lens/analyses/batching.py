@@ -16,6 +16,7 @@ from torch import Tensor
 
 from diffusion_lens import Run
 from diffusion_lens.errors import DiffusionLensError, RunError
+from diffusion_lens.showing.one_line import counted
 
 TEXTS = re.compile(r"(negative_)?prompt(_\d+)?")
 EMBEDDINGS = re.compile(r"(negative_)?(pooled_)?prompt_(embeds|attention_mask)(_mask|_\d+)*")
@@ -100,8 +101,8 @@ def _rows(name: str, value: Any, numbers: Sequence[int], total: int, each: int) 
     if len(value) != total:
         what = "image" if each > 1 else "prompt"
         raise RunError(
-            f"{name}= has {len(value)} rows for {total} {what}s; give one for each, in the "
-            "order of the prompts (batches are made of them here)"
+            f"{name}= has {counted(len(value), 'row')} for {counted(total, what)}; give one for "
+            "each, in the order of the prompts (batches are made of them here)"
         )
     rows = [number * each + image for number in numbers for image in range(each)]
     if isinstance(value, Tensor | np.ndarray):

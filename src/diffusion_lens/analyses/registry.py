@@ -39,6 +39,7 @@ ROWS = (
         "patching.ablation_sweep",
         "AblationResult",
         ("michel2019sixteen", "wang2023interpretability"),
+        "ablate",
     ),
     Row("activation_patching", "patching", "PatchingResult", PATCHING, "patch"),
     Row("attend_and_excite", "attend_and_excite", "ExcitedImages", ("chefer2023attend",), "excite"),

@@ -54,7 +54,9 @@ class VitalBlocks(Saved):
         """
         blocks = len(self.distances)
         if not 1 <= count <= blocks:
-            raise ResultError(f"top({count}): there are {blocks} blocks; give 1 to {blocks}")
+            raise ResultError(
+                f"top({count}): there are {counted(blocks, 'block')}; give 1 to {blocks}"
+            )
         order = self.distances.mean(1).argsort(descending=True, stable=True)
         return tuple(int(block) for block in order[:count])
 
@@ -140,8 +142,8 @@ def _measured(measure: Distance, one: Any, other: Any) -> list[float]:
         found = []
     if len(found) != len(one):
         raise ResultError(
-            f"distance={measure!r} gave {values!r:.60} for {len(one)} images; it takes images "
-            "without and with a block, and gives one number for each"
+            f"distance={measure!r} gave {values!r:.60} for {counted(len(one), 'image')}; it takes "
+            "images without and with a block, and gives one number for each"
         )
     return found
 

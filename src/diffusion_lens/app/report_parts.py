@@ -11,6 +11,7 @@ from PIL import Image
 from plotly.graph_objects import Figure
 
 from diffusion_lens.errors import FigureError
+from diffusion_lens.showing.one_line import counted
 from diffusion_lens.showing.pictures import png_address
 from diffusion_lens.viz import TokenPatterns
 
@@ -102,7 +103,9 @@ class Images:
         """Markup."""
         captions = self.captions or [""] * len(self.images)
         if len(captions) != len(self.images):
-            raise FigureError(f"{len(captions)} captions for {len(self.images)} images")
+            raise FigureError(
+                f"{counted(len(captions), 'caption')} for {counted(len(self.images), 'image')}"
+            )
         shown = "".join(
             f'<figure{_size(image)}><img src="{png_address(image)}" alt="{_text(caption)}">'
             f"<figcaption>{_text(caption)}</figcaption></figure>"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, get_args, overload
 
 from diffusion_lens.border.hints import Test, anything, names_axes, shared_axes, test_of
 from diffusion_lens.border.settings import ByName
-from diffusion_lens.border.wording import refusal
+from diffusion_lens.border.wording import called, refusal
 from diffusion_lens.errors import ArgumentError
 
 OTHERS = "**"
@@ -58,10 +59,40 @@ def _checked(function: Any, closer: Mapping[str, Any]) -> Any:
         wrong = border.first_wrong(args, kwargs)
         if wrong is not None:
             raise ArgumentError(refusal(function, args, *wrong)) from None
-        return function(*args, **kwargs)
+        try:
+            return function(*args, **kwargs)
+        except TypeError as error:
+            _call_by_its_owner(error, function, args)
+            raise
 
     checked.__border__ = True  # type: ignore[attr-defined]
+    if {"self", "cls"} & set(getattr(function, "__annotations__", ())):
+        checked.__signature__ = _without_own_type(function)  # type: ignore[attr-defined]
     return checked
+
+
+def _without_own_type(function: Callable[..., Any]) -> inspect.Signature:
+    """A method's signature without the variable for the type of its object, which users never see.
+
+    `self: Model … -> Iterator[Model]` becomes `self … -> Iterator[Self]`.
+    """
+    signature = inspect.signature(function)
+    own, *others = signature.parameters.values()
+    kind = re.sub(r"^type\[(.*)\]$", r"\1", str(own.annotation))
+    returned = re.sub(rf"\b{re.escape(kind)}\b", "Self", str(signature.return_annotation))
+    first = own.replace(annotation=inspect.Parameter.empty)
+    return signature.replace(parameters=[first, *others], return_annotation=returned)
+
+
+def _call_by_its_owner(error: TypeError, function: Any, args: tuple[Any, ...]) -> None:
+    """In what Python says of a call that fits no signature, call a method as its users do.
+
+    Python calls it by the class that defines it, of which users may never have heard.
+    """
+    defined = f"{inspect.unwrap(function).__qualname__}()"
+    said = str(error)
+    if said.startswith(defined):
+        error.args = (f"{called(function, args)}(){said.removeprefix(defined)}",)
 
 
 class Border:

@@ -16,7 +16,7 @@ from diffusion_lens.cli.options import (
     Image,
     Keep,
     NoiseLevel,
-    Prompt,
+    PromptOrCaption,
     Samples,
     Seed,
     Steps,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 @command()
 def attention_maps(
     call: Call,
-    prompt: Prompt,
+    prompt: PromptOrCaption,
     words: Annotated[
         list[str] | None,
         typer.Option(help="A word or phrase of the prompt. Repeatable; every word by default."),

@@ -23,6 +23,7 @@ from diffusion_lens.cli.loading import (
 )
 from diffusion_lens.cli.messages import fail, messages, pipeline_messages
 from diffusion_lens.cli.options import Device, Dtype, Guidance, InferenceSteps, Model, Out, Setting
+from diffusion_lens.showing.one_line import counted
 
 if TYPE_CHECKING:
     from diffusion_lens import HookedDiffusion
@@ -101,8 +102,8 @@ class Call:
             first = found.start or 0 if isinstance(found, slice) else max(found)
             if count is not None and first >= count:
                 fail(
-                    f"--steps {text!r}: a run of {count} steps has the steps 0 to {count - 1}; "
-                    "leave out the others, or raise --num-inference-steps"
+                    f"--steps {text!r}: a run of {counted(count, 'step')} has the steps 0 to "
+                    f"{count - 1}; leave out the others, or raise --num-inference-steps"
                 )
         return found
 

@@ -11,6 +11,7 @@ COMMANDS = (
     "concept_attention",
     "attention_maps",
     "patch",
+    "ablate",
     "edit",
     "excite",
     "check",

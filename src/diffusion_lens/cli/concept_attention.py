@@ -16,7 +16,7 @@ from diffusion_lens.cli.options import (
     Image,
     Keep,
     NoiseLevel,
-    Prompt,
+    PromptOrCaption,
     Samples,
     Seed,
     Steps,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 @command()
 def concept_attention(
     call: Call,
-    prompt: Prompt,
+    prompt: PromptOrCaption,
     concepts: Annotated[
         list[str],
         typer.Option(

@@ -7,20 +7,28 @@ import inspect
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from diffusion_lens.border.ranges import LARGEST_SIZE
 from diffusion_lens.cli.messages import fail
 from diffusion_lens.cli.settings import pair, refuse_given_twice
-from diffusion_lens.errors import DiffusionLensError
-from diffusion_lens.toys.loading import PREFIX
+from diffusion_lens.errors import DiffusionLensError, closest
+from diffusion_lens.toys.loading import PREFIX, names
 
 DIGITS = r"\d{1,18}"
 """Of a number that everything takes; Python refuses to read numbers of some thousand."""
+MODELS = (
+    "MODEL is a Hub id, a folder that `save_pretrained` wrote, or a toy model such as "
+    f"{PREFIX}shapes-unet."
+)
+ALIKE = 0.7
+"""From which likeness on a name is meant for a toy's."""
 
 
 def load(model: str, *, device: str | None = None, torch_dtype: str | None = None) -> Any:
     """The model of a MODEL argument."""
+    _refuse_what_is_nowhere(model)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
     import torch
@@ -36,11 +44,29 @@ def load(model: str, *, device: str | None = None, torch_dtype: str | None = Non
         raise
     except Exception as error:  # loaders let through whatever a damaged file makes them stumble on
         reason = error if isinstance(error, OSError | ValueError) else repr(error)
-        fail(
-            f"cannot load {model!r}: {reason}\nMODEL is a Hub id, a folder that "
-            f"`save_pretrained` wrote, or a toy model such as {PREFIX}shapes-unet."
-        )
+        fail(f"cannot load {model!r}: {reason}\n{MODELS}")
     return held if device is None else held.to(device)
+
+
+def _refuse_what_is_nowhere(model: str) -> None:
+    """Refuse a toy's name alone, and a path that no folder has: the Hub would be asked for them."""
+    if is_toy(model) or Path(model).is_dir():
+        return
+    if Path(model).is_file():
+        fail(f"cannot load {model!r}: it is a file; give the folder that it lies in.\n{MODELS}")
+    near = closest(model, names(), count=1, cutoff=ALIKE)
+    if near and "/" not in model:
+        fail(
+            f"cannot load {model!r}: there is no such folder, and the toy models are called with "
+            f"{PREFIX!r} in front. Closest: {PREFIX}{near[0]}; give that.\n{MODELS}"
+        )
+    if _is_path(model):
+        fail(f"cannot load {model!r}: there is no such folder.\n{MODELS}")
+
+
+def _is_path(model: str) -> bool:
+    """Whether a name can only be meant for a folder: an id of the Hub has one slash inside."""
+    return model.startswith((".", "/", "~")) or model.count("/") > 1 or "\\" in model
 
 
 def is_toy(model: str) -> bool:

@@ -15,7 +15,8 @@ from diffusion_lens.cli.settings import settings
 Model = Annotated[
     str, typer.Argument(help="A Hub id, a folder, or a toy model such as toy:shapes-unet.")
 ]
-Prompt = Annotated[str, typer.Argument(help="What to generate; for a given image its caption.")]
+Prompt = Annotated[str, typer.Argument(help="What to generate.")]
+PromptOrCaption = Annotated[str, typer.Argument(help="What to generate; with --image its caption.")]
 Out = Annotated[
     Path,
     typer.Option(

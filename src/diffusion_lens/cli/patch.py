@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from diffusion_lens.border import Count
+from diffusion_lens.cli.best_part import best_part
 from diffusion_lens.cli.checks import refuse_unread, within
 from diffusion_lens.cli.command import Call, command
 from diffusion_lens.cli.folders import Finding
 from diffusion_lens.cli.loading import seeds_of
-from diffusion_lens.cli.messages import fail
-from diffusion_lens.cli.patched_run import best_part, patched_images
+from diffusion_lens.cli.metric import metric_of, refuse_unknown_metric
+from diffusion_lens.cli.patched_run import WHOLE_RUN, patched_images
 
 METRICS = ("latent_recovery", "latent_projection", "x0_distance", "graded")
 
@@ -58,7 +59,7 @@ def patch(
     batch_size: Annotated[int, typer.Option(help="Rows of a batch.", callback=within(Count))] = 16,
 ) -> Finding:
     """Put parts of one run in the place of those of another, and score what changes."""
-    _refuse_unknown_metric(metric, of_toy=call.is_toy)
+    refuse_unknown_metric(metric, METRICS, of_toy=call.is_toy)
     refuse_unread({"--part": part}, unless="--metric graded", read=metric == "graded")
     refuse_unread({"--window": window}, unless="--mode window", read=mode == "window")
     refuse_unread({"--positions": positions or None}, unless="--axes pos", read="pos" in axes)
@@ -72,7 +73,7 @@ def patch(
         corrupted,
         sites=sites,
         axes=axes,
-        metric=_metric(metric, clean, "all" if part is None else part),
+        metric=metric_of(metric, clean, part),
         mode=mode,
         direction=direction,
         seeds=seeds_of(seeds),
@@ -93,34 +94,19 @@ def patch(
         branch=None if branch == "all" else branch,
         steps=at,
         window=window or 1,
+        positions=positions or None,
     )
     captions = {"clean": f"clean: {clean}", "corrupted": f"corrupted: {corrupted}"}
     captions["patched"] = "patched, in a whole run, at " + ", ".join(
         f"{axis} {label}" for axis, label in best_part(result).items() if axis != "effect"
     )
+    said = [WHOLE_RUN] if mode == "teacher-forced" else []
     return Finding(
         f"Patching: “{clean}” into “{corrupted}”",
         result,
-        [result.plot()],
+        [*(said if drawn else ()), result.plot()],
         rows=result.records(),
         by="effect",
         pictures={name: [image] for name, image in drawn.items()},
         captions=captions,
     )
-
-
-def _refuse_unknown_metric(metric: str, *, of_toy: bool) -> None:
-    if metric not in METRICS:
-        from diffusion_lens.errors import closest
-
-        near = closest(metric, METRICS, count=1) or METRICS
-        fail(f"--metric {metric!r} is none of {', '.join(METRICS)}. Closest: {near[0]}")
-    if metric == "graded" and not of_toy:
-        fail("--metric graded reads pictures of the toys' world; give a toy model, such as "
-             "toy:shapes-unet, or another metric")  # fmt: skip
-
-
-def _metric(name: str, clean: str, part: str) -> Any:
-    from diffusion_lens.analyses import patching
-
-    return patching.graded(clean, part=part) if name == "graded" else getattr(patching, name)

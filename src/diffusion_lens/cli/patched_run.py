@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from diffusion_lens.cli.best_part import best_part, sites_of
+
 if TYPE_CHECKING:
-    from diffusion_lens import HookedDiffusion, Site
+    from diffusion_lens import HookedDiffusion
     from diffusion_lens.analyses import PatchingResult
-    from diffusion_lens.hook_points import HookPoint
 
-
-def best_part(result: PatchingResult) -> dict[str, Any]:
-    """The labels of the patch with the largest effect, and the effect; empty where there is none.
-
-    Args:
-        result: A sweep.
-    """
-    best = result.top(1)
-    return {name: best[0][name] for name in (*result.axes, "effect")} if best else {}
+WHOLE_RUN = (
+    "The picture called patched is of a whole run with the best part patched; the effects are "
+    "teacher-forced, each of one step by itself on the clean run's latents, so that a large one "
+    "need not show in the picture."
+)
+"""What a report says of its picture where the sweep made no whole runs."""
 
 
 def patched_images(
@@ -32,6 +30,7 @@ def patched_images(
     branch: str | None,
     steps: Sequence[int] | None,
     window: int,
+    positions: Sequence[str] | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
     """Draw the first sample of both runs, and of the one in which the best part is patched.
@@ -49,6 +48,7 @@ def patched_images(
         branch: Likewise.
         steps: Likewise.
         window: Steps from the best step on, where steps were patched apart.
+        positions: Those of the sweep.
         **settings: Of both runs.
 
     Returns:
@@ -56,11 +56,10 @@ def patched_images(
     """
     from PIL.Image import fromarray
 
-    from diffusion_lens import Site
     from diffusion_lens.analyses.patching import Outcome, activation_patching, latent_recovery
 
     best = best_part(result)
-    chosen = [one for text in sites for one in _within(model, Site.of(text), best, window)]
+    chosen = sites_of(model, sites, best, steps=steps, window=window)
     if not chosen:
         return {}
     seen: list[Outcome] = []
@@ -81,6 +80,7 @@ def patched_images(
         direction=direction,
         seeds=[result.seeds[0]],
         steps=steps,
+        positions=positions,
         branch=branch,
         show_progress=False,
         **settings,
@@ -94,31 +94,3 @@ def patched_images(
     if direction == "noise":
         sides = dict(zip(sides, reversed(sides.values()), strict=True))
     return {name: fromarray(one) for name, one in (*sides.items(), ("patched", patched))}
-
-
-def _within(model: HookedDiffusion, site: Site, best: dict[str, Any], window: int) -> list[Site]:
-    """What a Site selects of the best part."""
-    more: dict[str, Any] = {}
-    if "head" in best:
-        more["heads"] = [best["head"]]
-    if "step" in best:
-        more["steps"] = range(best["step"], best["step"] + window)
-    names = model.hook_names(site.name) if best else []
-    return [
-        site.with_(name=name, **more)
-        for name in names
-        if name in model.points and _belongs(model.points[name], best)
-    ]
-
-
-def _belongs(point: HookPoint, best: dict[str, Any]) -> bool:
-    quantity = point.name if point.block is None else point.name.split(".", 2)[2]
-    labels = {
-        "block": point.block,
-        "stream": point.stream or "joint",
-        "attention": quantity.split(".")[0],
-        "point": quantity,
-    }
-    return point.dead is None and all(
-        best[axis] == label for axis, label in labels.items() if axis in best
-    )

@@ -33,6 +33,7 @@ from diffusion_lens.engine.projection import stream_slice
 from diffusion_lens.engine.steps import StepTracker
 from diffusion_lens.engine.taps import Tap
 from diffusion_lens.errors import EngineError
+from diffusion_lens.showing.one_line import counted
 
 DUMMY = 1
 """Image tokens of the second run; several families cannot run with none."""
@@ -258,7 +259,8 @@ class ConceptPass:
         images = evaluation.batch // len(evaluation.rows)
         if images % value.shape[0]:
             raise EngineError(
-                f"{what} for a batch of {value.shape[0]} were given to a run of {images} images; "
+                f"{what} for a batch of {value.shape[0]} were given to a run of "
+                f"{counted(images, 'image')}; "
                 "give one for all of them, or one for each"
             )
         each = value.repeat_interleave(images // value.shape[0], 0)

@@ -12,6 +12,7 @@ from diffusion_lens.errors import SiteError
 from diffusion_lens.hook_points.point import HookPoint
 from diffusion_lens.hook_points.selectors import Indices, Part, Tokens
 from diffusion_lens.hook_points.site import Site
+from diffusion_lens.showing.one_line import counted
 
 KEPT = 256
 """How many indices and rows of factors are kept on devices, over all models."""
@@ -125,7 +126,7 @@ def token_index(
         beyond = tokens.indices.stop is not None and tokens.indices.stop > length
         if first >= last or beyond:
             raise SiteError(
-                f"{where}: {tokens.indices} does not lie inside the {length} tokens of "
+                f"{where}: {tokens.indices} does not lie inside the {counted(length, 'token')} of "
                 f"{_called(stream)}"
             )
         return slice(start + first, start + last, step)
@@ -136,7 +137,7 @@ def _inside(indices: Sequence[int], length: int, where: str) -> tuple[int, ...]:
     wrong = [index for index in indices if not -length <= index < length]
     if wrong:
         raise SiteError(
-            f"{where}: index {wrong[0]} is out of range, there are {length} tokens "
+            f"{where}: index {wrong[0]} is out of range, there are {counted(length, 'token')} "
             f"(0 to {length - 1}); `hook.words` maps the prompt's words to indices"
         )
     return tuple(dict.fromkeys(index % length for index in indices))
@@ -183,8 +184,8 @@ def heads_in(point: HookPoint, site: Site) -> tuple[int, ...] | None:
     wrong = [head for head in heads if not -point.heads <= head < point.heads]
     if wrong:
         raise SiteError(
-            f"{point.name} has {point.heads} heads (0 to {point.heads - 1}), head {wrong[0]} was "
-            f"asked for in {site!r}; where blocks differ give (block, head) pairs"
+            f"{point.name} has {counted(point.heads, 'head')} (0 to {point.heads - 1}), head "
+            f"{wrong[0]} was asked for in {site!r}; where blocks differ give (block, head) pairs"
         )
     return tuple(dict.fromkeys(head % point.heads for head in heads))
 

@@ -24,6 +24,7 @@ from diffusion_lens.hook_points.names import match_names
 from diffusion_lens.hook_points.point import HookPoint
 from diffusion_lens.hook_points.selectors import GUIDED, Indices
 from diffusion_lens.hook_points.site import Site
+from diffusion_lens.showing.one_line import counted
 
 SELECTIONS_KEPT = 8
 """How many prompts and sizes a hook remembers its selection for."""
@@ -252,7 +253,7 @@ def _fits_nothing(registration: Registration, first: HookPoint, count: int) -> s
             f"{first.name} has not (axes {first.axes}); its token axes are {others or 'none'}"
         )
     streams = {axis: list(names) for axis, names in first.sequences.items()}
-    heads = "no head axis" if first.heads is None else f"{first.heads} heads"
+    heads = "no head axis" if first.heads is None else counted(first.heads, "head")
     return (
         f"{registration.site!r} selects nothing: {count} names match, but none has such tokens or "
         f"heads; {first.name} has axes {first.axes}, streams {streams}, {heads}"

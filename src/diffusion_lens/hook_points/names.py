@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 
 from diffusion_lens.errors import UnknownHookPointError, closest, listing
+from diffusion_lens.showing.one_line import counted
 
 NamePattern = str | Callable[[str], bool]
 
@@ -105,6 +106,6 @@ def _nothing_matches(pattern: NamePattern, names: Sequence[str], model: str) -> 
     if isinstance(pattern, str) and pattern.endswith(".*") and pattern.count("*") == 1:
         hint += f"`*` is one dotted part; {pattern + '*'!r} matches any number. "
     return (
-        f"no hook point matches {asked} in {model} ({len(names)} hook points). "
+        f"no hook point matches {asked} in {model} ({counted(len(names), 'hook point')}). "
         f"{hint}List them with `model.hook_names()`."
     )

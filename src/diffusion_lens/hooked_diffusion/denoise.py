@@ -25,6 +25,7 @@ from diffusion_lens.engine.wiring import Wiring
 from diffusion_lens.errors import CacheKeyError, EngineError, RunError
 from diffusion_lens.hooked_diffusion.caching import quiet
 from diffusion_lens.hooked_diffusion.run import Run, generators
+from diffusion_lens.showing.one_line import counted
 
 
 @dataclass(frozen=True)
@@ -266,7 +267,7 @@ def _starting_at(
         if step is not None:
             if not 0 <= step < total:
                 raise RunError(
-                    f"step {step} does not exist, these settings make {total} steps "
+                    f"step {step} does not exist, these settings make {counted(total, 'step')} "
                     f"(0 to {total - 1}); raise num_inference_steps"
                 )
             scheduler.timesteps = scheduler.timesteps[step:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -10,11 +11,12 @@ import torch
 
 from diffusion_lens.activation_cache import readable_bytes
 from diffusion_lens.architectures.catalogue import find_absent
-from diffusion_lens.architectures.sources import ProductWeights
+from diffusion_lens.architectures.sources import AtModule, ProductWeights
 from diffusion_lens.engine.wiring import Wiring
 from diffusion_lens.errors import UnknownHookPointError
 from diffusion_lens.hook_points.names import NamePattern, matches
 from diffusion_lens.hook_points.point import HookPoint
+from diffusion_lens.showing.one_line import counted
 
 HEADER = ("hook point", "axes", "shape", "heads", "grid", "bytes", "module", "note")
 
@@ -120,24 +122,51 @@ def hook_table(wiring: Wiring, pattern: NamePattern) -> HookTable:
             raise
         found = {}
     rows = [_row(wiring, point) for point in found.values()]
-    return HookTable(f"{wiring.called}: {len(rows)} hook points", (*rows, *absent))
+    return HookTable(f"{wiring.called}: {counted(len(rows), 'hook point')}", (*rows, *absent))
 
 
 def _row(wiring: Wiring, point: HookPoint) -> HookRow:
     grid = wiring.spec.default_grid(wiring.denoiser, point.level)
     tokens = {"img": int(torch.Size(grid).numel()), "txt": _text_tokens(wiring)}
     tokens |= wiring.tracker.companion_tokens
-    count = point.elements(tokens, batch=1)
+    more = _sides(wiring, point, grid) | _channels(wiring, point)
+    known = zip(point.axes, point.shape(tokens, batch=1), strict=True)
+    shape = tuple(more.get(axis) if size is None else size for axis, size in known)
+    count = None if None in shape else math.prod(size for size in shape if size is not None)
     return HookRow(
         name=point.name,
         axes=point.axes,
-        shape=point.shape(tokens, batch=1),
+        shape=shape,
         heads=point.heads,
         grid=grid,
         nbytes=None if count is None else count * _itemsize(wiring, point),
         module=point.module,
         note=point.dead or "",
     )
+
+
+def _sides(wiring: Wiring, point: HookPoint, grid: tuple[int, ...]) -> dict[str, int]:
+    """Height and width of what has them: the grid's, times the side of a patch (1 in a U-Net)."""
+    patch = getattr(wiring.denoiser, "config", {}).get("patch_size") or 1
+    if not {"height", "width"} <= set(point.axes) or not isinstance(patch, int):
+        return {}
+    height, width = grid[-2:]
+    return {"height": height * patch, "width": width * patch}
+
+
+def _channels(wiring: Wiring, point: HookPoint) -> dict[str, int | None]:
+    """The channels that a module takes or gives, where it says so."""
+    if "channel" not in point.axes or not isinstance(point.source, AtModule):
+        return {}
+    border = point.source.point
+    taken = border.argument is not None
+    if taken and border.argument not in ((wiring.spec.latents,), ("hidden_states",)):
+        return {}
+    module = wiring.denoiser.get_submodule(border.module)
+    config = getattr(module, "config", vars(module))
+    if taken or config.get("out_channels", 0) is None:  # None: as many leave as enter
+        return {"channel": config.get("in_channels")}
+    return {"channel": config.get("out_channels")}
 
 
 def _text_tokens(wiring: Wiring) -> int:

@@ -47,6 +47,7 @@ class Hooking(Wired):
         with self.wiring.batch_holds(branches), hooks_on(self.wiring, registrations):
             yield self
 
+    @public
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Take the active hooks off while the context is open, in the midst of a run, too.

@@ -29,6 +29,7 @@ from diffusion_lens.hooked_diffusion.naming import Naming
 from diffusion_lens.hooked_diffusion.output import Output
 from diffusion_lens.hooked_diffusion.run import DEFAULT_SEED, Run
 from diffusion_lens.hooked_diffusion.silence import refuse_silent
+from diffusion_lens.showing.one_line import counted
 
 Prompts = str | Sequence[str] | Run | None
 Seed = int | Sequence[int] | None
@@ -441,6 +442,7 @@ class HookedDiffusion(Naming, Hooking):
         """Name, family and size in one line."""
         kind = "bare denoiser" if self.pipe is None else type(self.pipe).__name__
         return (
-            f"HookedDiffusion({self.name}: {kind}, {self.spec.family}, {self.n_blocks} blocks, "
-            f"{len(self.points)} hook points)"
+            f"HookedDiffusion({self.name}: {kind}, {self.spec.family}, "
+            f"{counted(self.n_blocks, 'block')}, "
+            f"{counted(len(self.points), 'hook point')})"
         )

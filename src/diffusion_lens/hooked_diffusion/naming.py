@@ -52,6 +52,7 @@ class Naming(Wired):
         """
         return hook_table(self.wiring, pattern)
 
+    @public
     def text_pattern_sites(self) -> list[Site]:
         """The Sites at which image queries read the text, in any family."""
         return [

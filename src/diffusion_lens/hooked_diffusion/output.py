@@ -90,16 +90,18 @@ class Output:
     def __repr__(self) -> str:
         """What was drawn and its sizes, in one line."""
         run, latents = self.made_by.run, self.latents
-        made = f"{0 if self.images is None else len(self.images)} images"
+        made = counted(0 if self.images is None else len(self.images), "image")
         if self.frames is not None:
-            made = f"{counted(len(self.frames), 'video')} of {len(self.frames[0])} frames"
+            made = (
+                f"{counted(len(self.frames), 'video')} of {counted(len(self.frames[0]), 'frame')}"
+            )
         return one_line(
             self,
             short(run.prompts),
             made,
             f"latents {None if latents is None else tuple(latents.shape)}",
             f"seed={run.seed!r}",
-            f"{len(self.report)} report rows",
+            counted(len(self.report), "report row"),
             made_by={"model": self.made_by.model},
             look=(".image" if self.frames is None else ".frames", ".report", ".made_by"),
         )

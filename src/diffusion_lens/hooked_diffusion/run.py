@@ -12,6 +12,7 @@ import torch
 from diffusion_lens.border import PipelineSetting, public
 from diffusion_lens.engine.run_state import images_per_prompt, prompts_in
 from diffusion_lens.errors import RunError
+from diffusion_lens.showing.one_line import counted
 
 
 class _DefaultSeed(int):
@@ -133,8 +134,8 @@ class Run:
             each = list(self.seed)
         else:
             raise RunError(
-                f"{len(self.seed)} seeds for {prompts} prompts; give one seed for all prompts, "
-                "one for each prompt, or one for each image"
+                f"{counted(len(self.seed), 'seed')} for {counted(prompts, 'prompt')}; give one "
+                "seed for all prompts, one for each prompt, or one for each image"
             )
         return [seed + offset for seed in each for offset in range(self.images_per_prompt)]
 

@@ -13,6 +13,7 @@ from diffusion_lens.engine.wiring import Wiring
 from diffusion_lens.errors import HookNeverFiredError, listing
 from diffusion_lens.hook_points.names import is_pattern
 from diffusion_lens.hook_points.selectors import Indices
+from diffusion_lens.showing.one_line import counted
 
 AROUND_GUIDANCE = ("hook_sample", "hook_guided_pred", "hook_pred_x0")
 """Points that a single evaluation does not reach; a pattern may match them all the same."""
@@ -170,7 +171,7 @@ def named(steps: Indices | None) -> Iterator[int]:
 def _called(ran: Sequence[int]) -> str:
     if ran and list(ran) != list(range(len(ran))):
         return f"the steps {listing(ran)} alone"
-    return f"{len(ran)} steps (0 to {len(ran) - 1})"
+    return f"{counted(len(ran), 'step')} (0 to {len(ran) - 1})"
 
 
 def _steps(shown: list[int], which: str) -> str:

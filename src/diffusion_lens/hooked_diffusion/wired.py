@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from diffusion_lens.architectures.spec import DenoiserSpec
+from diffusion_lens.border import public
 from diffusion_lens.engine.wiring import Wiring
 from diffusion_lens.hook_points.point import HookPoint
 
@@ -62,6 +63,7 @@ class Wired:
         """Every guidance branch that an evaluation of this model can have."""
         return self.wiring.tracker.known_branches()
 
+    @public
     @contextlib.contextmanager
     def following(self) -> Iterator[Callable[[], int]]:
         """Follow the pipeline's runs while the context is open, with hooks or without.

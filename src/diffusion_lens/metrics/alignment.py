@@ -19,6 +19,7 @@ from torch import Tensor
 from diffusion_lens.border import Count, public
 from diffusion_lens.border.devices import Device
 from diffusion_lens.errors import ArgumentError
+from diffusion_lens.showing.one_line import counted
 
 OPENCLIP_H14 = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 """The model of the head relevance paper; its folder on the Hub loads with transformers."""
@@ -80,7 +81,8 @@ class ClipScore:
         listed = [texts] * len(images) if isinstance(texts, str) else list(texts)
         if len(listed) != len(images) or not listed:
             raise ArgumentError(
-                f"{len(listed)} texts for {len(images)} images; give one for each, or one for all"
+                f"{counted(len(listed), 'text')} for {counted(len(images), 'image')}; give one for "
+                "each, or one for all"
             )
         distinct = list(dict.fromkeys(listed))
         rows = [distinct.index(text) for text in listed]

@@ -18,6 +18,7 @@ from diffusion_lens.border import Count, Size, public
 from diffusion_lens.border.devices import Device
 from diffusion_lens.errors import ArgumentError
 from diffusion_lens.metrics.alignment import OPENCLIP_H14, ClipScore
+from diffusion_lens.showing.one_line import counted
 
 BLIP_BASE = "Salesforce/blip-image-captioning-base"
 JOINT = " and "
@@ -94,7 +95,8 @@ class CaptionScore:
         """
         if len(images) != len(prompts) or not images:
             raise ArgumentError(
-                f"{len(prompts)} prompts for {len(images)} images; give one for each"
+                f"{counted(len(prompts), 'prompt')} for {counted(len(images), 'image')}; give one "
+                "for each"
             )
         said = self.clip.embed_texts(self.captions(images))
         return (said * self.clip.embed_texts(list(prompts))).sum(-1)

@@ -18,6 +18,7 @@ from torch.nn import functional
 from diffusion_lens.border import Fraction, public
 from diffusion_lens.border.devices import Device
 from diffusion_lens.errors import ArgumentError
+from diffusion_lens.showing.one_line import counted
 
 GROUNDING_DINO = "IDEA-Research/grounding-dino-base"
 SAM_2 = "facebook/sam2.1-hiera-large"
@@ -95,7 +96,8 @@ class TextMasks:
         listed = [texts] * len(images) if isinstance(texts, str) else list(texts)
         if len(listed) != len(images) or not listed:
             raise ArgumentError(
-                f"{len(listed)} texts for {len(images)} images; give one for each, or one for all"
+                f"{counted(len(listed), 'text')} for {counted(len(images), 'image')}; give one for "
+                "each, or one for all"
             )
         return [
             self.outline(image, self.boxes(image, text))

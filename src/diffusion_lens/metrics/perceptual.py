@@ -18,6 +18,7 @@ from torch import Tensor
 from diffusion_lens.border import Count, public
 from diffusion_lens.border.devices import Device
 from diffusion_lens.errors import ArgumentError
+from diffusion_lens.showing.one_line import counted
 
 Net = Literal["alex", "vgg", "squeeze"]
 
@@ -68,7 +69,8 @@ class PerceptualDistance:
         """
         if len(images) != len(others) or not images:
             raise ArgumentError(
-                f"{len(images)} images and {len(others)} others; give one other for each image"
+                f"{counted(len(images), 'image')} and {len(others)} others; give one other for "
+                "each image"
             )
         found = []
         for start in range(0, len(images), self.batch_size):

@@ -18,6 +18,7 @@ from torch import Tensor
 from diffusion_lens.border import Count, public
 from diffusion_lens.border.devices import Device
 from diffusion_lens.errors import ArgumentError
+from diffusion_lens.showing.one_line import counted
 
 DINOV2_BASE = "facebook/dinov2-base"
 
@@ -82,7 +83,8 @@ class DinoSimilarity:
         """
         if len(images) != len(others) or not images:
             raise ArgumentError(
-                f"{len(images)} images and {len(others)} others; give one other for each image"
+                f"{counted(len(images), 'image')} and {len(others)} others; give one other for "
+                "each image"
             )
         return (self.embed(images, masks) * self.embed(others, other_masks)).sum(-1)
 
@@ -94,7 +96,8 @@ class DinoSimilarity:
         if masks is not None:
             if len(masks) != len(images):
                 raise ArgumentError(
-                    f"{len(masks)} masks for {len(images)} images; give one for each"
+                    f"{counted(len(masks), 'mask')} for {counted(len(images), 'image')}; give one "
+                    "for each"
                 )
             images = [self._without(*pair) for pair in zip(images, masks, strict=True)]
         found = []

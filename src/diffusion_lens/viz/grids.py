@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 
 from diffusion_lens.border import public
 from diffusion_lens.errors import FigureError
+from diffusion_lens.showing.one_line import counted
 from diffusion_lens.viz.style import ABSENT, MOST_ROWS, colour_axis, finish, ticks
 from diffusion_lens.viz.values import array, labels, limits, plain
 
@@ -27,6 +28,7 @@ def head_grid(
     marks: Mapping[float, str] | None = None,
     row_title: str = "",
     column_title: str = "",
+    row_notes: Sequence[Any] | None = None,
     column_notes: Sequence[Any] | None = None,
     cells: Sequence[Sequence[Any]] | None = None,
 ) -> go.Figure:
@@ -45,7 +47,8 @@ def head_grid(
         row_title: What the rows are.
         column_title: What the columns are.
         cells: For the pointer a name of each cell, in place of those of its row and column.
-        column_notes: More about each column, for the pointer, such as the module of a head.
+        row_notes: More about each row, for the pointer, such as the module of a block.
+        column_notes: Likewise of each column.
 
     Raises:
         FigureError: If labels and values do not fit together.
@@ -54,9 +57,9 @@ def head_grid(
     row_labels = labels(rows, table.shape[0], name="rows")
     column_labels = labels(columns, table.shape[1], name="columns")
     centred = bool((table < 0).any()) if zero_centred is None else zero_centred
-    pointed = _pointed(table.shape[1], column_labels, column_notes)
     names = np.empty((*table.shape, 2), dtype=object)
-    names[..., 0], names[..., 1] = np.array(row_labels)[:, None], np.array(pointed)[None]
+    names[..., 0] = np.array(_pointed(row_labels, row_notes, name="row_notes"))[:, None]
+    names[..., 1] = np.array(_pointed(column_labels, column_notes, name="column_notes"))[None]
     where = f"{_named(row_title)}%{{customdata[0]}}<br>{_named(column_title)}%{{customdata[1]}}<br>"
     if cells is not None:
         names[..., 0] = np.array(_cells(cells, table.shape))
@@ -86,17 +89,17 @@ def head_grid(
     )
 
 
-def _pointed(count: int, shown: Sequence[str], notes: Sequence[Any] | None) -> list[str]:
-    """What the pointer says of each column."""
+def _pointed(shown: Sequence[str], notes: Sequence[Any] | None, *, name: str) -> list[str]:
+    """What the pointer says of each row or column."""
     if notes is None:
         return list(shown)
-    more = labels(notes, count, name="column_notes")
+    more = labels(notes, len(shown), name=name)
     return [f"{one} ({note})" if note else one for one, note in zip(shown, more, strict=True)]
 
 
 def _cells(given: Sequence[Sequence[Any]], shape: tuple[int, ...]) -> list[list[str]]:
     if len(given) != shape[0]:
-        raise FigureError(f"cells has {len(given)} rows for {shape[0]}")
+        raise FigureError(f"cells has {counted(len(given), 'row')} for {shape[0]}")
     return [labels(row, shape[1], name="cells") for row in given]
 
 

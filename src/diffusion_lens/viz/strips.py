@@ -9,6 +9,7 @@ import plotly.graph_objects as go
 
 from diffusion_lens.border import Count, public
 from diffusion_lens.errors import FigureError
+from diffusion_lens.showing.one_line import counted
 from diffusion_lens.showing.pictures import pictures
 from diffusion_lens.viz.panels import Panels, backdrop, nothing
 from diffusion_lens.viz.pictures import source
@@ -39,7 +40,7 @@ def image_strip(
     shown = pictures(images)
     texts = None if captions is None else labels(captions, len(shown), name="captions")
     if rows is not None and not 0 < rows <= len(shown):
-        raise FigureError(f"rows={rows} for {len(shown)} images; give 1 to {len(shown)}")
+        raise FigureError(f"rows={rows} for {counted(len(shown), 'image')}; give 1 to {len(shown)}")
     drawn = Panels.empty(
         len(shown), titles=texts, across=None if rows is None else -(-len(shown) // rows)
     )

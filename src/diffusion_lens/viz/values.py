@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from diffusion_lens.errors import FigureError
+from diffusion_lens.showing.one_line import counted
 
 MARKUP = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "$": "&#36;", "\n": " "})
 """Plotly reads tags, entities and, where MathJax is loaded, dollars in every text it draws."""
@@ -52,7 +53,9 @@ def labels(given: Sequence[Any], count: int, *, name: str) -> list[str]:
         FigureError: If there are not `count` of them.
     """
     if len(given) != count:
-        raise FigureError(f"{name} has {len(given)} labels for {count} values")
+        raise FigureError(
+            f"{name} has {counted(len(given), 'label')} for {counted(count, 'value')}"
+        )
     return [plain(label) for label in given]
 
 

@@ -49,5 +49,5 @@ def test_images_of_other_captions_are_mostly_wrong():
 
 
 def test_images_and_captions_must_match_in_number():
-    with pytest.raises(ValueError, match="1 images for 2 captions"):
+    with pytest.raises(ValueError, match="1 image for 2 captions"):
         grade_images(np.zeros((1, 32, 32, 3), np.uint8), test_captions()[:2])

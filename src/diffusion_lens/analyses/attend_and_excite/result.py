@@ -11,7 +11,7 @@ from torch import Tensor
 from diffusion_lens.analyses.saving import Saved
 from diffusion_lens.errors import ResultError
 from diffusion_lens.showing.gallery import gallery
-from diffusion_lens.showing.one_line import one_line, short
+from diffusion_lens.showing.one_line import counted, one_line, short
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class ExcitedImages(Saved):
             self,
             short(self.prompt),
             f"words {list(self.words)}",
-            f"{len(self.losses)} moves",
+            counted(len(self.losses), "move"),
             f"latents {tuple(self.latents.shape)}",
             made_by=self.made_by,
             look=(".image", ".plot()"),

@@ -11,6 +11,7 @@ from PIL.Image import Image
 from torch import Tensor
 
 from diffusion_lens.errors import ResultError
+from diffusion_lens.showing.one_line import counted
 
 PLANE = ("height", "width")
 
@@ -79,7 +80,9 @@ def as_images(given: Any, batch: int) -> Sequence[Any]:
     """
     images = [given] * batch if _is_image(given) else list(given)
     if len(images) != batch:
-        raise ResultError(f"{len(images)} images for a batch of {batch}; give one, or one for each")
+        raise ResultError(
+            f"{counted(len(images), 'image')} for a batch of {batch}; give one, or one for each"
+        )
     return images
 
 

@@ -14,7 +14,7 @@ from diffusion_lens.analyses.saving import Saved
 from diffusion_lens.authoring import PromptTokens
 from diffusion_lens.border import public
 from diffusion_lens.errors import ResultError, WordError, closest, listing
-from diffusion_lens.showing.one_line import one_line, prompt_of
+from diffusion_lens.showing.one_line import counted, one_line, prompt_of
 
 MEANINGS = {
     "entropy": ("nats", "How widely a head spreads its attention: 0 is one token alone."),
@@ -141,7 +141,7 @@ class HeadPatterns(Saved):
             prompt_of(self.made_by),
             f"batch {samples}, step {steps}, head {heads}",
             *self.values,
-            "" if self.mass is None else f"mass on {len(self.positions)} tokens",
+            "" if self.mass is None else f"mass on {counted(len(self.positions), 'token')}",
             made_by=self.made_by,
             look=(".of()", ".word()", ".plot()"),
         )

@@ -163,8 +163,8 @@ class HeadRelevance(Saved):
         count = k if isinstance(k, int) else math.ceil(k * total - 1e-9)
         if not 0 < count <= total:
             raise ResultError(
-                f"top({concept!r}, {k!r}): there are {total} heads; give a number from 1 to "
-                f"{total}, or a fraction (a float) in (0, 1]"
+                f"top({concept!r}, {k!r}): there are {counted(total, 'head')}; give a number from "
+                f"1 to {total}, or a fraction (a float) in (0, 1]"
             )
         return tuple(self.heads[index][:2] for index in self.order(concept)[:count])
 
@@ -177,7 +177,8 @@ class HeadRelevance(Saved):
         """
         if len(values) != len(self.heads):
             raise ResultError(
-                f"{len(values)} values for {len(self.heads)} heads; give one for each"
+                f"{counted(len(values), 'value')} for {counted(len(self.heads), 'head')}; give one "
+                "for each"
             )
         return {head[:2]: value for head, value in zip(self.heads, values.tolist(), strict=True)}
 

@@ -17,6 +17,7 @@ from diffusion_lens.analyses.head_relevance.result import Head
 from diffusion_lens.analyses.head_relevance.words import ConceptWords
 from diffusion_lens.border import Count, public
 from diffusion_lens.errors import ConceptError, refuse_unknown
+from diffusion_lens.showing.one_line import counted
 
 VOTES = ("argmax", "strength", "margin")
 
@@ -213,4 +214,5 @@ class HeadRelevanceVotes:
 
     def __repr__(self) -> str:
         """As a report shows it."""
-        return f"HeadRelevanceVotes({len(self.words.concepts)} concepts, vote={self.vote!r})"
+        concepts = counted(len(self.words.concepts), "concept")
+        return f"HeadRelevanceVotes({concepts}, vote={self.vote!r})"

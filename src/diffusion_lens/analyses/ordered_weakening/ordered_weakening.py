@@ -25,6 +25,7 @@ from diffusion_lens.analyses.ordered_weakening.words import WeakenWords, weaken_
 from diffusion_lens.analyses.seeds import listed_seeds, refuse_one_seed
 from diffusion_lens.border import Number, PipelineSetting, Size, public
 from diffusion_lens.errors import ResultError, RunError
+from diffusion_lens.showing.one_line import counted
 
 Score = Callable[[list[Any], list[str]], Any]
 """From images and texts to a number for each image; nan where it does not apply."""
@@ -97,7 +98,10 @@ def ordered_weakening(
     listed = [prompts] if isinstance(prompts, str) else list(prompts)
     texts = listed if targets is None else list(targets)
     if len(texts) != len(listed):
-        raise ResultError(f"{len(texts)} targets for {len(listed)} prompts; give one for each")
+        raise ResultError(
+            f"{counted(len(texts), 'target')} for {counted(len(listed), 'prompt')}; give one for "
+            "each"
+        )
     grid = _counts(counts, len(relevance.heads))
     orders = [order] if isinstance(order, str) else list(order)
     refuse_one_seed(settings, error=RunError)
@@ -198,7 +202,8 @@ def _scored(
     values = torch.as_tensor(score(images, texts)).float()
     if values.shape != (len(images),):
         raise ResultError(
-            f"{name!r} gave values of shape {tuple(values.shape)} for {len(images)} images; a "
+            f"{name!r} gave values of shape {tuple(values.shape)} for "
+            f"{counted(len(images), 'image')}; a "
             "score takes lists of images and texts and gives one number for each image"
         )
     return values
@@ -220,7 +225,9 @@ def _counts(counts: Sequence[int] | None, heads: int) -> list[int]:
         return list(published_counts(heads))
     wrong = [count for count in counts if not 0 <= count <= heads]
     if wrong:
-        raise RunError(f"cannot weaken {wrong[0]} of {heads} heads; give counts from 0 to {heads}")
+        raise RunError(
+            f"cannot weaken {wrong[0]} of {counted(heads, 'head')}; give counts from 0 to {heads}"
+        )
     return sorted({0, *counts, heads})
 
 
@@ -236,8 +243,8 @@ def _samples(
     """What is drawn at every point, batch after batch, and what it is scored against."""
     if run.images_per_prompt > 1:
         raise RunError(
-            f"{run.images_per_prompt} images of each prompt were asked for; here a prompt gets one "
-            "for each of seeds=, so that all points have the same noise"
+            f"{counted(run.images_per_prompt, 'image')} of each prompt were asked for; here a "
+            "prompt gets one for each of seeds=, so that all points have the same noise"
         )
     return [
         (part.with_(seed=int(seed)), [texts[at] for at in numbers])

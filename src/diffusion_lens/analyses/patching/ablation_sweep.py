@@ -12,20 +12,25 @@ from pathlib import Path
 import torch
 
 from diffusion_lens import HookedDiffusion, Run
-from diffusion_lens.analyses.patching.activation_patching import kept_in, whole_runs
-from diffusion_lens.analyses.patching.donors import Donor, OtherRuns, Zeros
+from diffusion_lens.analyses.patching.donors import Donor, MeanOfRuns, ValuesOfRuns, Zeros
 from diffusion_lens.analyses.patching.effects import gathered
+from diffusion_lens.analyses.patching.kept import kept_in
 from diffusion_lens.analyses.patching.outcome import Metric
 from diffusion_lens.analyses.patching.pair import Pair
+from diffusion_lens.analyses.patching.references import References
 from diffusion_lens.analyses.patching.result import AblationResult
 from diffusion_lens.analyses.patching.scores import latent_distance
 from diffusion_lens.analyses.patching.summary import laid_out, refuse_impossible
+from diffusion_lens.analyses.patching.sweep import Sweep
+from diffusion_lens.analyses.patching.trajectory import whole_runs
 from diffusion_lens.authoring import quiet
 from diffusion_lens.border import Count, PipelineSetting, public
 from diffusion_lens.errors import PatchingError, refuse_unknown
 from diffusion_lens.hook_points import Sites
 
 VALUES = ("zero", "mean", "resample")
+DECIDE = ("seeds", "sites", "axes", "labels", "steps", "window", "restart", "value", "others")
+"""What of a result's `made_by` decides on scores, besides run, model and metric."""
 
 
 @public
@@ -65,8 +70,10 @@ def ablation_sweep(
         axes: What is ablated apart: `"block"`, `"stream"`, `"attention"`, `"point"`, `"head"`,
             `"pos"` (words) and `"step"`. Parts with the same labels are ablated together. Without
             `"step"`, parts are ablated at all of `steps` at once.
-        value: What is put in: `"zero"`; `"mean"` over the reference runs and over tokens, at the
-            same step; `"resample"`: the value of a reference run, at the same step.
+        value: What is put in: `"zero"`; `"mean"` over the reference runs and over all positions,
+            at the same step; `"resample"`: the value of a reference run, at the same step.
+            Positions are tokens, those of padding among them; the rows (`query`) of attention,
+            not its columns; height, width and frames where latents or feature maps have these.
         others: Prompts of the reference runs, which start from the samples' noise. For
             `"resample"` sample number i takes the prompt of number i, from the first on again where
             there are fewer. Without any, the reference is the prompt itself: the mean of its
@@ -80,7 +87,8 @@ def ablation_sweep(
         window: With `"step"` among the axes, how many steps are ablated from each step on.
         positions: Along `"pos"`: words of the prompt, or positions; None for all words.
         branch: Guidance branch to ablate where a Site does not say it; None for each.
-        batch_size: Rows of a batch. More does not change results but for rounding.
+        batch_size: Rows of a batch, of the reference runs, too; ablated runs take at least one part
+            in all samples at once. More does not change results but for rounding.
         restart: Begin runs where they are first ablated; changes no more than rounding.
         level: Share of the bootstrap's means inside the interval.
         resume: Keep scores in this folder, and go on from those that lie there.
@@ -101,29 +109,31 @@ def ablation_sweep(
     refuse_unknown("value", value, VALUES, error=PatchingError)
     steps = refuse_impossible(metric, steps, batch_size=batch_size, level=level)
     pair = Pair.of(prompt, prompt, direction="noise", seeds=seeds, settings=settings)
-    references = (others,) if isinstance(others, str) else tuple(others)
-    donor = _donor(value, references, pair)
+    prompts = (others,) if isinstance(others, str) else tuple(others)
+    donor = _donor(value, References(prompts, batch_size), pair)
     grid, about = laid_out(
         model, pair, sites=sites, axes=axes, positions=positions, branch=branch, metric=metric
     )
     about = {name: about[name] for name in about if name not in ("clean", "corrupted", "direction")}
-    about |= {"run": pair.about()["clean"], "value": value, "others": list(references)}
+    about |= {"run": pair.about()["clean"], "value": value, "others": list(prompts)}
     about |= {"steps": steps, "restart": restart, "window": window if "step" in axes else None}
-    kept = None if resume is None else kept_in(Path(resume), model, pair, grid, metric, about)
+    decide = {name: about[name] for name in DECIDE}
+    kept = kept_in(resume, model, pair, grid, metric=metric, decide=decide)
+    sweep = Sweep(
+        model=model,
+        pair=pair,
+        plan=grid,
+        metric=metric,
+        steps=steps,
+        batch_size=batch_size,
+        restart=restart,
+        kept=kept,
+        show_progress=show_progress,
+        doing="ablation",
+        unit="ablations",
+    )
     with quiet(model.pipe), torch.no_grad():
-        board = whole_runs(
-            model,
-            pair,
-            grid,
-            donor=donor,
-            steps=steps,
-            window=about["window"],
-            batch_size=batch_size,
-            restart=restart,
-            metric=metric,
-            kept=kept,
-            show_progress=show_progress,
-        )
+        board = whole_runs(sweep, donor=donor, window=about["window"])
     intact = board.scores[-1]
     _refuse_no_score(metric, intact)
     found = gathered(
@@ -140,8 +150,8 @@ def ablation_sweep(
     )
 
 
-def _donor(value: str, others: tuple[str, ...], pair: Pair) -> Donor:
-    samples = len(pair.seeds)
+def _donor(value: str, references: References, pair: Pair) -> Donor:
+    others, samples = references.prompts, len(pair.seeds)
     if value == "zero":
         if others:
             raise PatchingError("value='zero' takes nothing from others=; leave it out")
@@ -171,7 +181,7 @@ def _donor(value: str, others: tuple[str, ...], pair: Pair) -> Donor:
             f"value='mean' over {len(others)} prompts with {samples} samples would weigh the first "
             f"prompts more; give a multiple of {len(others)} seeds, or at least as many prompts"
         )
-    return OtherRuns(others, mean=value == "mean")
+    return MeanOfRuns(references) if value == "mean" else ValuesOfRuns(references)
 
 
 def _refuse_no_score(metric: Metric, intact: torch.Tensor) -> None:

@@ -9,43 +9,35 @@ the outcome moves from base to source. The published protocols are special cases
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from tqdm.auto import tqdm
 
 from diffusion_lens import HookedDiffusion, Run
-from diffusion_lens.analyses.fingerprint import fingerprint
 from diffusion_lens.analyses.patching.corruption import WordNoise
-from diffusion_lens.analyses.patching.donors import Donor, SourceRun
-from diffusion_lens.analyses.patching.kept import Kept
+from diffusion_lens.analyses.patching.donors import SourceRun
+from diffusion_lens.analyses.patching.kept import kept_in
 from diffusion_lens.analyses.patching.outcome import Metric
 from diffusion_lens.analyses.patching.pair import Pair
-from diffusion_lens.analyses.patching.plan import Plan
 from diffusion_lens.analyses.patching.result import PatchingResult
-from diffusion_lens.analyses.patching.schedule import Schedule
-from diffusion_lens.analyses.patching.scoreboard import Scoreboard
 from diffusion_lens.analyses.patching.scores import latent_recovery
 from diffusion_lens.analyses.patching.summary import (
     laid_out,
     refuse_impossible,
     summed_up,
 )
-from diffusion_lens.analyses.patching.teacher_forced import TeacherForced
-from diffusion_lens.analyses.patching.trajectory import OnTrajectory, runs_of
+from diffusion_lens.analyses.patching.sweep import Sweep
+from diffusion_lens.analyses.patching.teacher_forced import teacher_forced
+from diffusion_lens.analyses.patching.trajectory import whole_runs
 from diffusion_lens.authoring import quiet
 from diffusion_lens.border import Count, PipelineSetting, Positive, public
 from diffusion_lens.errors import PatchingError, refuse_unknown
 from diffusion_lens.hook_points import Sites
 
 MODES = ("teacher-forced", "on-trajectory", "window")
-DECIDE = (
-    *("direction", "seeds", "sites", "axes", "labels", "mode", "steps", "window", "restart"),
-    *("value", "others"),
-)
+DECIDE = ("direction", "seeds", "sites", "axes", "labels", "mode", "steps", "window", "restart")
 """What of a result's `made_by` decides on scores, besides runs, model and metric."""
 
 
@@ -129,117 +121,25 @@ def activation_patching(
     )
     about |= {"mode": mode, "steps": steps, "restart": restart}
     about |= {"window": window if mode == "window" else None}
-    kept = None if resume is None else kept_in(Path(resume), model, pair, grid, metric, about)
-    run = _teacher_forced if mode == "teacher-forced" else partial(whole_runs, donor=SourceRun())
-    with quiet(model.pipe), torch.no_grad():
-        board = run(
-            model,
-            pair,
-            grid,
-            steps=steps,
-            window=window if mode == "window" else None,
-            batch_size=batch_size,
-            restart=restart,
-            metric=metric,
-            kept=kept,
-            show_progress=show_progress,
-        )
-    return summed_up(board, grid, pair, axes=axes, level=level, least=least, about=about)
-
-
-def _teacher_forced(
-    model: HookedDiffusion,
-    pair: Pair,
-    grid: Plan,
-    *,
-    steps: Sequence[int] | None,
-    batch_size: int,
-    restart: bool,
-    metric: Metric,
-    kept: Kept | None,
-    show_progress: bool,
-    **_others: Any,
-) -> Scoreboard:
-    sweep = TeacherForced(model, pair, grid, batch_size, restart)
-    schedule = Schedule.of(grid, steps, sweep.prepare())
-    board = Scoreboard(grid.cells, schedule.steps, len(pair.seeds), kept)
-    total = sum(len(moments) * len(cells) for moments, cells in sweep.chunks(schedule))
-    _filled(board, total, show_progress, lambda tell: sweep.run(board, schedule, metric, tell))
-    return board
-
-
-def whole_runs(
-    model: HookedDiffusion,
-    pair: Pair,
-    grid: Plan,
-    *,
-    donor: Donor,
-    steps: Sequence[int] | None,
-    window: int | None,
-    batch_size: int,
-    restart: bool,
-    metric: Metric,
-    kept: Kept | None,
-    show_progress: bool,
-) -> Scoreboard:
-    """Score every patch of whole runs."""
-    sweep = OnTrajectory(model, pair, grid, batch_size, donor, restart)
-    schedule = Schedule.of(grid, steps, sweep.prepare(steps))
-    windows = runs_of(schedule.steps, window=window)
-    samples = len(pair.seeds)
-    board = Scoreboard(grid.cells, tuple(step for step, _ in windows), samples, kept)
-    total = sum(len(schedule.active(at)) * samples for _, at in windows)
-
-    def run(tell: Callable[[int], Any]) -> None:
-        sweep.run(board, windows, schedule, metric, tell)
-
-    _filled(board, total, show_progress, run)
-    return board
-
-
-def kept_in(
-    folder: Path,
-    model: HookedDiffusion,
-    pair: Pair,
-    grid: Plan,
-    metric: Metric,
-    about: Mapping[str, Any],
-) -> Kept:
-    """The folder of this sweep.
-
-    Raises:
-        PatchingError: If it is another's, or damaged.
-    """
-    sweep = fingerprint(
-        model,
-        None,
-        clean=pair.clean.run,
-        corrupted=pair.corrupted.run,
-        noise=pair.corrupted.noise,
-        latents=pair.latents,
-        patches=grid.cells,
+    decide = {name: about[name] for name in DECIDE}
+    kept = kept_in(resume, model, pair, grid, metric=metric, decide=decide)
+    sweep = Sweep(
+        model=model,
+        pair=pair,
+        plan=grid,
         metric=metric,
-        **{name: about[name] for name in DECIDE if name in about},
+        steps=steps,
+        batch_size=batch_size,
+        restart=restart,
+        kept=kept,
+        show_progress=show_progress,
     )
-    kept = Kept(folder, sweep)
-    kept.claim()
-    return kept
-
-
-def _filled(
-    board: Scoreboard,
-    total: int,
-    show: bool,
-    run: Callable[[Callable[[int], Any]], None],
-) -> None:
-    """Run a sweep with a progress bar; what is known is written when it ends, however it does."""
-    try:
-        with tqdm(
-            total=total, desc="patching", unit=" patches", delay=2, leave=False, disable=not show
-        ) as bar:
-            run(bar.update)
-    finally:
-        board.write()
+    with quiet(model.pipe), torch.no_grad():
+        if mode == "teacher-forced":
+            board = teacher_forced(sweep)
+        else:
+            board = whole_runs(sweep, donor=SourceRun(), window=about["window"])
+    return summed_up(board, grid, pair, axes=axes, level=level, least=least, about=about)
 
 
 def _refuse_unknown_mode(mode: str, axes: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ from diffusion_lens import HookContext, Site
 from diffusion_lens.analyses.patching.plan import Cell, Change, Plan
 from diffusion_lens.authoring import Part, put, take
 from diffusion_lens.errors import PatchingError
+from diffusion_lens.showing.one_line import counted
 
 Lookup = Callable[[Tensor, HookContext], Tensor]
 """Gives what stands in for an activation, for every recorded row."""
@@ -80,7 +81,7 @@ class PutRows:
 
     def __repr__(self) -> str:
         """As a report shows it."""
-        return f"patch({len(self.changes)} rows of cells)"
+        return f"patch({counted(len(self.changes), 'row')} of cells)"
 
 
 def refuse_other_length(name: str, source: Tensor, base: Tensor, changes: Sequence[Change]) -> None:

@@ -75,7 +75,7 @@ class Effects(Saved):
         return type(self)(**values, axes=tuple(axes), labels=labels, **kept)
 
     def records(self) -> list[dict[str, Any]]:
-        """One dict for each patch: its labels, effect, interval and number of samples."""
+        """One dict for each part: its labels, effect, interval and number of samples."""
         places = product(*(range(len(self.labels[axis])) for axis in self.axes))
         return [
             {
@@ -149,10 +149,13 @@ class Effects(Saved):
             return viz.bars(bars, intervals=intervals, x_title=axis, y_title=bar_value, **said)
         first = self.axes[:-1]
         apart = "." if first == ("block", "head") else " "  # a head is called 8.0, as everywhere
-        rows = [
-            apart.join(map(str, place)) for place in product(*(self.labels[axis] for axis in first))
+        places = list(product(*(self.labels[axis] for axis in first)))
+        rows = [apart.join(map(str, place)) for place in places]
+        modules = [self._module(place, first) for place in places]
+        cells = [
+            [f"head {row}.{name}" + (f" ({module})" if module else "") for name in names]
+            for row, module in zip(rows, modules, strict=True)
         ]
-        cells = [[f"head {row}.{name}" for name in names] for row in rows]
         return viz.head_grid(
             self.effects.flatten(0, -2),
             rows=rows,
@@ -162,18 +165,27 @@ class Effects(Saved):
             marks=marks,
             row_title="head (block.head)" if first == ("block", "head") else ", ".join(first),
             column_title=self.axes[-1],
+            row_notes=modules,
+            column_notes=[
+                self._module((one,), self.axes[-1:]) for one in self.labels[self.axes[-1]]
+            ],
             cells=cells if self.axes == ("block", "head") else None,
             **said,
         )
 
+    def _module(self, place: Sequence[Any], axes: Sequence[str]) -> str:
+        """The module that is patched at a place; empty where it is not one, or not known."""
+        modules = self.made_by.get("modules", {})
+        return modules.get(place[axes.index("block")], "") if "block" in axes else ""
+
     def _told(self, what: str, *, nothing: str) -> str:
         """Size of the grid and the largest effects."""
-        grid = " x ".join(f"{len(self.labels[axis])} {axis}" for axis in self.axes) or "one patch"
+        grid = " x ".join(f"{len(self.labels[axis])} {axis}" for axis in self.axes) or "one part"
         best = "; ".join(
             ", ".join(f"{axis} {one[axis]}" for axis in self.axes) + f": {one['effect']:.3f}"
             for one in self.top(3)
         )
-        return f"{what}, {grid}, {len(self.seeds)} samples; {best or nothing}"
+        return f"{what}, {grid}, {counted(len(self.seeds), 'sample')}; {best or nothing}"
 
     def _in_one_line(self, what: str, *, nothing: str) -> str:
         """What was done, grid, samples and the largest effect."""
@@ -182,7 +194,7 @@ class Effects(Saved):
         place = ", ".join(f"{axis} {best[0][axis]}" for axis in self.axes) if best else ""
         return one_line(
             self,
-            f"{what}, {' x '.join(sizes) or 'one patch'}",
+            f"{what}, {' x '.join(sizes) or 'one part'}",
             counted(len(self.seeds), "sample"),
             f"largest effect {best[0]['effect']:.3f} {f'at {place}' if place else ''}"
             if best

@@ -13,7 +13,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from diffusion_lens.analyses.fingerprint import refuse_other
+from diffusion_lens import HookedDiffusion
+from diffusion_lens.analyses.fingerprint import fingerprint, refuse_other
+from diffusion_lens.analyses.patching.outcome import Metric
+from diffusion_lens.analyses.patching.pair import Pair
+from diffusion_lens.analyses.patching.plan import Plan
 from diffusion_lens.analyses.telling import digest
 from diffusion_lens.errors import PatchingError
 from diffusion_lens.whole_files import whole_file, write_whole
@@ -98,6 +102,46 @@ class Kept:
                 "Give another resume= folder, or remove the file to score everything anew"
             )
         return said
+
+
+def kept_in(
+    folder: str | Path | None,
+    model: HookedDiffusion,
+    pair: Pair,
+    plan: Plan,
+    *,
+    metric: Metric,
+    decide: Mapping[str, Any],
+) -> Kept | None:
+    """The folder of a sweep, made its own; None where none is given.
+
+    Args:
+        folder: The folder.
+        model: The model.
+        pair: Source and base.
+        plan: The patches.
+        metric: What they are scored by.
+        decide: What decides on scores besides these.
+
+    Raises:
+        PatchingError: If it is another's, or damaged.
+    """
+    if folder is None:
+        return None
+    sweep = fingerprint(
+        model,
+        None,
+        clean=pair.clean.run,
+        corrupted=pair.corrupted.run,
+        noise=pair.corrupted.noise,
+        latents=pair.latents,
+        patches=plan.cells,
+        metric=metric,
+        **decide,
+    )
+    kept = Kept(Path(folder), sweep)
+    kept.claim()
+    return kept
 
 
 def _fingerprint_in(page: Path) -> Any:

@@ -135,8 +135,8 @@ def _one_prompt(run: Run) -> Run:
     count = len(run.prompts) if embeddings is None else int(embeddings.shape[0])
     if count != 1 or run.images_per_prompt != 1:
         raise PatchingError(
-            f"a pair has one clean and one corrupted prompt, got {run!r}; samples come from "
-            "seeds=, and several pairs from a loop over activation_patching"
+            f"a sweep takes a single prompt for each run, got {run!r}; samples come from seeds=, "
+            "and several prompts from a loop over sweeps"
         )
     return run
 

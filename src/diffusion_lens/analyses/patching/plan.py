@@ -66,6 +66,15 @@ class Plan:
         """Size of the grid."""
         return tuple(len(self.labels[axis]) for axis in self.axes)
 
+    @property
+    def modules(self) -> dict[int, str]:
+        """The native module of each block, where all that is patched in it is read at one."""
+        found: dict[int, set[str]] = {}
+        for point in self.points.values():
+            if point.block is not None:
+                found.setdefault(point.block, set()).add(point.module)
+        return {block: next(iter(some)) for block, some in found.items() if len(some) == 1}
+
 
 def plan(
     model: HookedDiffusion,
@@ -89,7 +98,7 @@ def plan(
         branch: Guidance branch, where a Site does not say it.
 
     Raises:
-        PatchingError: If axes are unknown or do not fit the sites, or nothing is left to patch.
+        PatchingError: If axes are unknown or do not fit the sites, or nothing is left to replace.
     """
     _refuse_unknown_axes(axes)
     listed = [sites] if isinstance(sites, str | Site) or callable(sites) else list(sites)
@@ -117,7 +126,7 @@ def plan(
     if not found:
         why = listing([f"{name}: {reason}" for name, reason in left_out.items()], most=3)
         raise PatchingError(
-            f"nothing is left to patch. {why or 'No hook point has what the sites select.'}"
+            f"nothing is left to replace. {why or 'No hook point has what the sites select.'}"
         )
     return _laid_out(axes, found, fixed, points, left_out)
 
@@ -304,7 +313,9 @@ def _positions(
             found[one] = (mine, alignment.sources(mine, what="positions="))
         return found
     if not alignment.spans:
-        raise PatchingError("axes has 'pos', but there are no two prompts to compare; positions=")
+        raise PatchingError(
+            "axes has 'pos', but no words are known where embeddings were given; give positions="
+        )
     found = {}
     for number, (words, mine) in enumerate(zip(alignment.words, alignment.spans, strict=True)):
         label = words[0] if words[0] == words[1] else f"{words[0]} ← {words[1]}"
@@ -317,7 +328,7 @@ def _refuse_positions(site: Site, point: HookPoint) -> None:
     if "pos" not in point.axes or point.stream != "txt":
         raise PatchingError(
             f"{point.name} has no text positions (axes {point.axes}, stream {point.stream!r}); "
-            "along 'pos' patch text sites such as txt.hook_resid_pre or cross_attn.txt.hook_v"
+            "along 'pos' take text sites such as txt.hook_resid_pre or cross_attn.txt.hook_v"
         )
     if site.pos is not None:
         raise PatchingError(f"{site!r} selects positions, and axes has 'pos': do one of them")

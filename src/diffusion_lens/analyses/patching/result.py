@@ -10,6 +10,7 @@ from torch import Tensor
 
 from diffusion_lens.analyses.patching.effects import Effects
 from diffusion_lens.border import public
+from diffusion_lens.showing.one_line import counted
 
 EXACT = (
     "Vig et al., Causal mediation analysis, NeurIPS 2020; Meng et al., ROME, NeurIPS 2022, arXiv "
@@ -25,7 +26,7 @@ NO_EFFECT = "no effects: the metric gave nan"
 
 PUT_IN = {
     "zero": "zeros",
-    "mean": "the mean over reference runs and tokens",
+    "mean": "the mean over reference runs and positions",
     "resample": "another run's value",
 }
 
@@ -65,7 +66,8 @@ class PatchingResult(Effects):
         source, base = (_prompt(run) for run in runs)
         return (
             f"Effect of putting activations of the source{source} into the base{base}: 0, it stays "
-            f"as it is; 1, it becomes as the source. Mean over {len(self.seeds)} samples."
+            "as it is; 1, it becomes as the source. Mean over "
+            f"{counted(len(self.seeds), 'sample')}."
         )
 
     def __str__(self) -> str:
@@ -108,7 +110,7 @@ class AblationResult(Effects):
             title=title or f"{self.value.capitalize()} ablation",
             note=(
                 f"Metric of the run{prompt} with {PUT_IN[self.value]} in place of a part, minus "
-                f"that of the intact run. Mean over {len(self.seeds)} samples."
+                f"that of the intact run. Mean over {counted(len(self.seeds), 'sample')}."
             ),
         )
 

@@ -54,6 +54,7 @@ def laid_out(
         "sites": [str(site) for site in grid.sites.values()],
         "axes": list(axes),
         "labels": {axis: list(labels) for axis, labels in grid.labels.items()},
+        "modules": grid.modules,
         "patches": f"{len(grid.cells)}, sha256 {digest(grid.cells)}",
         "unmatched words": list(alignment.unmatched),
     }

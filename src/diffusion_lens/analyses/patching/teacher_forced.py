@@ -31,6 +31,7 @@ from diffusion_lens.analyses.patching.pair import Pair
 from diffusion_lens.analyses.patching.plan import Cell, Plan
 from diffusion_lens.analyses.patching.schedule import Schedule
 from diffusion_lens.analyses.patching.scoreboard import Scoreboard
+from diffusion_lens.analyses.patching.sweep import Sweep
 from diffusion_lens.authoring import AtModule, AtScheduler, Replay
 from diffusion_lens.errors import PatchingError
 from diffusion_lens.hook_points import HookPoint
@@ -191,6 +192,16 @@ class TeacherForced:
             paths = {module_of(point) for point in points} if behind is None else {behind.path}
             self._paths[cell.index] = frozenset() if "" in paths or not self.restart else paths
         self.replay = Replay(self.model.denoiser, frozenset().union(*self._paths.values()))
+
+
+def teacher_forced(sweep: Sweep) -> Scoreboard:
+    """Score every patch of single steps."""
+    forced = TeacherForced(sweep.model, sweep.pair, sweep.plan, sweep.batch_size, sweep.restart)
+    schedule = Schedule.of(sweep.plan, sweep.steps, forced.prepare())
+    board = sweep.scoreboard(schedule.steps)
+    total = sum(len(moments) * len(cells) for moments, cells in forced.chunks(schedule))
+    sweep.fill(board, total, lambda tell: forced.run(board, schedule, sweep.metric, tell))
+    return board
 
 
 def module_of(point: HookPoint) -> str:

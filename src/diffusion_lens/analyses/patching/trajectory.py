@@ -23,6 +23,7 @@ from diffusion_lens.analyses.patching.pair import Pair
 from diffusion_lens.analyses.patching.plan import Plan
 from diffusion_lens.analyses.patching.schedule import Schedule
 from diffusion_lens.analyses.patching.scoreboard import Scoreboard
+from diffusion_lens.analyses.patching.sweep import Sweep
 from diffusion_lens.authoring import TrajectoryReplay
 from diffusion_lens.errors import PatchingError
 
@@ -145,6 +146,24 @@ def _latents(out: Any) -> Tensor:
     return out.latents
 
 
+def whole_runs(sweep: Sweep, *, donor: Donor, window: int | None) -> Scoreboard:
+    """Score every patch of whole runs.
+
+    Args:
+        sweep: The sweep.
+        donor: Gives what is put in.
+        window: Steps that are patched at once; None for all.
+    """
+    pair, plan = sweep.pair, sweep.plan
+    runs = OnTrajectory(sweep.model, pair, plan, sweep.batch_size, donor, sweep.restart)
+    schedule = Schedule.of(plan, sweep.steps, runs.prepare(sweep.steps))
+    windows = runs_of(schedule.steps, window=window)
+    board = sweep.scoreboard(tuple(step for step, _ in windows))
+    total = sum(len(schedule.active(at)) for _, at in windows) * len(pair.seeds)
+    sweep.fill(board, total, lambda tell: runs.run(board, windows, schedule, sweep.metric, tell))
+    return board
+
+
 def runs_of(steps: Sequence[int], *, window: int | None) -> list[tuple[int, Sequence[int]]]:
     """The stretches of steps that are patched apart, by their first step.
 
@@ -159,7 +178,7 @@ def runs_of(steps: Sequence[int], *, window: int | None) -> list[tuple[int, Sequ
         return [(steps[0], tuple(steps))]
     if not 1 <= window <= len(steps):
         raise PatchingError(
-            f"window={window}: a window has 1 to {len(steps)} steps, as many as are patched"
+            f"window={window}: a window has 1 to {len(steps)} steps, as many as the sweep has"
         )
     return [
         (steps[start], tuple(steps[start : start + window]))

@@ -8,6 +8,7 @@ from types import MappingProxyType
 import numpy as np
 from jaxtyping import UInt8
 
+from diffusion_lens.showing.one_line import counted
 from diffusion_lens.toys.shapes.grading import Grade, grade
 from diffusion_lens.toys.shapes.sampling import (
     Example,
@@ -112,7 +113,10 @@ def grade_images(
         ValueError: If there are not as many images as captions.
     """
     if len(images) != len(captions):
-        raise ValueError(f"{len(images)} images for {len(captions)} captions; give one for each")
+        raise ValueError(
+            f"{counted(len(images), 'image')} for {counted(len(captions), 'caption')}; give one "
+            "for each"
+        )
     grades = [
         (one.group, grade(image, one.caption)) for image, one in zip(images, captions, strict=True)
     ]

@@ -1,0 +1,41 @@
+"""The table of hook points: what it says of sizes is what a hook sees."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from diffusion_lens import HookedDiffusion
+from diffusion_lens.testing import TINY_FAMILIES, tiny_denoiser
+
+SPATIAL = ("channel", "height", "width")
+
+
+@pytest.mark.parametrize("family", TINY_FAMILIES)
+def test_sizes_outside_the_blocks_are_those_that_a_hook_sees(family: str) -> None:
+    denoiser, inputs = tiny_denoiser(family)  # at the native size, but for Flux, which has none
+    model = HookedDiffusion(denoiser)
+    rows = [row for row in model.hook_table() if set(SPATIAL) & set(row.axes)]
+    assert {"hook_latents", "hook_noise_pred"} <= {row.name for row in rows}
+    with torch.no_grad(), model.caching([row.name for row in rows]) as cache:
+        denoiser(**inputs)
+    for row in rows:
+        seen = dict(zip(row.axes, cache[row.name].shape[-len(row.axes) :], strict=True))
+        said = dict(zip(row.axes, row.shape, strict=True))
+        for axis in SPATIAL:
+            if said.get(axis) is not None:
+                assert said[axis] == seen[axis], (row.name, axis)
+        assert "height" not in said or None not in (said["height"], said["width"]), row.name
+
+
+def test_what_a_module_does_not_say_is_left_open() -> None:
+    model = HookedDiffusion(tiny_denoiser("sd1")[0])
+    shapes = {row.name: row.shape for row in model.hook_table()}
+    assert shapes["hook_latents"] == (1, 4, 8, 8)
+    assert shapes["skips.0.hook_skip"] == (1, None, 8, 8)
+    assert "1x?x8x8" in str(model.hook_table("skips.0.*"))
+
+
+def test_one_hook_point_has_no_plural() -> None:
+    model = HookedDiffusion(tiny_denoiser("sd1")[0])
+    assert str(model.hook_table("mid.hook_h")).startswith("UNet2DConditionModel: 1 hook point\n")
