@@ -283,9 +283,11 @@ class TextPart:
         length: Number of tokens, or None: what is left of the stream.
         prompt: The argument of `encode_prompt` that fills it, where it is given.
         template: What the pipeline makes of a prompt before it goes to the tokenizer, given the
-            pipeline and the prompt; None where it goes as it is.
+            pipeline and the prompt: a chat, a cleaned prompt. None where it goes as it is.
         dropped: How many tokens at the start the pipeline cuts away again, given the pipeline.
-        padded_left: Whether the tokens are padded to the limit at the start.
+        before: How many further tokens stand in the stream before these (registers), given the
+            pipeline and the number of tokens, padding apart.
+        bare: Whether the tokenizer is told to add no start and end tokens.
     """
 
     tokenizer: str
@@ -293,7 +295,8 @@ class TextPart:
     prompt: str = "prompt"
     template: Callable[[Any, str], str] | None = None
     dropped: Callable[[Any], int] | None = None
-    padded_left: bool = False
+    before: Callable[[Any, int], int] | None = None
+    bare: bool = False
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,9 @@ from typing import Any, NamedTuple
 from diffusion_lens.architectures.spec import TextPart
 from diffusion_lens.errors import WordError, closest, listing
 
+MARK = "\ue000"
+"""Stands for the prompt where a template is taken apart; a character of no language."""
+
 WORD = re.compile(r"\w+(?:['\u2019\-]\w+)*")
 
 
@@ -67,14 +70,16 @@ class PromptTokens(NamedTuple):
         start = 0
         for number, (part, prompt) in enumerate(zip(parts, each, strict=True)):
             tokenizer = getattr(pipe, part.tokenizer, None)
-            text, offsets, cut = "", [], False
+            text, offsets, cut, first = "", [], False, start
             if tokenizer is not None:
                 expansions += _expansions(pipe, tokenizer)
                 text = _converted(pipe, tokenizer, prompt)
-                offsets, cut = _offsets(tokenizer, text, _limit(pipe, tokenizer, part, max_length))
+                limit = _limit(pipe, tokenizer, part, max_length)
+                text, offsets, cut = _tokens(pipe, tokenizer, part, text, limit)
+                first += 0 if part.before is None else part.before(pipe, len(offsets))
             texts.append(text)
             ends.append(max((stop for _, stop in offsets), default=0) if cut else None)
-            found += [(start + index, number, (a, b)) for index, (a, b) in enumerate(offsets)]
+            found += [(first + index, number, (a, b)) for index, (a, b) in enumerate(offsets)]
             start += part.length or 0
         columns = zip(*found, strict=True) if found else ((), (), ())
         positions, owners, spans = (tuple(column) for column in columns)
@@ -221,14 +226,42 @@ def _limit(pipe: Any, tokenizer: Any, part: TextPart, max_length: int | None) ->
     return getattr(tokenizer, "model_max_length", 512)
 
 
-def _offsets(tokenizer: Any, prompt: str, limit: int) -> tuple[list[tuple[int, int]], bool]:
+def _tokens(
+    pipe: Any, tokenizer: Any, part: TextPart, prompt: str, limit: int
+) -> tuple[str, list[tuple[int, int]], bool]:
+    """The prompt as it is tokenized, the characters of each token kept, and whether it was cut.
+
+    Tokens of a template, like start and end tokens, cover no characters of the prompt.
+    """
+    dropped = 0 if part.dropped is None else part.dropped(pipe)
+    if part.template is None:
+        offsets, cut = _offsets(tokenizer, prompt, limit + dropped, bare=part.bare)
+        return prompt, offsets[dropped:], cut
+    whole = part.template(pipe, prompt)
+    before, after = part.template(pipe, MARK).split(MARK)
+    first, last = len(before), len(whole) - len(after)
+    offsets, cut = _offsets(tokenizer, whole, limit + dropped, bare=part.bare)
+    inside = [
+        (max(a, first) - first, max(min(b, last), first) - first)
+        if b > first and a < last
+        else (0, 0)
+        for a, b in offsets[dropped:]
+    ]
+    reached = max((b for _, b in inside), default=0)
+    return whole[first:last], inside, cut and reached < last - first
+
+
+def _offsets(
+    tokenizer: Any, prompt: str, limit: int, *, bare: bool = False
+) -> tuple[list[tuple[int, int]], bool]:
     """The characters of each token that is kept, and whether any was cut away."""
     if not getattr(tokenizer, "is_fast", False):
         raise WordError(
             f"{type(tokenizer).__name__} gives no character offsets, so words cannot be located; "
             "load its fast version, or use token indices"
         )
-    limited = {"truncation": True, "max_length": int(min(limit, 10_000))}
+    limited: dict[str, Any] = {"truncation": True, "max_length": int(min(limit, 10_000))}
+    limited |= {"add_special_tokens": False} if bare else {}
     encoded = tokenizer(prompt, return_offsets_mapping=True, **limited)
     return encoded["offset_mapping"], bool(encoded.encodings[0].overflowing)
 
