@@ -25,6 +25,7 @@ from diffusion_lens.architectures.sources import (
     SublayerUpdate,
 )
 from diffusion_lens.architectures.spec import Attention, BlockSite, DenoiserSpec, ModulePoint
+from diffusion_lens.architectures.validate import validate
 from diffusion_lens.errors import UnsupportedModelError
 from diffusion_lens.hook_points.point import Absent, HookPoint
 
@@ -49,7 +50,7 @@ def find_blocks(denoiser: nn.Module, spec: DenoiserSpec) -> list[BlockSite]:
             f"({', '.join(spec.blocks)}); is it the diffusers class of that name?"
         )
     found.sort(key=lambda item: spec.order(item[0]))
-    return [
+    blocks = [
         BlockSite(
             index=index,
             path=path,
@@ -59,6 +60,8 @@ def find_blocks(denoiser: nn.Module, spec: DenoiserSpec) -> list[BlockSite]:
         )
         for index, (path, module) in enumerate(found)
     ]
+    validate(spec, denoiser, blocks)
+    return blocks
 
 
 def find_points(denoiser: nn.Module, spec: DenoiserSpec) -> dict[str, HookPoint]:

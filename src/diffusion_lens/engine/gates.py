@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_lens.architectures.spec import Gate
+from diffusion_lens.errors import EngineError
 
 
 def factor_of(gate: Gate, block: nn.Module, given: Any) -> Tensor:
@@ -29,6 +30,13 @@ def _piece(gate: Gate, block: nn.Module, given: Any) -> Tensor:
         return given.chunk(gate.pieces, -1)[gate.index or 0]
     given = given.float() if gate.upcast else given
     each = given if gate.stacked else given.unflatten(-1, (gate.pieces, -1))
+    if each.shape[-2] != gate.pieces:
+        raise EngineError(
+            f"{type(block).__name__} was given a modulation of shape {tuple(given.shape)}, where "
+            f"its description counts {gate.pieces} pieces before the last axis: this way of "
+            "calling it is not described. Hook the outputs (hook_attn_out, hook_mlp_out) in place "
+            "of the updates"
+        )
     factor = each.select(-2, gate.index or 0)
     if gate.table is None:
         return factor

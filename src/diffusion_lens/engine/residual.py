@@ -21,6 +21,9 @@ from diffusion_lens.engine.borders import on_argument, on_output
 from diffusion_lens.engine.calls import Calls
 from diffusion_lens.engine.gates import factor_of
 from diffusion_lens.engine.projection import Fire, stream_slice
+from diffusion_lens.errors import EngineError
+
+AS_OUTPUTS = "Hook the outputs (hook_attn_out, hook_mlp_out) in place of the updates."
 
 
 class StreamHooks:
@@ -56,6 +59,11 @@ class StreamHooks:
         self._updates: dict[str, Tensor] = {}
         self._edits: dict[str, Tensor] = {}
         self._beside: list[Tensor] = []
+
+    @property
+    def called(self) -> str:
+        """What messages call the block."""
+        return f"block {self.block.index}"
 
     @property
     def follows_updates(self) -> bool:
@@ -96,6 +104,12 @@ class StreamHooks:
         gate = self._gate(sublayer)
         has_factor = gate is not None and gate.has_factor
         update = _beside(self._gates[gate], raw) * raw if gate and has_factor else raw
+        if update.shape != raw.shape:
+            raise EngineError(
+                f"{self.block.path}: the gate on {sublayer!r} has shape "
+                f"{tuple(self._gates[gate].shape)} where the output has {tuple(raw.shape)}: this "
+                f"way of calling {self.called} is not described. {AS_OUTPUTS}"
+            )
         fire = self.fires.get(("update", sublayer))
         after = update if fire is None else fire(update)
         self._updates[sublayer] = after
@@ -119,11 +133,16 @@ class StreamHooks:
     def _enter(self, value: Tensor) -> Tensor:
         self._entered = value
         self._carried = False
-        self._updates, self._edits, self._beside = {}, {}, []
+        self._gates, self._updates, self._edits, self._beside = {}, {}, {}, []
         return value
 
     def _keep_output(self, gate: Gate, block: nn.Module) -> Callable:
         def keep(_module: nn.Module, _args: Any, output: Any) -> None:
+            if gate in self._gates:
+                raise EngineError(
+                    f"{self.block.path}.{gate.module} ran twice, so that tokens have gates of "
+                    f"their own: this way of calling {self.called} is not described. {AS_OUTPUTS}"
+                )
             self._gates[gate] = factor_of(gate, block, output)
 
         return keep

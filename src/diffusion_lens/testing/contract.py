@@ -1,4 +1,4 @@
-"""The contract of an architecture: seven clauses that every family must keep.
+"""The contract of an architecture: eight clauses that every family must keep.
 
 A mislabelled head axis or swapped streams pass every check of shapes and of reading; they are
 caught by editing the same thing in two ways, by a hook and in the weights.
@@ -13,6 +13,13 @@ from torch import nn
 
 from diffusion_lens.border import public
 from diffusion_lens.errors import ContractError
+from diffusion_lens.testing.clauses_description import (
+    middles_are_named,
+    neurons_enter_the_last_layer,
+    products_are_described,
+    time_is_time,
+    turns_are_turns,
+)
 from diffusion_lens.testing.clauses_editing import edits_reach_the_output
 from diffusion_lens.testing.clauses_heads import heads_are_columns
 from diffusion_lens.testing.clauses_products import edits_keep_to_their_head, patterns_make_z
@@ -38,6 +45,11 @@ CHECKS: tuple[tuple[int, Callable[[Subject, Findings], None]], ...] = (
     (6, edits_add_up),
     (6, results_add_up),
     (7, streams_are_what_they_are_called),
+    (8, products_are_described),
+    (8, turns_are_turns),
+    (8, neurons_enter_the_last_layer),
+    (8, middles_are_named),
+    (8, time_is_time),
     (1, model_is_as_it_was),
 )
 """The checks with their clauses."""

@@ -14,6 +14,7 @@ CLAUSES = {
     5: "the head axis is the head axis",
     6: "residual, updates and results add up",
     7: "each stream is the stream that it is called",
+    8: "nothing that runs is left out, and modules are what they are called",
 }
 """The clauses by number."""
 
