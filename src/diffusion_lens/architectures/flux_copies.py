@@ -32,6 +32,9 @@ BRIA = replace(
     blocks={"BriaTransformerBlock": DOUBLE, "BriaSingleTransformerBlock": SINGLE},
     outside=forms.points(("pos", "channel"), embedding="time_embed"),
     text_parts=T5,
+    text_tokens=128,
+    guidance="batched",
+    branches=("uncond", "cond"),
     timestep_scale=1.0,
     concepts=None,
 )
