@@ -70,6 +70,7 @@ class Own:
         before_rope: What returns q and k before rotary embedding; None where there is no norm.
         argument: The block's argument that brings the stream in.
         clamped: Whether the block keeps the stream in the range of float16.
+        place: Position of the stream among the norm's arguments.
     """
 
     projection: str
@@ -80,6 +81,7 @@ class Own:
     before_rope: tuple[str, str] | None = None
     argument: str = ""
     clamped: bool = False
+    place: int = 0
 
 
 IMAGE = Own("attn.to_out.0", "norm2", "ff", "ff.net.2", before_rope=("attn.norm_q", "attn.norm_k"))
@@ -109,6 +111,8 @@ def joint(
     gives: Sequence[str] = IMG_TXT,
     concepts: Concepts | None = None,
     products: Products = one_product,
+    sizes: Sizes | None = None,
+    heads_first: bool = False,
 ) -> Block:
     """Streams that meet in one attention and have a norm, a projection and an MLP each.
 
@@ -120,6 +124,8 @@ def joint(
         gives: The attention's outputs in order.
         concepts: How the block takes concept tokens.
         products: The names of the attention products of one block.
+        sizes: Number of heads and width of a head, where the module does not tell.
+        heads_first: Whether q and k have their head axis before the positions.
     """
 
     def describe(block: nn.Module) -> BlockSpec:
@@ -135,12 +141,14 @@ def joint(
                 name: own[name].before_rope for name in order if own[name].before_rope is not None
             },
             products=products(block),
+            sizes=None if sizes is None else sizes(block.get_submodule(attention)),
+            heads_first=heads_first,
         )
         streams = {
             name: Stream(
                 one.argument or ARGUMENTS[name],
                 returns.index(name),
-                (Mid("resid_mid", one.norm, ("attn",)),),
+                (Mid("resid_mid", one.norm, ("attn",), one.place),),
                 clamped=one.clamped,
             )
             for name, one in own.items()
@@ -317,8 +325,14 @@ def crossed(
     cross_gate: Gate | None = None,
     before_rope: tuple[str, str] | None = None,
     heads_joined: bool = False,
+    heads_first: bool = False,
     copied: bool = False,
     products: Products = one_product,
+    within: str = "hidden_states",
+    attentions: tuple[str, str] = ("attn1", "attn2"),
+    projection: str = "to_out.0",
+    sizes: Sizes | None = None,
+    entrance: str | None = None,
 ) -> Block:
     """The image alone in the stream: self-attention, cross-attention to the text, MLP.
 
@@ -330,23 +344,33 @@ def crossed(
         before_rope: What returns q and k of the self-attention before rotary embedding, by path
             from it.
         heads_joined: Whether it does so for all heads side by side.
+        heads_first: Whether it does so with the head axis before the positions.
         copied: Whether the norms get copies of the stream.
         products: The names of the products of one block's cross-attention.
+        within: The argument that brings the stream in.
+        attentions: Paths of the two attentions.
+        projection: Takes the heads' values back to the residual width, by path from either.
+        sizes: Number of heads and width of a head, where the modules do not tell.
+        entrance: What reads the stream first, where the block changes what it is given.
     """
+    to_itself, to_text = attentions
 
-    def attention(name: str, module: str, keys: str, gate: Gate | None, **more: Any) -> Attention:
+    def attention(
+        block: nn.Module, name: str, module: str, keys: str, gate: Gate | None, **more: Any
+    ) -> Attention:
         return Attention(
             name=name,
             module=module,
             queries=("img",),
             keys=(keys,),
-            projections={"img": Projection(f"{module}.to_out.0", ("img",))},
+            projections={"img": Projection(f"{module}.{projection}", ("img",))},
             outputs={"img": None},
             gates={} if gate is None else {"img": gate},
+            sizes=None if sizes is None else sizes(block.get_submodule(module)),
             **more,
         )
 
-    norms_of_self = tuple(f"attn1.{path}" for path in before_rope or ())
+    norms_of_self = tuple(f"{to_itself}.{path}" for path in before_rope or ())
     rotated = {"img": norms_of_self} if norms_of_self else {}
 
     mids = (
@@ -355,20 +379,17 @@ def crossed(
     )
 
     def describe(block: nn.Module) -> BlockSpec:
-        context = "encoder_hidden_states"
-        cross = {"context": context, "products": products(block)}
+        itself = {
+            "before_rope": rotated,
+            "heads_joined": heads_joined,
+            "heads_first": heads_first,
+        }
+        cross = {"context": "encoder_hidden_states", "products": products(block)}
         return BlockSpec(
-            streams={"img": Stream("hidden_states", None, mids)},
+            streams={"img": Stream(within, None, mids, entrance=entrance)},
             attentions=(
-                attention(
-                    "attn",
-                    "attn1",
-                    "img",
-                    gates[0],
-                    before_rope=rotated,
-                    heads_joined=heads_joined,
-                ),
-                attention("cross_attn", "attn2", "txt", cross_gate, **cross),
+                attention(block, "attn", to_itself, "img", gates[0], **itself),
+                attention(block, "cross_attn", to_text, "txt", cross_gate, **cross),
             ),
             mlps={"img": Mlp(*mlp, gates[1])},
         )

@@ -170,6 +170,9 @@ class Stream:
         within: The streams that share the argument and the output, in order; empty where the stream
             has them to itself.
         clamped: Whether the block keeps what it returns in the range of float16.
+        entrance: Path of the module whose first argument is the stream as the sublayers add to it,
+            where the block changes what it is given first (positions, long skips); None where the
+            stream enters as it is.
     """
 
     argument: str
@@ -179,6 +182,7 @@ class Stream:
     returned: bool = True
     within: tuple[str, ...] = ()
     clamped: bool = False
+    entrance: str | None = None
 
 
 @dataclass(frozen=True)
@@ -348,6 +352,8 @@ class DenoiserSpec:
         text_length: Number of text tokens of each sample along a sequence that text and image
             share, from the denoiser and its arguments; those of `text` where left out.
         timestep: The denoiser's argument that takes the timestep.
+        between: For each stream that the denoiser itself changes between a block and the next, what
+            it does there, from the denoiser and the block's number; empty where it hands all on.
     """
 
     denoiser: str
@@ -371,3 +377,4 @@ class DenoiserSpec:
     apart: Mapping[str, str] = field(default_factory=dict)
     text_length: Callable[[nn.Module, Mapping[str, Any]], Sequence[int]] | None = None
     timestep: str = "timestep"
+    between: Callable[[Any, int], Mapping[str, str]] = lambda _denoiser, _block: {}

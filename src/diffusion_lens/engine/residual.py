@@ -65,12 +65,14 @@ class StreamHooks:
 
     def attach_before(self, module: nn.Module) -> Iterator[RemovableHandle]:
         """Attach what must run before the block's sublayers."""
-        where = (self.stream.argument,)
         if "pre" in self.fires:
-            yield on_argument(module, where, self._mine(self.fires["pre"]))
+            if self.stream.entrance is not None:
+                # An edit in place must not reach what else holds the block's argument.
+                yield on_argument(module, (self.stream.argument,), torch.clone)
+            yield self._attach_entrance(module, self.fires["pre"])
         if not self.follows_updates:
             return
-        yield on_argument(module, where, self._mine(self._enter))
+        yield self._attach_entrance(module, self._enter)
         gates = dict.fromkeys(self._gate(sublayer) for sublayer in self._sublayers())
         for gate in filter(None, gates):
             if gate.argument is not None:
@@ -192,6 +194,19 @@ class StreamHooks:
 
     def _in_parallel(self) -> bool:
         return self.block.spec.mlps[self.name].module is None
+
+    def _attach_entrance(self, block: nn.Module, run: Fire) -> RemovableHandle:
+        if self.stream.entrance is None:
+            return on_argument(block, (self.stream.argument,), self._mine(run))
+
+        def entering(value: Tensor) -> Tensor:
+            after = run(value)
+            if after is not value:
+                value.copy_(after)  # in place: the block adds to this very tensor later
+            return value
+
+        module = block.get_submodule(self.stream.entrance)
+        return on_argument(module, (0,), self._mine(entering))
 
     def _attach_mid(self, module: nn.Module, mid: Mid) -> RemovableHandle:
         fire = self.fires.get(mid.name, lambda value: value)
