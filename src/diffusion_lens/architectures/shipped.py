@@ -1,12 +1,17 @@
 """The families that this package describes."""
 
+from diffusion_lens.architectures.allegro import ALLEGRO
 from diffusion_lens.architectures.auraflow import AURAFLOW
 from diffusion_lens.architectures.cogvideox import COGVIDEOX, CONSISID
-from diffusion_lens.architectures.cogview import COGVIEW3_PLUS, COGVIEW4
+from diffusion_lens.architectures.cogview import COGVIEW3_PLUS, COGVIEW4, GLM_IMAGE
+from diffusion_lens.architectures.cosmos import COSMOS
+from diffusion_lens.architectures.easyanimate import EASY_ANIMATE
 from diffusion_lens.architectures.flux import FLUX
 from diffusion_lens.architectures.flux2 import FLUX2
 from diffusion_lens.architectures.flux_copies import BRIA, CHROMA, LONGCAT, OVIS
 from diffusion_lens.architectures.hunyuan import HUNYUAN_IMAGE, HUNYUAN_VIDEO, HUNYUAN_VIDEO_15
+from diffusion_lens.architectures.joyimage import JOY_IMAGE_EDIT, JOY_IMAGE_EDIT_PLUS
+from diffusion_lens.architectures.kandinsky5 import KANDINSKY5
 from diffusion_lens.architectures.krea2 import KREA2
 from diffusion_lens.architectures.ltx import LTX_VIDEO
 from diffusion_lens.architectures.lumina2 import LUMINA2
@@ -44,5 +49,12 @@ SHIPPED = (
     CHRONO_EDIT,
     SKYREELS_V2,
     WAN_ANIMATE,
+    GLM_IMAGE,
+    JOY_IMAGE_EDIT,
+    JOY_IMAGE_EDIT_PLUS,
+    EASY_ANIMATE,
+    ALLEGRO,
+    KANDINSKY5,
+    COSMOS,
 )
 """Every one of them, in the order of the table in the docs."""

@@ -23,7 +23,7 @@ from diffusion_lens.testing.report import Findings
 from diffusion_lens.testing.subject import Hook, Subject, disturbed, noise_like
 from diffusion_lens.testing.weights import is_editable, scaled_rows, scaled_tokens
 
-VALUE_PROJECTIONS = ("to_v", "add_v_proj")
+VALUE_PROJECTIONS = ("to_v", "add_v_proj", "to_value")
 """What diffusers calls the layers that make v."""
 
 FUSED_PROJECTIONS = ("to_qkv", "to_qkv_mlp_proj", "img_attn_qkv", "txt_attn_qkv")
