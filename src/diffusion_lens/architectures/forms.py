@@ -32,7 +32,16 @@ Gates = tuple[Gate | None, Gate | None]
 
 ARGUMENTS = {"img": "hidden_states", "txt": "encoder_hidden_states"}
 TXT_IMG, IMG_TXT = ("txt", "img"), ("img", "txt")
+LINEAR = "linear attention: it sums over the keys before it meets a query, and has no pattern"
+EXPERTS = "a mixture of experts: each token's neurons lie in the experts that it is sent to"
 PARALLEL = "attention and MLP run in parallel here, nothing lies between them"
+
+PRODUCT_POINTS = (
+    *(f"attn.img.hook_{which}" for which in "qkv"),
+    "attn.hook_attn_scores",
+    "attn.hook_pattern",
+)
+"""What self-attention has that is a product of queries and keys."""
 
 
 # -- gates ------------------------------------------------------------------------------------
@@ -333,6 +342,8 @@ def crossed(
     projection: str = "to_out.0",
     sizes: Sizes | None = None,
     entrance: str | None = None,
+    linear: bool = False,
+    maps: bool = False,
 ) -> Block:
     """The image alone in the stream: self-attention, cross-attention to the text, MLP.
 
@@ -352,6 +363,8 @@ def crossed(
         projection: Takes the heads' values back to the residual width, by path from either.
         sizes: Number of heads and width of a head, where the modules do not tell.
         entrance: What reads the stream first, where the block changes what it is given.
+        linear: Whether self-attention is linear.
+        maps: Whether the MLP works on maps.
     """
     to_itself, to_text = attentions
 
@@ -383,6 +396,7 @@ def crossed(
             "before_rope": rotated,
             "heads_joined": heads_joined,
             "heads_first": heads_first,
+            "products": () if linear else ("",),
         }
         cross = {"context": "encoder_hidden_states", "products": products(block)}
         return BlockSpec(
@@ -391,10 +405,55 @@ def crossed(
                 attention(block, "attn", to_itself, "img", gates[0], **itself),
                 attention(block, "cross_attn", to_text, "txt", cross_gate, **cross),
             ),
-            mlps={"img": Mlp(*mlp, gates[1])},
+            mlps={"img": Mlp(*mlp, gates[1], maps=maps)},
+            absent=dict.fromkeys(PRODUCT_POINTS, LINEAR) if linear else {},
         )
 
     return describe
+
+
+def mixed(
+    keys: Sequence[str],
+    *,
+    attention: str,
+    norm: str,
+    mlp: tuple[str, str | None],
+    gates: Gates,
+    before_rope: Mapping[str, tuple[str | None, str]],
+    heads_first: bool = False,
+    clamped: bool = False,
+) -> Block:
+    """The image alone in the stream; its one attention reads image and text, then an MLP.
+
+    Args:
+        keys: The streams along the keys.
+        attention: Path of the attention.
+        norm: What reads the stream between attention and MLP.
+        mlp: What returns the MLP's raw output, and its last layer.
+        gates: Of the attention's update and of the MLP's.
+        before_rope: For each stream what returns q and k before rotary embedding, by path from the
+            attention.
+        heads_first: Whether it does so with the head axis before the positions.
+        clamped: Whether the block keeps the stream in the range of float16.
+    """
+    met = Attention(
+        name="attn",
+        module=attention,
+        queries=("img",),
+        keys=tuple(keys),
+        projections={"img": Projection(f"{attention}.to_out.0", ("img",))},
+        outputs={"img": None},
+        gates={} if gates[0] is None else {"img": gates[0]},
+        before_rope={
+            name: (None if pair[0] is None else f"{attention}.{pair[0]}", f"{attention}.{pair[1]}")
+            for name, pair in before_rope.items()
+        },
+        heads_first=heads_first,
+        context="encoder_hidden_states",
+    )
+    stream = Stream("hidden_states", None, (Mid("resid_mid", norm, ("attn",)),), clamped=clamped)
+    absent = {} if mlp[1] else {"img.mlp.hook_post": EXPERTS}
+    return lambda _block: BlockSpec({"img": stream}, (met,), {"img": Mlp(*mlp, gates[1])}, absent)
 
 
 # -- outside the blocks -----------------------------------------------------------------------
@@ -403,7 +462,7 @@ def crossed(
 def points(
     latents: Sequence[str],
     *,
-    embedding: str,
+    embedding: str | None,
     pooled: str | None = None,
     names: tuple[str, str] = ("hidden_states", "encoder_hidden_states"),
     text_axes: Sequence[str] = ("pos", "d_text"),
@@ -412,7 +471,8 @@ def points(
 
     Args:
         latents: Axes of latents and prediction, the batch apart.
-        embedding: Path of the module that returns the timestep's embedding.
+        embedding: Path of the module that returns the timestep's embedding; None where that has no
+            single place.
         pooled: The denoiser's argument with pooled text.
         names: The denoiser's arguments with the latents and the text.
         text_axes: Axes of the text, the batch apart.
@@ -422,7 +482,7 @@ def points(
     text = ("batch", *text_axes)
     found = (
         ModulePoint("hook_latents", axes, "", argument=(names[0],), stream=stream),
-        ModulePoint("hook_timestep_emb", ("batch", "d_emb"), embedding),
+        *([ModulePoint("hook_timestep_emb", ("batch", "d_emb"), embedding)] if embedding else []),
         ModulePoint("hook_text_emb", text, "", argument=(names[1],), stream="txt"),
         *(
             [ModulePoint("hook_pooled_text_emb", ("batch", "d_text"), "", argument=(pooled,))]

@@ -29,6 +29,7 @@ class Gate:
         stacked: Whether the factors have an axis of their own, before the last.
         table: Path of a parameter of the block that is added to the tensor, factor by factor.
         upcast: Whether they are added in float32, whatever their precision.
+        limit: Bound on the factor's magnitude, before its activation; None for none.
         activation: Of the factor: `"tanh"`, `"sigmoid"`, or none.
         norm: Path of the module that the raw output passes before the factor (sandwich norms).
     """
@@ -40,6 +41,7 @@ class Gate:
     stacked: bool = False
     table: str | None = None
     upcast: bool = False
+    limit: float | None = None
     activation: str | None = None
     norm: str | None = None
 
@@ -77,12 +79,14 @@ class Attention:
         outputs: For each stream its place in the module's return value (None: the only one).
         gates: For each stream the gate on this sublayer's update; missing means 1.
         before_rope: For each stream the modules whose outputs are q and k before rotary
-            embedding; streams that share them in the order of their sequence.
+            embedding; streams that share them in the order of their sequence. None in place of the
+            queries of a stream that has none.
         heads_first: Whether these outputs have axes batch, head, pos, d_head, in place of batch,
             pos, head, d_head.
         heads_joined: Whether they have axes batch, pos, d: the norm is over all heads together.
         products: Names of the attention products of one call, in order; that of the streams' own
-            keys is `""`, others are image prompts.
+            keys is `""`, others are image prompts. Empty for linear attention, which has no
+            pattern.
         context: The module's argument that carries the text into k and v (cross-attention).
         sizes: Number of heads and width of a head, where the module has no `heads` and `inner_dim`.
         gated: Whether z is changed between the product and the projection (output gates), so that
@@ -96,7 +100,7 @@ class Attention:
     projections: Mapping[str, Projection]
     outputs: Mapping[str, int | None] = field(default_factory=dict)
     gates: Mapping[str, Gate] = field(default_factory=dict)
-    before_rope: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    before_rope: Mapping[str, tuple[str | None, str]] = field(default_factory=dict)
     heads_first: bool = False
     heads_joined: bool = False
     products: tuple[str, ...] = ("",)
@@ -120,18 +124,21 @@ class Mlp:
     Attributes:
         module: Path of the module that returns the raw output; None where it shares a fused
             projection with the attention.
-        down: Path of the module whose input is the neurons.
+        down: Path of the module whose input is the neurons; None where no single module has them
+            (mixtures of experts).
         gate: Factor on its update; None means 1.
         streams: The streams along its sequence, in order, where one call serves several.
         call: Which of the calls of one evaluation serves the stream, where the module is called
             once for each; None where there is one.
+        maps: Whether it works on maps (axes batch, channel, height, width) in place of tokens.
     """
 
     module: str | None
-    down: str
+    down: str | None
     gate: Gate | None = None
     streams: tuple[str, ...] = ()
     call: int | None = None
+    maps: bool = False
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,12 @@ def face(denoiser: Any, block: int) -> Mapping[str, str]:
     return {"img": "attention to the face's motion is added"} if injected else {}
 
 
+def control(denoiser: Any, block: int) -> Mapping[str, str]:
+    """What the control's own blocks give is added behind the blocks that they stand beside."""
+    controlled = block in denoiser.config.vace_layers
+    return {"img": "a hint of the control is added"} if controlled else {}
+
+
 WAN = DenoiserSpec(
     denoiser="WanTransformer3DModel",
     family="Wan 2.1 / 2.2",
@@ -62,4 +68,11 @@ WAN_ANIMATE = replace(
     family="Wan-Animate",
     between=face,
     apart={"face_adapter": "the face is added between blocks"},
+)
+WAN_VACE = replace(
+    WAN,
+    denoiser="WanVACETransformer3DModel",
+    family="Wan VACE",
+    between=control,
+    apart={"vace_blocks": "the control passes blocks of its own"},
 )

@@ -43,6 +43,17 @@ def same_length(stream: str, found: int, lengths: Mapping[str, int]) -> None:
         )
 
 
+def as_tokens(fire: Fire) -> Fire:
+    """Hooks with a position axis on maps (batch, channel, height, width)."""
+
+    def on_maps(value: Tensor) -> Tensor:
+        shown = value.flatten(2).transpose(1, 2)
+        after = fire(shown)
+        return value if after is shown else after.transpose(1, 2).reshape(value.shape)
+
+    return on_maps
+
+
 def on_columns(
     module: nn.Module,
     rows: Callable[[int], slice],

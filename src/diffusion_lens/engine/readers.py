@@ -37,6 +37,7 @@ from diffusion_lens.engine.firing import fire
 from diffusion_lens.engine.handles import Handle, Removal
 from diffusion_lens.engine.projection import (
     Fire,
+    as_tokens,
     on_columns,
     on_fused_outputs,
     on_result,
@@ -335,6 +336,9 @@ def _heads_of(at: BlockHooks, source: HeadValues | HeadResult) -> tuple[int, int
 
 def _neurons(at: BlockHooks, source: Neurons, run: Fire) -> Handle:
     mlp = at.block.spec.mlps[source.stream]
+    assert mlp.down is not None  # the catalogue has no neurons otherwise
+    if mlp.maps:
+        return on_argument(at.part(mlp.down), (0,), as_tokens(run))
     shared = mlp.module is None
     sequence = at.fused.streams if shared else mlp.streams or (source.stream,)
     columns = slice(at.width if shared else 0, None)
@@ -358,8 +362,8 @@ def _sublayer_output(at: BlockHooks, source: SublayerOutput, run: Fire) -> Itera
         mlp = at.block.spec.mlps[source.stream]
         if mlp.module is not None:
             sequence = mlp.streams or (source.stream,)
-            run = at.on_rows(sequence, source.stream, run)
-            yield on_output(at.part(mlp.module), None, _in_turn(at, mlp, run))
+            run = _in_turn(at, mlp, at.on_rows(sequence, source.stream, run))
+            yield on_output(at.part(mlp.module), None, as_tokens(run) if mlp.maps else run)
         return
     attention = at.block.spec.attention(source.sublayer)
     if not attention.projections[source.stream].fused:

@@ -165,6 +165,8 @@ class StreamHooks:
         def take(_module: nn.Module, _args: Any, output: Any) -> None:
             if not calls.is_ours():
                 return
+            if sublayer == "mlp" and mlp.maps:
+                output = output.flatten(2).transpose(1, 2)
             if isinstance(output, Tensor):
                 sequence = shared or (self.name,)
                 rows = stream_slice(sequence, self.name, self.lengths(), output.shape[1])
@@ -182,7 +184,7 @@ class StreamHooks:
         edits = [self._edits[name] for name in updates if name in self._edits]
         if not edits and not self._carried:
             return value
-        if self._in_parallel():  # one sum of both, which the block's own projection has rounded
+        if self._in_parallel():  # one sum of both, which the block has rounded in its own way
             for edit in edits:
                 value = value + edit
             return value
@@ -193,7 +195,7 @@ class StreamHooks:
         return total.to(self._entered.dtype).to(value.dtype)
 
     def _in_parallel(self) -> bool:
-        return self.block.spec.mlps[self.name].module is None
+        return not self.stream.mids and len(self.stream.updates) > 1
 
     def _attach_entrance(self, block: nn.Module, run: Fire) -> RemovableHandle:
         if self.stream.entrance is None:

@@ -13,6 +13,7 @@ from diffusion_lens.testing.tiny_families.drawing import (
     Draw,
     Made,
     Make,
+    half_time,
     step_500,
 )
 
@@ -53,9 +54,8 @@ def _wan(name: str, draw: Draw, batch: int, **more: Any) -> Made:
         text_dim=24,
         freq_dim=16,
         ffn_dim=40,
-        num_layers=2,
         rope_max_seq_len=32,
-        **more,
+        **({"num_layers": 2} | more),
     )
     return transformer, {
         "hidden_states": draw(batch, 4, 2, 2 * HEIGHT, 2 * WIDTH),
@@ -210,6 +210,91 @@ def cosmos2(draw: Draw, batch: int) -> Made:
     return cosmos(draw, batch, extra_pos_embed_type=None)
 
 
+def wan_vace(draw: Draw, batch: int) -> Made:
+    """Wan VACE, with a control beside the video."""
+    control = {"num_layers": 4, "vace_layers": (0, 2), "vace_in_channels": 6}
+    denoiser, inputs = _wan("WanVACETransformer3DModel", draw, batch, **control)
+    return denoiser, inputs | {
+        "control_hidden_states": draw(batch, 6, 2, 2 * HEIGHT, 2 * WIDTH),
+        "control_hidden_states_scale": torch.tensor([0.7, 1.3]),
+    }
+
+
+def sana(draw: Draw, batch: int) -> Made:
+    """Sana, with linear attention."""
+    from diffusers import SanaTransformer2DModel
+
+    transformer = SanaTransformer2DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=4,
+        attention_head_dim=8,
+        num_layers=3,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=16,
+        cross_attention_dim=32,
+        caption_channels=24,
+        sample_size=8,
+        patch_size=1,
+    )
+    return transformer, {
+        "hidden_states": draw(batch, 4, HEIGHT, WIDTH),
+        "encoder_hidden_states": draw(batch, TEXT_TOKENS, 24),
+        "encoder_attention_mask": torch.ones(batch, TEXT_TOKENS),
+        "timestep": step_500(batch),
+    }
+
+
+def prx(draw: Draw, batch: int) -> Made:
+    """PRX."""
+    from diffusers import PRXTransformer2DModel
+
+    transformer = PRXTransformer2DModel(
+        in_channels=4,
+        patch_size=2,
+        context_in_dim=24,
+        hidden_size=32,
+        mlp_ratio=2.0,
+        num_heads=4,
+        depth=3,
+        axes_dim=(4, 4),
+    )
+    return transformer, {
+        "hidden_states": draw(batch, 4, 2 * HEIGHT, 2 * WIDTH),
+        "encoder_hidden_states": draw(batch, TEXT_TOKENS, 24),
+        "attention_mask": torch.ones(batch, TEXT_TOKENS, dtype=torch.bool),
+        "timestep": half_time(batch),
+    }
+
+
+def nucleus(draw: Draw, batch: int) -> Made:
+    """Nucleus-Image, with grouped queries and experts in its fourth block."""
+    from diffusers import NucleusMoEImageTransformer2DModel
+
+    transformer = NucleusMoEImageTransformer2DModel(
+        patch_size=2,
+        in_channels=16,
+        out_channels=4,
+        num_layers=5,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        joint_attention_dim=24,
+        axes_dims_rope=(4, 2, 2),
+        mlp_ratio=8.0,
+        moe_enabled=True,
+        num_experts=4,
+        moe_intermediate_dim=16,
+        capacity_factors=2.0,
+    )
+    return transformer, {
+        "hidden_states": draw(batch, HEIGHT * WIDTH, 16),
+        "encoder_hidden_states": draw(batch, TEXT_TOKENS, 24),
+        "timestep": half_time(batch),
+        "img_shapes": [(1, HEIGHT, WIDTH)] * batch,
+    }
+
+
 def ltx_video(draw: Draw, batch: int) -> Made:
     """LTX-Video."""
     from diffusers import LTXVideoTransformer3DModel
@@ -242,6 +327,10 @@ FAMILIES: dict[str, Make] = {
     "skyreels_v2": skyreels_v2,
     "ltx_video": ltx_video,
     "wan_animate": wan_animate,
+    "wan_vace": wan_vace,
+    "sana": sana,
+    "prx": prx,
+    "nucleus": nucleus,
     "allegro": allegro,
     "kandinsky5": kandinsky5,
     "cosmos": cosmos,
