@@ -235,6 +235,7 @@ def sequential(
     gated: bool = False,
     before_rope: tuple[str, str] | None = ("norm_q", "norm_k"),
     beside: bool = False,
+    positions_first: bool = False,
 ) -> Block:
     """One attention, then one MLP, on one tensor that holds all streams.
 
@@ -249,6 +250,7 @@ def sequential(
         gated: Whether z is changed between the product and the projection.
         before_rope: What returns q and k before rotary embedding, by path from the attention.
         beside: Whether the attention goes into the MLP alone.
+        positions_first: Whether the tensor has axes pos, batch, d_model.
     """
     order = tuple(order)
     norms = tuple(f"{attention}.{path}" for path in before_rope or ())
@@ -268,7 +270,10 @@ def sequential(
             gated=gated,
         )
         return BlockSpec(
-            streams={name: Stream(within, None, (mid,), within=order) for name in order},
+            streams={
+                name: Stream(within, None, (mid,), within=order, positions_first=positions_first)
+                for name in order
+            },
             attentions=(met,),
             mlps={name: Mlp(*mlp, gates[1], order) for name in order},
         )
@@ -329,7 +334,7 @@ def shared(
 def crossed(
     norms: tuple[str, str],
     *,
-    mlp: tuple[str, str] = ("ff", "ff.net.2"),
+    mlp: tuple[str, str | None] = ("ff", "ff.net.2"),
     gates: Gates = (None, None),
     cross_gate: Gate | None = None,
     before_rope: tuple[str, str] | None = None,
@@ -343,7 +348,7 @@ def crossed(
     sizes: Sizes | None = None,
     entrance: str | None = None,
     linear: bool = False,
-    maps: bool = False,
+    maps: str = "",
 ) -> Block:
     """The image alone in the stream: self-attention, cross-attention to the text, MLP.
 
@@ -364,7 +369,7 @@ def crossed(
         sizes: Number of heads and width of a head, where the modules do not tell.
         entrance: What reads the stream first, where the block changes what it is given.
         linear: Whether self-attention is linear.
-        maps: Whether the MLP works on maps.
+        maps: What maps the MLP works on.
     """
     to_itself, to_text = attentions
 

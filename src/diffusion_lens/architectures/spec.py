@@ -130,7 +130,8 @@ class Mlp:
         streams: The streams along its sequence, in order, where one call serves several.
         call: Which of the calls of one evaluation serves the stream, where the module is called
             once for each; None where there is one.
-        maps: Whether it works on maps (axes batch, channel, height, width) in place of tokens.
+        maps: What it works on in place of tokens: `"channel first"` (axes batch, channel, height,
+            width), `"channel last"` (batch, frame, height, width, channel); empty for tokens.
     """
 
     module: str | None
@@ -138,7 +139,7 @@ class Mlp:
     gate: Gate | None = None
     streams: tuple[str, ...] = ()
     call: int | None = None
-    maps: bool = False
+    maps: str = ""
 
 
 @dataclass(frozen=True)
@@ -180,6 +181,8 @@ class Stream:
         entrance: Path of the module whose first argument is the stream as the sublayers add to it,
             where the block changes what it is given first (positions, long skips); None where the
             stream enters as it is.
+        positions_first: Whether the tensors outside attention, factors of gates among them, have
+            axes pos, batch, d_model.
     """
 
     argument: str
@@ -190,6 +193,7 @@ class Stream:
     within: tuple[str, ...] = ()
     clamped: bool = False
     entrance: str | None = None
+    positions_first: bool = False
 
 
 @dataclass(frozen=True)

@@ -43,15 +43,35 @@ def same_length(stream: str, found: int, lengths: Mapping[str, int]) -> None:
         )
 
 
-def as_tokens(fire: Fire) -> Fire:
-    """Hooks with a position axis on maps (batch, channel, height, width)."""
+def tokens_of(value: Tensor, maps: str) -> Tensor:
+    """Maps as tokens; `maps` as in `Mlp`."""
+    if maps == "channel last":
+        return value.flatten(1, -2)
+    return value.flatten(2).transpose(1, 2) if maps else value
+
+
+def on_tokens(maps: str, fire: Fire) -> Fire:
+    """Hooks with a position axis on maps."""
 
     def on_maps(value: Tensor) -> Tensor:
-        shown = value.flatten(2).transpose(1, 2)
+        shown = tokens_of(value, maps)
         after = fire(shown)
-        return value if after is shown else after.transpose(1, 2).reshape(value.shape)
+        if after is shown:
+            return value
+        return (after.transpose(1, 2) if maps == "channel first" else after).reshape(value.shape)
 
-    return on_maps
+    return on_maps if maps else fire
+
+
+def on_batch_first(fire: Fire, *, positions_first: bool) -> Fire:
+    """Hooks with the batch before the positions, whatever the order of the value."""
+
+    def swapped(value: Tensor) -> Tensor:
+        shown = value.transpose(0, 1)
+        after = fire(shown)
+        return value if after is shown else after.transpose(0, 1)
+
+    return swapped if positions_first else fire
 
 
 def on_columns(

@@ -20,7 +20,7 @@ from diffusion_lens.architectures.spec import BlockSite, Gate, Mid, Stream
 from diffusion_lens.engine.borders import on_argument, on_output
 from diffusion_lens.engine.calls import Calls
 from diffusion_lens.engine.gates import factor_of
-from diffusion_lens.engine.projection import Fire, stream_slice
+from diffusion_lens.engine.projection import Fire, on_batch_first, stream_slice, tokens_of
 
 
 class StreamHooks:
@@ -97,17 +97,26 @@ class StreamHooks:
         """Take a sublayer's raw output: form its update and run the hooks on it."""
         gate = self._gate(sublayer)
         has_factor = gate is not None and gate.has_factor
-        update = _beside(self._gates[gate], raw) * raw if gate and has_factor else raw
+        update = self._factor(gate, raw) * raw if gate and has_factor else raw
         fire = self.fires.get(("update", sublayer))
         after = update if fire is None else fire(update)
         self._updates[sublayer] = after
         if after is not update:
             self._edits[sublayer] = after - update
 
+    def _factor(self, gate: Gate, raw: Tensor) -> Tensor:
+        """A gate's factor at this stream's tokens, where it has one for each token of all."""
+        factor = _beside(self._gates[gate], raw)
+        if not self.stream.within or factor.shape[1] == 1:
+            return factor
+        rows = stream_slice(self.stream.within, self.name, self.lengths(), factor.shape[1])
+        return factor[:, rows]
+
     def _mine(self, transform: Fire) -> Fire:
         """A transform of this stream's rows of a tensor that several may share."""
         shared = self.stream.within
-        return self.on_rows(shared, self.name, transform) if shared else transform
+        mine = self.on_rows(shared, self.name, transform) if shared else transform
+        return on_batch_first(mine, positions_first=self.stream.positions_first)
 
     def _sublayers(self) -> tuple[str, ...]:
         between = tuple(name for mid in self.stream.mids for name in mid.updates)
@@ -132,7 +141,9 @@ class StreamHooks:
 
     def _keep_argument(self, gate: Gate, block: nn.Module) -> Fire:
         def keep(value: Tensor) -> Tensor:
-            self._gates[gate] = factor_of(gate, block, value)
+            factor = factor_of(gate, block, value)
+            swapped = self.stream.positions_first and factor.ndim == 3
+            self._gates[gate] = factor.transpose(0, 1) if swapped else factor
             return value
 
         return keep
@@ -165,8 +176,9 @@ class StreamHooks:
         def take(_module: nn.Module, _args: Any, output: Any) -> None:
             if not calls.is_ours():
                 return
-            if sublayer == "mlp" and mlp.maps:
-                output = output.flatten(2).transpose(1, 2)
+            if sublayer == "mlp":
+                output = tokens_of(output, mlp.maps)
+                output = output.transpose(0, 1) if self.stream.positions_first else output
             if isinstance(output, Tensor):
                 sequence = shared or (self.name,)
                 rows = stream_slice(sequence, self.name, self.lengths(), output.shape[1])

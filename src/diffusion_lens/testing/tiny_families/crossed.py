@@ -245,6 +245,33 @@ def sana(draw: Draw, batch: int) -> Made:
     }
 
 
+def sana_video(draw: Draw, batch: int) -> Made:
+    """SANA-Video."""
+    from diffusers import SanaVideoTransformer3DModel
+
+    transformer = SanaVideoTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=4,
+        attention_head_dim=16,
+        num_layers=3,
+        num_cross_attention_heads=4,
+        cross_attention_head_dim=16,
+        cross_attention_dim=64,
+        caption_channels=24,
+        sample_size=8,
+        patch_size=(1, 2, 2),
+        qk_norm="rms_norm_across_heads",
+        rope_max_seq_len=32,
+    )
+    return transformer, {
+        "hidden_states": draw(batch, 4, 2, 2 * HEIGHT, 2 * WIDTH),
+        "encoder_hidden_states": draw(batch, TEXT_TOKENS, 24),
+        "encoder_attention_mask": torch.ones(batch, TEXT_TOKENS),
+        "timestep": step_500(batch),
+    }
+
+
 def prx(draw: Draw, batch: int) -> Made:
     """PRX."""
     from diffusers import PRXTransformer2DModel
@@ -329,6 +356,7 @@ FAMILIES: dict[str, Make] = {
     "wan_animate": wan_animate,
     "wan_vace": wan_vace,
     "sana": sana,
+    "sana_video": sana_video,
     "prx": prx,
     "nucleus": nucleus,
     "allegro": allegro,
