@@ -160,8 +160,9 @@ def _block_rows(denoiser: nn.Module, block: BlockSite, width: dict[str, int]) ->
     for name, mlp in spec.mlps.items():
         neurons = _neurons(denoiser, block, name)
         axes = ("batch", "pos", "d_mlp")
-        yield f"{name}.mlp.hook_post", axes, Neurons(block, name), mlp.down, name, neurons
-        yield from _sublayer_rows(block, name, "mlp", mlp.module or mlp.down, residual)
+        if mlp.down is not None:
+            yield f"{name}.mlp.hook_post", axes, Neurons(block, name), mlp.down, name, neurons
+        yield from _sublayer_rows(block, name, "mlp", mlp.module or mlp.down or "", residual)
     for name, stream in spec.streams.items():
         if stream.returned:
             source = StreamLeaving(block, name)
@@ -180,9 +181,12 @@ def _attention_rows(
         source = AttentionContext(block, attention)
         sizes = _size(denoiser, block.inside(attention.module), "cross_attention_dim")
         more = {"sizes": {"d_text": sizes.get("cross_attention_dim")}} if sizes else {}
-        yield f"{name}.hook_context", axes, source, attention.module, attention.keys[0], more
+        text = next(one for one in attention.keys if one not in attention.queries)
+        yield f"{name}.hook_context", axes, source, attention.module, text, more
     for stream, modules in attention.before_rope.items():
         for which, module in zip("qk", modules, strict=True):
+            if module is None:
+                continue
             source = BeforeRope(block, attention, stream, which)
             point = f"{name}.{stream}.hook_{which}_pre_rope"
             yield point, PER_HEAD, source, module, stream, per_head
@@ -236,7 +240,8 @@ def _size(denoiser: nn.Module, path: str, attribute: str) -> dict[str, int]:
 
 
 def _neurons(denoiser: nn.Module, block: BlockSite, stream: str) -> dict:
-    down = _size(denoiser, block.inside(block.spec.mlps[stream].down), "in_features")
+    path = block.spec.mlps[stream].down
+    down = {} if path is None else _size(denoiser, block.inside(path), "in_features")
     if not down:
         return {}
     shared = 0

@@ -40,3 +40,12 @@ COGVIEW4 = replace(
     guidance="calls",
     branches=("cond", "uncond"),
 )
+GLM_IMAGE = replace(
+    COGVIEW4,
+    denoiser="GlmImageTransformer2DModel",
+    family="GLM-Image",
+    blocks={
+        "GlmImageTransformerBlock": forms.shared(MIDS, GATES, calls=IMG_TXT, heads_first=False)
+    },
+    default_grid=forms.native(64, 64),
+)

@@ -32,7 +32,16 @@ Gates = tuple[Gate | None, Gate | None]
 
 ARGUMENTS = {"img": "hidden_states", "txt": "encoder_hidden_states"}
 TXT_IMG, IMG_TXT = ("txt", "img"), ("img", "txt")
+LINEAR = "linear attention: it sums over the keys before it meets a query, and has no pattern"
+EXPERTS = "a mixture of experts: each token's neurons lie in the experts that it is sent to"
 PARALLEL = "attention and MLP run in parallel here, nothing lies between them"
+
+PRODUCT_POINTS = (
+    *(f"attn.img.hook_{which}" for which in "qkv"),
+    "attn.hook_attn_scores",
+    "attn.hook_pattern",
+)
+"""What self-attention has that is a product of queries and keys."""
 
 
 # -- gates ------------------------------------------------------------------------------------
@@ -70,6 +79,7 @@ class Own:
         before_rope: What returns q and k before rotary embedding; None where there is no norm.
         argument: The block's argument that brings the stream in.
         clamped: Whether the block keeps the stream in the range of float16.
+        place: Position of the stream among the norm's arguments.
     """
 
     projection: str
@@ -80,6 +90,7 @@ class Own:
     before_rope: tuple[str, str] | None = None
     argument: str = ""
     clamped: bool = False
+    place: int = 0
 
 
 IMAGE = Own("attn.to_out.0", "norm2", "ff", "ff.net.2", before_rope=("attn.norm_q", "attn.norm_k"))
@@ -109,6 +120,8 @@ def joint(
     gives: Sequence[str] = IMG_TXT,
     concepts: Concepts | None = None,
     products: Products = one_product,
+    sizes: Sizes | None = None,
+    heads_first: bool = False,
 ) -> Block:
     """Streams that meet in one attention and have a norm, a projection and an MLP each.
 
@@ -120,6 +133,8 @@ def joint(
         gives: The attention's outputs in order.
         concepts: How the block takes concept tokens.
         products: The names of the attention products of one block.
+        sizes: Number of heads and width of a head, where the module does not tell.
+        heads_first: Whether q and k have their head axis before the positions.
     """
 
     def describe(block: nn.Module) -> BlockSpec:
@@ -135,12 +150,14 @@ def joint(
                 name: own[name].before_rope for name in order if own[name].before_rope is not None
             },
             products=products(block),
+            sizes=None if sizes is None else sizes(block.get_submodule(attention)),
+            heads_first=heads_first,
         )
         streams = {
             name: Stream(
                 one.argument or ARGUMENTS[name],
                 returns.index(name),
-                (Mid("resid_mid", one.norm, ("attn",)),),
+                (Mid("resid_mid", one.norm, ("attn",), one.place),),
                 clamped=one.clamped,
             )
             for name, one in own.items()
@@ -218,6 +235,7 @@ def sequential(
     gated: bool = False,
     before_rope: tuple[str, str] | None = ("norm_q", "norm_k"),
     beside: bool = False,
+    positions_first: bool = False,
 ) -> Block:
     """One attention, then one MLP, on one tensor that holds all streams.
 
@@ -232,6 +250,7 @@ def sequential(
         gated: Whether z is changed between the product and the projection.
         before_rope: What returns q and k before rotary embedding, by path from the attention.
         beside: Whether the attention goes into the MLP alone.
+        positions_first: Whether the tensor has axes pos, batch, d_model.
     """
     order = tuple(order)
     norms = tuple(f"{attention}.{path}" for path in before_rope or ())
@@ -251,7 +270,10 @@ def sequential(
             gated=gated,
         )
         return BlockSpec(
-            streams={name: Stream(within, None, (mid,), within=order) for name in order},
+            streams={
+                name: Stream(within, None, (mid,), within=order, positions_first=positions_first)
+                for name in order
+            },
             attentions=(met,),
             mlps={name: Mlp(*mlp, gates[1], order) for name in order},
         )
@@ -312,13 +334,21 @@ def shared(
 def crossed(
     norms: tuple[str, str],
     *,
-    mlp: tuple[str, str] = ("ff", "ff.net.2"),
+    mlp: tuple[str, str | None] = ("ff", "ff.net.2"),
     gates: Gates = (None, None),
     cross_gate: Gate | None = None,
     before_rope: tuple[str, str] | None = None,
     heads_joined: bool = False,
+    heads_first: bool = False,
     copied: bool = False,
     products: Products = one_product,
+    within: str = "hidden_states",
+    attentions: tuple[str, str] = ("attn1", "attn2"),
+    projection: str = "to_out.0",
+    sizes: Sizes | None = None,
+    entrance: str | None = None,
+    linear: bool = False,
+    maps: str = "",
 ) -> Block:
     """The image alone in the stream: self-attention, cross-attention to the text, MLP.
 
@@ -330,23 +360,35 @@ def crossed(
         before_rope: What returns q and k of the self-attention before rotary embedding, by path
             from it.
         heads_joined: Whether it does so for all heads side by side.
+        heads_first: Whether it does so with the head axis before the positions.
         copied: Whether the norms get copies of the stream.
         products: The names of the products of one block's cross-attention.
+        within: The argument that brings the stream in.
+        attentions: Paths of the two attentions.
+        projection: Takes the heads' values back to the residual width, by path from either.
+        sizes: Number of heads and width of a head, where the modules do not tell.
+        entrance: What reads the stream first, where the block changes what it is given.
+        linear: Whether self-attention is linear.
+        maps: What maps the MLP works on.
     """
+    to_itself, to_text = attentions
 
-    def attention(name: str, module: str, keys: str, gate: Gate | None, **more: Any) -> Attention:
+    def attention(
+        block: nn.Module, name: str, module: str, keys: str, gate: Gate | None, **more: Any
+    ) -> Attention:
         return Attention(
             name=name,
             module=module,
             queries=("img",),
             keys=(keys,),
-            projections={"img": Projection(f"{module}.to_out.0", ("img",))},
+            projections={"img": Projection(f"{module}.{projection}", ("img",))},
             outputs={"img": None},
             gates={} if gate is None else {"img": gate},
+            sizes=None if sizes is None else sizes(block.get_submodule(module)),
             **more,
         )
 
-    norms_of_self = tuple(f"attn1.{path}" for path in before_rope or ())
+    norms_of_self = tuple(f"{to_itself}.{path}" for path in before_rope or ())
     rotated = {"img": norms_of_self} if norms_of_self else {}
 
     mids = (
@@ -355,25 +397,68 @@ def crossed(
     )
 
     def describe(block: nn.Module) -> BlockSpec:
-        context = "encoder_hidden_states"
-        cross = {"context": context, "products": products(block)}
+        itself = {
+            "before_rope": rotated,
+            "heads_joined": heads_joined,
+            "heads_first": heads_first,
+            "products": () if linear else ("",),
+        }
+        cross = {"context": "encoder_hidden_states", "products": products(block)}
         return BlockSpec(
-            streams={"img": Stream("hidden_states", None, mids)},
+            streams={"img": Stream(within, None, mids, entrance=entrance)},
             attentions=(
-                attention(
-                    "attn",
-                    "attn1",
-                    "img",
-                    gates[0],
-                    before_rope=rotated,
-                    heads_joined=heads_joined,
-                ),
-                attention("cross_attn", "attn2", "txt", cross_gate, **cross),
+                attention(block, "attn", to_itself, "img", gates[0], **itself),
+                attention(block, "cross_attn", to_text, "txt", cross_gate, **cross),
             ),
-            mlps={"img": Mlp(*mlp, gates[1])},
+            mlps={"img": Mlp(*mlp, gates[1], maps=maps)},
+            absent=dict.fromkeys(PRODUCT_POINTS, LINEAR) if linear else {},
         )
 
     return describe
+
+
+def mixed(
+    keys: Sequence[str],
+    *,
+    attention: str,
+    norm: str,
+    mlp: tuple[str, str | None],
+    gates: Gates,
+    before_rope: Mapping[str, tuple[str | None, str]],
+    heads_first: bool = False,
+    clamped: bool = False,
+) -> Block:
+    """The image alone in the stream; its one attention reads image and text, then an MLP.
+
+    Args:
+        keys: The streams along the keys.
+        attention: Path of the attention.
+        norm: What reads the stream between attention and MLP.
+        mlp: What returns the MLP's raw output, and its last layer.
+        gates: Of the attention's update and of the MLP's.
+        before_rope: For each stream what returns q and k before rotary embedding, by path from the
+            attention.
+        heads_first: Whether it does so with the head axis before the positions.
+        clamped: Whether the block keeps the stream in the range of float16.
+    """
+    met = Attention(
+        name="attn",
+        module=attention,
+        queries=("img",),
+        keys=tuple(keys),
+        projections={"img": Projection(f"{attention}.to_out.0", ("img",))},
+        outputs={"img": None},
+        gates={} if gates[0] is None else {"img": gates[0]},
+        before_rope={
+            name: (None if pair[0] is None else f"{attention}.{pair[0]}", f"{attention}.{pair[1]}")
+            for name, pair in before_rope.items()
+        },
+        heads_first=heads_first,
+        context="encoder_hidden_states",
+    )
+    stream = Stream("hidden_states", None, (Mid("resid_mid", norm, ("attn",)),), clamped=clamped)
+    absent = {} if mlp[1] else {"img.mlp.hook_post": EXPERTS}
+    return lambda _block: BlockSpec({"img": stream}, (met,), {"img": Mlp(*mlp, gates[1])}, absent)
 
 
 # -- outside the blocks -----------------------------------------------------------------------
@@ -382,7 +467,7 @@ def crossed(
 def points(
     latents: Sequence[str],
     *,
-    embedding: str,
+    embedding: str | None,
     pooled: str | None = None,
     names: tuple[str, str] = ("hidden_states", "encoder_hidden_states"),
     text_axes: Sequence[str] = ("pos", "d_text"),
@@ -391,7 +476,8 @@ def points(
 
     Args:
         latents: Axes of latents and prediction, the batch apart.
-        embedding: Path of the module that returns the timestep's embedding.
+        embedding: Path of the module that returns the timestep's embedding; None where that has no
+            single place.
         pooled: The denoiser's argument with pooled text.
         names: The denoiser's arguments with the latents and the text.
         text_axes: Axes of the text, the batch apart.
@@ -401,7 +487,7 @@ def points(
     text = ("batch", *text_axes)
     found = (
         ModulePoint("hook_latents", axes, "", argument=(names[0],), stream=stream),
-        ModulePoint("hook_timestep_emb", ("batch", "d_emb"), embedding),
+        *([ModulePoint("hook_timestep_emb", ("batch", "d_emb"), embedding)] if embedding else []),
         ModulePoint("hook_text_emb", text, "", argument=(names[1],), stream="txt"),
         *(
             [ModulePoint("hook_pooled_text_emb", ("batch", "d_text"), "", argument=(pooled,))]

@@ -1,20 +1,32 @@
 """The families that this package describes."""
 
+from diffusion_lens.architectures.allegro import ALLEGRO
 from diffusion_lens.architectures.auraflow import AURAFLOW
+from diffusion_lens.architectures.bria_fibo import BRIA_FIBO
 from diffusion_lens.architectures.cogvideox import COGVIDEOX, CONSISID
-from diffusion_lens.architectures.cogview import COGVIEW3_PLUS, COGVIEW4
+from diffusion_lens.architectures.cogview import COGVIEW3_PLUS, COGVIEW4, GLM_IMAGE
+from diffusion_lens.architectures.cosmos import COSMOS
+from diffusion_lens.architectures.easyanimate import EASY_ANIMATE
+from diffusion_lens.architectures.ernie_image import ERNIE_IMAGE
 from diffusion_lens.architectures.flux import FLUX
 from diffusion_lens.architectures.flux2 import FLUX2
+from diffusion_lens.architectures.flux3 import FLUX3
 from diffusion_lens.architectures.flux_copies import BRIA, CHROMA, LONGCAT, OVIS
 from diffusion_lens.architectures.hunyuan import HUNYUAN_IMAGE, HUNYUAN_VIDEO, HUNYUAN_VIDEO_15
+from diffusion_lens.architectures.ideogram4 import IDEOGRAM4
+from diffusion_lens.architectures.joyimage import JOY_IMAGE_EDIT, JOY_IMAGE_EDIT_PLUS
+from diffusion_lens.architectures.kandinsky5 import KANDINSKY5
 from diffusion_lens.architectures.krea2 import KREA2
 from diffusion_lens.architectures.ltx import LTX_VIDEO
 from diffusion_lens.architectures.lumina2 import LUMINA2
+from diffusion_lens.architectures.nucleus import NUCLEUS
 from diffusion_lens.architectures.pixart import PIXART
+from diffusion_lens.architectures.prx import PRX
 from diffusion_lens.architectures.qwen_image import QWEN_IMAGE
+from diffusion_lens.architectures.sana import SANA, SANA_VIDEO
 from diffusion_lens.architectures.sd3 import SD3
 from diffusion_lens.architectures.unet import UNET
-from diffusion_lens.architectures.wan import CHRONO_EDIT, SKYREELS_V2, WAN, WAN_ANIMATE
+from diffusion_lens.architectures.wan import CHRONO_EDIT, SKYREELS_V2, WAN, WAN_ANIMATE, WAN_VACE
 from diffusion_lens.architectures.z_image import Z_IMAGE
 
 SHIPPED = (
@@ -44,5 +56,21 @@ SHIPPED = (
     CHRONO_EDIT,
     SKYREELS_V2,
     WAN_ANIMATE,
+    GLM_IMAGE,
+    JOY_IMAGE_EDIT,
+    JOY_IMAGE_EDIT_PLUS,
+    EASY_ANIMATE,
+    ALLEGRO,
+    KANDINSKY5,
+    COSMOS,
+    BRIA_FIBO,
+    FLUX3,
+    SANA,
+    SANA_VIDEO,
+    ERNIE_IMAGE,
+    IDEOGRAM4,
+    WAN_VACE,
+    PRX,
+    NUCLEUS,
 )
 """Every one of them, in the order of the table in the docs."""

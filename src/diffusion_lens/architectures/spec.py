@@ -29,6 +29,7 @@ class Gate:
         stacked: Whether the factors have an axis of their own, before the last.
         table: Path of a parameter of the block that is added to the tensor, factor by factor.
         upcast: Whether they are added in float32, whatever their precision.
+        limit: Bound on the factor's magnitude, before its activation; None for none.
         activation: Of the factor: `"tanh"`, `"sigmoid"`, or none.
         norm: Path of the module that the raw output passes before the factor (sandwich norms).
     """
@@ -40,6 +41,7 @@ class Gate:
     stacked: bool = False
     table: str | None = None
     upcast: bool = False
+    limit: float | None = None
     activation: str | None = None
     norm: str | None = None
 
@@ -77,12 +79,14 @@ class Attention:
         outputs: For each stream its place in the module's return value (None: the only one).
         gates: For each stream the gate on this sublayer's update; missing means 1.
         before_rope: For each stream the modules whose outputs are q and k before rotary
-            embedding; streams that share them in the order of their sequence.
+            embedding; streams that share them in the order of their sequence. None in place of the
+            queries of a stream that has none.
         heads_first: Whether these outputs have axes batch, head, pos, d_head, in place of batch,
             pos, head, d_head.
         heads_joined: Whether they have axes batch, pos, d: the norm is over all heads together.
         products: Names of the attention products of one call, in order; that of the streams' own
-            keys is `""`, others are image prompts.
+            keys is `""`, others are image prompts. Empty for linear attention, which has no
+            pattern.
         context: The module's argument that carries the text into k and v (cross-attention).
         sizes: Number of heads and width of a head, where the module has no `heads` and `inner_dim`.
         gated: Whether z is changed between the product and the projection (output gates), so that
@@ -96,7 +100,7 @@ class Attention:
     projections: Mapping[str, Projection]
     outputs: Mapping[str, int | None] = field(default_factory=dict)
     gates: Mapping[str, Gate] = field(default_factory=dict)
-    before_rope: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    before_rope: Mapping[str, tuple[str | None, str]] = field(default_factory=dict)
     heads_first: bool = False
     heads_joined: bool = False
     products: tuple[str, ...] = ("",)
@@ -120,18 +124,22 @@ class Mlp:
     Attributes:
         module: Path of the module that returns the raw output; None where it shares a fused
             projection with the attention.
-        down: Path of the module whose input is the neurons.
+        down: Path of the module whose input is the neurons; None where no single module has them
+            (mixtures of experts).
         gate: Factor on its update; None means 1.
         streams: The streams along its sequence, in order, where one call serves several.
         call: Which of the calls of one evaluation serves the stream, where the module is called
             once for each; None where there is one.
+        maps: What it works on in place of tokens: `"channel first"` (axes batch, channel, height,
+            width), `"channel last"` (batch, frame, height, width, channel); empty for tokens.
     """
 
     module: str | None
-    down: str
+    down: str | None
     gate: Gate | None = None
     streams: tuple[str, ...] = ()
     call: int | None = None
+    maps: str = ""
 
 
 @dataclass(frozen=True)
@@ -170,6 +178,11 @@ class Stream:
         within: The streams that share the argument and the output, in order; empty where the stream
             has them to itself.
         clamped: Whether the block keeps what it returns in the range of float16.
+        entrance: Path of the module whose first argument is the stream as the sublayers add to it,
+            where the block changes what it is given first (positions, long skips); None where the
+            stream enters as it is.
+        positions_first: Whether the tensors outside attention, factors of gates among them, have
+            axes pos, batch, d_model.
     """
 
     argument: str
@@ -179,6 +192,8 @@ class Stream:
     returned: bool = True
     within: tuple[str, ...] = ()
     clamped: bool = False
+    entrance: str | None = None
+    positions_first: bool = False
 
 
 @dataclass(frozen=True)
@@ -348,6 +363,8 @@ class DenoiserSpec:
         text_length: Number of text tokens of each sample along a sequence that text and image
             share, from the denoiser and its arguments; those of `text` where left out.
         timestep: The denoiser's argument that takes the timestep.
+        between: For each stream that the denoiser itself changes between a block and the next, what
+            it does there, from the denoiser and the block's number; empty where it hands all on.
     """
 
     denoiser: str
@@ -371,3 +388,4 @@ class DenoiserSpec:
     apart: Mapping[str, str] = field(default_factory=dict)
     text_length: Callable[[nn.Module, Mapping[str, Any]], Sequence[int]] | None = None
     timestep: str = "timestep"
+    between: Callable[[Any, int], Mapping[str, str]] = lambda _denoiser, _block: {}

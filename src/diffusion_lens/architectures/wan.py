@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,18 @@ from diffusion_lens.architectures.spec import DenoiserSpec, TextPart
 def products(block: Any) -> tuple[str, ...]:
     """Image-to-video models attend to an image first, then to the text."""
     return ("",) if block.attn2.add_k_proj is None else ("ip", "")
+
+
+def face(denoiser: Any, block: int) -> Mapping[str, str]:
+    """Attention to the face's motion is added behind every few blocks."""
+    injected = block % denoiser.config.inject_face_latents_blocks == 0
+    return {"img": "attention to the face's motion is added"} if injected else {}
+
+
+def control(denoiser: Any, block: int) -> Mapping[str, str]:
+    """What the control's own blocks give is added behind the blocks that they stand beside."""
+    controlled = block in denoiser.config.vace_layers
+    return {"img": "a hint of the control is added"} if controlled else {}
 
 
 WAN = DenoiserSpec(
@@ -49,4 +62,17 @@ SKYREELS_V2 = replace(
     family="SkyReels-V2",
     blocks={"SkyReelsV2TransformerBlock": WAN.blocks["WanTransformerBlock"]},
 )
-WAN_ANIMATE = replace(WAN, denoiser="WanAnimateTransformer3DModel", family="Wan-Animate")
+WAN_ANIMATE = replace(
+    WAN,
+    denoiser="WanAnimateTransformer3DModel",
+    family="Wan-Animate",
+    between=face,
+    apart={"face_adapter": "the face is added between blocks"},
+)
+WAN_VACE = replace(
+    WAN,
+    denoiser="WanVACETransformer3DModel",
+    family="Wan VACE",
+    between=control,
+    apart={"vace_blocks": "the control passes blocks of its own"},
+)

@@ -453,11 +453,14 @@ def _memory(tap: Tap) -> Workspace | None:
 
 
 def _own_lengths(sequence: Sequence[str], total: int, lengths: Mapping[str, int]) -> dict[str, int]:
-    """Lengths along one sequence: a single stream fills it, otherwise the block's own."""
+    """Lengths along one sequence: one stream that the block does not hold takes what is left."""
+    unknown = [name for name in sequence if name not in lengths]
     if len(sequence) == 1:
         same_length(sequence[0], total, lengths)
         return {sequence[0]: total}
-    known = sum(lengths[name] for name in sequence)
+    known = sum(lengths.get(name, 0) for name in sequence)
+    if len(unknown) == 1 and known < total:
+        return {unknown[0]: total - known}
     if known != total:
         raise EngineError(
             f"the joint sequence has {total} tokens, its streams {dict(lengths)}: this pipeline "

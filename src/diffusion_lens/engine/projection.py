@@ -43,6 +43,37 @@ def same_length(stream: str, found: int, lengths: Mapping[str, int]) -> None:
         )
 
 
+def tokens_of(value: Tensor, maps: str) -> Tensor:
+    """Maps as tokens; `maps` as in `Mlp`."""
+    if maps == "channel last":
+        return value.flatten(1, -2)
+    return value.flatten(2).transpose(1, 2) if maps else value
+
+
+def on_tokens(maps: str, fire: Fire) -> Fire:
+    """Hooks with a position axis on maps."""
+
+    def on_maps(value: Tensor) -> Tensor:
+        shown = tokens_of(value, maps)
+        after = fire(shown)
+        if after is shown:
+            return value
+        return (after.transpose(1, 2) if maps == "channel first" else after).reshape(value.shape)
+
+    return on_maps if maps else fire
+
+
+def on_batch_first(fire: Fire, *, positions_first: bool) -> Fire:
+    """Hooks with the batch before the positions, whatever the order of the value."""
+
+    def swapped(value: Tensor) -> Tensor:
+        shown = value.transpose(0, 1)
+        after = fire(shown)
+        return value if after is shown else after.transpose(0, 1)
+
+    return swapped if positions_first else fire
+
+
 def on_columns(
     module: nn.Module,
     rows: Callable[[int], slice],

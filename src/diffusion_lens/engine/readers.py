@@ -37,9 +37,11 @@ from diffusion_lens.engine.firing import fire
 from diffusion_lens.engine.handles import Handle, Removal
 from diffusion_lens.engine.projection import (
     Fire,
+    on_batch_first,
     on_columns,
     on_fused_outputs,
     on_result,
+    on_tokens,
     same_length,
     stream_slice,
 )
@@ -169,13 +171,14 @@ class BlockHooks:
     def _measure(self, module: nn.Module) -> Callable:
         """Note the token count of each stream when the block is called."""
         parameters = list(inspect.signature(type(module).forward).parameters)[1:]
-        arguments = {name: stream.argument for name, stream in self.block.spec.streams.items()}
+        streams = self.block.spec.streams.items()
+        arguments = {name: (one.argument, not one.positions_first) for name, one in streams}
 
         def measure(_module: nn.Module, args: tuple, kwargs: dict) -> None:
             given = dict(zip(parameters, args, strict=False)) | kwargs
             found = {
-                name: given[argument].shape[1]
-                for name, argument in arguments.items()
+                name: given[argument].shape[axis]
+                for name, (argument, axis) in arguments.items()
                 if isinstance(given.get(argument), Tensor)
             }
             self.lengths = self._apart(found)
@@ -335,6 +338,12 @@ def _heads_of(at: BlockHooks, source: HeadValues | HeadResult) -> tuple[int, int
 
 def _neurons(at: BlockHooks, source: Neurons, run: Fire) -> Handle:
     mlp = at.block.spec.mlps[source.stream]
+    assert mlp.down is not None  # the catalogue has no neurons otherwise
+    if mlp.maps:
+        return on_argument(at.part(mlp.down), (0,), on_tokens(mlp.maps, run))
+    if at.block.spec.streams[source.stream].positions_first:
+        rows = at.on_rows(mlp.streams, source.stream, run)
+        return on_argument(at.part(mlp.down), (0,), on_batch_first(rows, positions_first=True))
     shared = mlp.module is None
     sequence = at.fused.streams if shared else mlp.streams or (source.stream,)
     columns = slice(at.width if shared else 0, None)
@@ -358,8 +367,10 @@ def _sublayer_output(at: BlockHooks, source: SublayerOutput, run: Fire) -> Itera
         mlp = at.block.spec.mlps[source.stream]
         if mlp.module is not None:
             sequence = mlp.streams or (source.stream,)
-            run = at.on_rows(sequence, source.stream, run)
-            yield on_output(at.part(mlp.module), None, _in_turn(at, mlp, run))
+            run = _in_turn(at, mlp, at.on_rows(sequence, source.stream, run))
+            swapped = at.block.spec.streams[source.stream].positions_first
+            run = on_batch_first(on_tokens(mlp.maps, run), positions_first=swapped)
+            yield on_output(at.part(mlp.module), None, run)
         return
     attention = at.block.spec.attention(source.sublayer)
     if not attention.projections[source.stream].fused:

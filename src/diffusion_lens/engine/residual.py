@@ -20,7 +20,7 @@ from diffusion_lens.architectures.spec import BlockSite, Gate, Mid, Stream
 from diffusion_lens.engine.borders import on_argument, on_output
 from diffusion_lens.engine.calls import Calls
 from diffusion_lens.engine.gates import factor_of
-from diffusion_lens.engine.projection import Fire, stream_slice
+from diffusion_lens.engine.projection import Fire, on_batch_first, stream_slice, tokens_of
 from diffusion_lens.errors import EngineError
 
 AS_OUTPUTS = "Hook the outputs (hook_attn_out, hook_mlp_out) in place of the updates."
@@ -73,12 +73,14 @@ class StreamHooks:
 
     def attach_before(self, module: nn.Module) -> Iterator[RemovableHandle]:
         """Attach what must run before the block's sublayers."""
-        where = (self.stream.argument,)
         if "pre" in self.fires:
-            yield on_argument(module, where, self._mine(self.fires["pre"]))
+            if self.stream.entrance is not None:
+                # An edit in place must not reach what else holds the block's argument.
+                yield on_argument(module, (self.stream.argument,), torch.clone)
+            yield self._attach_entrance(module, self.fires["pre"])
         if not self.follows_updates:
             return
-        yield on_argument(module, where, self._mine(self._enter))
+        yield self._attach_entrance(module, self._enter)
         gates = dict.fromkeys(self._gate(sublayer) for sublayer in self._sublayers())
         for gate in filter(None, gates):
             if gate.argument is not None:
@@ -103,7 +105,7 @@ class StreamHooks:
         """Take a sublayer's raw output: form its update and run the hooks on it."""
         gate = self._gate(sublayer)
         has_factor = gate is not None and gate.has_factor
-        update = _beside(self._gates[gate], raw) * raw if gate and has_factor else raw
+        update = self._factor(gate, raw) * raw if gate and has_factor else raw
         if update.shape != raw.shape:
             raise EngineError(
                 f"{self.block.path}: the gate on {sublayer!r} has shape "
@@ -116,10 +118,19 @@ class StreamHooks:
         if after is not update:
             self._edits[sublayer] = after - update
 
+    def _factor(self, gate: Gate, raw: Tensor) -> Tensor:
+        """A gate's factor at this stream's tokens, where it has one for each token of all."""
+        factor = _beside(self._gates[gate], raw)
+        if not self.stream.within or factor.shape[1] == 1:
+            return factor
+        rows = stream_slice(self.stream.within, self.name, self.lengths(), factor.shape[1])
+        return factor[:, rows]
+
     def _mine(self, transform: Fire) -> Fire:
         """A transform of this stream's rows of a tensor that several may share."""
         shared = self.stream.within
-        return self.on_rows(shared, self.name, transform) if shared else transform
+        mine = self.on_rows(shared, self.name, transform) if shared else transform
+        return on_batch_first(mine, positions_first=self.stream.positions_first)
 
     def _sublayers(self) -> tuple[str, ...]:
         between = tuple(name for mid in self.stream.mids for name in mid.updates)
@@ -149,7 +160,9 @@ class StreamHooks:
 
     def _keep_argument(self, gate: Gate, block: nn.Module) -> Fire:
         def keep(value: Tensor) -> Tensor:
-            self._gates[gate] = factor_of(gate, block, value)
+            factor = factor_of(gate, block, value)
+            swapped = self.stream.positions_first and factor.ndim == 3
+            self._gates[gate] = factor.transpose(0, 1) if swapped else factor
             return value
 
         return keep
@@ -182,6 +195,9 @@ class StreamHooks:
         def take(_module: nn.Module, _args: Any, output: Any) -> None:
             if not calls.is_ours():
                 return
+            if sublayer == "mlp":
+                output = tokens_of(output, mlp.maps)
+                output = output.transpose(0, 1) if self.stream.positions_first else output
             if isinstance(output, Tensor):
                 sequence = shared or (self.name,)
                 rows = stream_slice(sequence, self.name, self.lengths(), output.shape[1])
@@ -199,7 +215,7 @@ class StreamHooks:
         edits = [self._edits[name] for name in updates if name in self._edits]
         if not edits and not self._carried:
             return value
-        if self._in_parallel():  # one sum of both, which the block's own projection has rounded
+        if self._in_parallel():  # one sum of both, which the block has rounded in its own way
             for edit in edits:
                 value = value + edit
             return value
@@ -210,7 +226,20 @@ class StreamHooks:
         return total.to(self._entered.dtype).to(value.dtype)
 
     def _in_parallel(self) -> bool:
-        return self.block.spec.mlps[self.name].module is None
+        return not self.stream.mids and len(self.stream.updates) > 1
+
+    def _attach_entrance(self, block: nn.Module, run: Fire) -> RemovableHandle:
+        if self.stream.entrance is None:
+            return on_argument(block, (self.stream.argument,), self._mine(run))
+
+        def entering(value: Tensor) -> Tensor:
+            after = run(value)
+            if after is not value:
+                value.copy_(after)  # in place: the block adds to this very tensor later
+            return value
+
+        module = block.get_submodule(self.stream.entrance)
+        return on_argument(module, (0,), self._mine(entering))
 
     def _attach_mid(self, module: nn.Module, mid: Mid) -> RemovableHandle:
         fire = self.fires.get(mid.name, lambda value: value)

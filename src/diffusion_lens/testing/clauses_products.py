@@ -71,7 +71,7 @@ def patterns_make_z(subject: Subject, findings: Findings) -> None:
     A module's z is the sum over its products: an IP-Adapter must have scale 1.
     """
     for block in subject.blocks:
-        for attention in block.spec.attentions:
+        for attention in filter(_has_products, block.spec.attentions):
             values = _recorded(subject, block, attention)
             for product in products_of(block, attention):
                 _rows_sum_to_one(subject, findings, product, values[product.pattern])
@@ -85,7 +85,7 @@ def edits_keep_to_their_head(subject: Subject, findings: Findings) -> None:
     be those of its own edited q and k, and its z that of its own edited v.
     """
     for block in subject.blocks:
-        for attention in block.spec.attentions:
+        for attention in filter(_has_products, block.spec.attentions):
             products = list(products_of(block, attention))
             q = {name for product in products for name in product.queries}
             k = {name for product in products for name in product.keys}
@@ -99,6 +99,11 @@ def edits_keep_to_their_head(subject: Subject, findings: Findings) -> None:
             for product in products:
                 _scores_are_products(subject, findings, product, values)
             _mixed_values_are_z(subject, findings, block, attention, values, clause=5)
+
+
+def _has_products(attention: Attention) -> bool:
+    """Linear attention has none."""
+    return bool(attention.products)
 
 
 def head_factors(heads: int) -> Float[Tensor, " head"]:

@@ -119,13 +119,15 @@ def _neighbours(subject: Subject) -> Iterator[tuple[str, str]]:
     """Points of one stream between which nothing happens: end of a block, start of the next.
 
     Blocks of one list follow each other directly, and so do lists that the denoiser holds itself;
-    between the transformers of a U-Net lie ResNets.
+    between the transformers of a U-Net lie ResNets. Streams that a description says are changed
+    between the blocks are left out.
     """
     for block, following in pairwise(subject.blocks):
         lists = {one.path.rpartition(".")[0] for one in (block, following)}
         if len(lists) > 1 and any("." in path for path in lists):
             continue
-        for stream in block.spec.streams:
+        changed = subject.model.spec.between(subject.denoiser, block.index)
+        for stream in block.spec.streams.keys() - changed.keys():
             before = f"{block.prefix}.{stream}.hook_resid_post"
             after = f"{following.prefix}.{stream}.hook_resid_pre"
             if before in subject.points and after in subject.points:

@@ -23,10 +23,17 @@ from diffusion_lens.testing.report import Findings
 from diffusion_lens.testing.subject import Hook, Subject, disturbed, noise_like
 from diffusion_lens.testing.weights import is_editable, scaled_rows, scaled_tokens
 
-VALUE_PROJECTIONS = ("to_v", "add_v_proj")
+VALUE_PROJECTIONS = ("to_v", "add_v_proj", "to_value")
 """What diffusers calls the layers that make v."""
 
-FUSED_PROJECTIONS = ("to_qkv", "to_qkv_mlp_proj", "img_attn_qkv", "txt_attn_qkv")
+FUSED_PROJECTIONS = (
+    "to_qkv",
+    "to_qkv_mlp_proj",
+    "img_attn_qkv",
+    "txt_attn_qkv",
+    "img_qkv_proj",
+    "txt_kv_proj",
+)
 """Those that make q, k and v, in this order, and may go on with the MLP's neurons."""
 
 
@@ -208,7 +215,8 @@ def _value_factors(layer: Any, path: str, heads: int, d_head: int) -> tuple[Tens
     rows = getattr(layer, "out_features", heads * d_head)
     if path.rpartition(".")[2] in FUSED_PROJECTIONS:
         each, width = head_factors(heads), heads * d_head
-        before, after = torch.ones(2 * width), torch.ones(rows - 3 * width)
+        start = width if path.endswith("txt_kv_proj") else 2 * width
+        before, after = torch.ones(start), torch.ones(rows - start - width)
         return each, torch.cat([before, each.repeat_interleave(d_head), after])
     groups = rows // d_head
     each = head_factors(groups)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_lens.border import Count, Seed, public
-from diffusion_lens.testing.tiny_families import crossed, joint, shared, single, unets
+from diffusion_lens.testing.tiny_families import crossed, joint, joint_video, shared, single, unets
 from diffusion_lens.testing.tiny_families.drawing import Make
 
 SHARPNESS = 1.6
@@ -21,6 +21,11 @@ SHARPNESS = 1.6
 
 QUERIES_AND_KEYS = ("to_q.", "to_k.", "add_q_proj.", "add_k_proj.", "to_qkv")
 QUERY_AND_KEY_NORMS = ("norm_q.", "norm_k.", "norm_added_q.", "norm_added_k.")
+
+KEPT_IN_FLOAT32 = {
+    "kandinsky5": ("time_embeddings", "modulation", "visual_modulation", "text_modulation")
+}
+"""Modules that stay in float32, as diffusers loads them, where the model cannot run otherwise."""
 
 
 @public
@@ -52,6 +57,9 @@ def tiny_denoiser(
         denoiser, inputs = TINY_FAMILIES[family](draw, batch)
     _draw_weights(denoiser, generator)
     nn.Module.to(denoiser, dtype)  # the override in diffusers logs a warning about nothing
+    for path, module in denoiser.named_modules():
+        if path.rpartition(".")[2] in KEPT_IN_FLOAT32.get(family, ()):
+            nn.Module.to(module, torch.float32)
     return denoiser.eval(), _cast(inputs, dtype)
 
 
@@ -82,6 +90,7 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
 TINY_FAMILIES: dict[str, Make] = {
     **unets.FAMILIES,
     **joint.FAMILIES,
+    **joint_video.FAMILIES,
     **shared.FAMILIES,
     **single.FAMILIES,
     **crossed.FAMILIES,

@@ -13,6 +13,7 @@ from diffusion_lens.testing.tiny_families.drawing import (
     Draw,
     Made,
     Make,
+    half_time,
     step_500,
 )
 
@@ -53,9 +54,8 @@ def _wan(name: str, draw: Draw, batch: int, **more: Any) -> Made:
         text_dim=24,
         freq_dim=16,
         ffn_dim=40,
-        num_layers=2,
         rope_max_seq_len=32,
-        **more,
+        **({"num_layers": 2} | more),
     )
     return transformer, {
         "hidden_states": draw(batch, 4, 2, 2 * HEIGHT, 2 * WIDTH),
@@ -85,6 +85,241 @@ def chrono_edit(draw: Draw, batch: int) -> Made:
 def skyreels_v2(draw: Draw, batch: int) -> Made:
     """SkyReels-V2."""
     return _wan("SkyReelsV2Transformer3DModel", draw, batch)
+
+
+def wan_animate(draw: Draw, batch: int) -> Made:
+    """Wan-Animate: a pose and a face beside the text, whose length the class has written in."""
+    from diffusers import WanAnimateTransformer3DModel
+
+    transformer = WanAnimateTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=4,
+        attention_head_dim=8,
+        in_channels=12,
+        latent_channels=4,
+        out_channels=4,
+        text_dim=24,
+        freq_dim=16,
+        ffn_dim=40,
+        num_layers=4,
+        image_dim=12,
+        added_kv_proj_dim=32,
+        rope_max_seq_len=32,
+        motion_encoder_channel_sizes={"4": 8, "8": 8, "16": 8},
+        motion_encoder_size=16,
+        motion_style_dim=8,
+        motion_dim=4,
+        motion_encoder_dim=16,
+        face_encoder_hidden_dim=16,
+        face_encoder_num_heads=2,
+        inject_face_latents_blocks=2,
+    )
+    return transformer, {
+        "hidden_states": draw(batch, 12, 3, 2 * HEIGHT, 2 * WIDTH),
+        "encoder_hidden_states": draw(batch, 512, 24),
+        "encoder_hidden_states_image": draw(batch, 5, 12),
+        "pose_hidden_states": draw(batch, 4, 2, 2 * HEIGHT, 2 * WIDTH),
+        "face_pixel_values": draw(batch, 3, 5, 16, 16),
+        "timestep": step_500(batch),
+    }
+
+
+def allegro(draw: Draw, batch: int) -> Made:
+    """Allegro."""
+    from diffusers import AllegroTransformer3DModel
+
+    transformer = AllegroTransformer3DModel(
+        patch_size=2,
+        patch_size_t=1,
+        num_attention_heads=4,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        cross_attention_dim=48,
+        caption_channels=24,
+        sample_height=2 * HEIGHT,
+        sample_width=2 * WIDTH,
+        sample_frames=2,
+    )
+    places = torch.cartesian_prod(*map(torch.arange, (2, HEIGHT, WIDTH))).T.unsqueeze(1)
+    angles = torch.arange(6.0)[:, None] * torch.tensor([1.0, 0.3, 1.0, 0.3])
+    tables = [(angles.cos(), angles.sin())] * 3
+    return transformer, {
+        "hidden_states": draw(batch, 4, 2, 2 * HEIGHT, 2 * WIDTH),
+        "encoder_hidden_states": draw(batch, TEXT_TOKENS, 24),
+        "encoder_attention_mask": torch.ones(batch, TEXT_TOKENS),
+        "timestep": step_500(batch),
+        "image_rotary_emb": (tuple(tables), tuple(places)),
+    }
+
+
+def kandinsky5(draw: Draw, batch: int) -> Made:
+    """Kandinsky 5."""
+    from diffusers import Kandinsky5Transformer3DModel
+
+    transformer = Kandinsky5Transformer3DModel(
+        in_visual_dim=4,
+        out_visual_dim=4,
+        in_text_dim=24,
+        in_text_dim2=20,
+        time_dim=16,
+        model_dim=32,
+        ff_dim=40,
+        num_text_blocks=1,
+        num_visual_blocks=3,
+        axes_dims=(2, 2, 4),
+    )
+    return transformer, {
+        "hidden_states": draw(batch, 2, 2 * HEIGHT, 2 * WIDTH, 4),
+        "encoder_hidden_states": draw(batch, TEXT_TOKENS, 24),
+        "pooled_projections": draw(batch, 20),
+        "timestep": step_500(batch).float(),
+        "visual_rope_pos": [torch.arange(size) for size in (2, HEIGHT, WIDTH)],
+        "text_rope_pos": torch.arange(TEXT_TOKENS),
+    }
+
+
+def cosmos(draw: Draw, batch: int, **changes: Any) -> Made:
+    """Cosmos 1, with learned positions."""
+    from diffusers import CosmosTransformer3DModel
+
+    config: dict[str, Any] = {
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_attention_heads": 4,
+        "attention_head_dim": 12,
+        "num_layers": 3,
+        "mlp_ratio": 2.0,
+        "text_embed_dim": 24,
+        "adaln_lora_dim": 8,
+        "max_size": (4, 16, 16),
+        "extra_pos_embed_type": "learnable",
+        "concat_padding_mask": False,
+    }
+    return CosmosTransformer3DModel(**(config | changes)), {
+        "hidden_states": draw(batch, 4, 2, 2 * HEIGHT, 2 * WIDTH),
+        "encoder_hidden_states": draw(batch, TEXT_TOKENS, 24),
+        "timestep": step_500(batch).float(),
+        "fps": 30,
+    }
+
+
+def cosmos2(draw: Draw, batch: int) -> Made:
+    """Cosmos-Predict2, without them."""
+    return cosmos(draw, batch, extra_pos_embed_type=None)
+
+
+def wan_vace(draw: Draw, batch: int) -> Made:
+    """Wan VACE, with a control beside the video."""
+    control = {"num_layers": 4, "vace_layers": (0, 2), "vace_in_channels": 6}
+    denoiser, inputs = _wan("WanVACETransformer3DModel", draw, batch, **control)
+    return denoiser, inputs | {
+        "control_hidden_states": draw(batch, 6, 2, 2 * HEIGHT, 2 * WIDTH),
+        "control_hidden_states_scale": torch.tensor([0.7, 1.3]),
+    }
+
+
+def sana(draw: Draw, batch: int) -> Made:
+    """Sana, with linear attention."""
+    from diffusers import SanaTransformer2DModel
+
+    transformer = SanaTransformer2DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=4,
+        attention_head_dim=8,
+        num_layers=3,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=16,
+        cross_attention_dim=32,
+        caption_channels=24,
+        sample_size=8,
+        patch_size=1,
+    )
+    return transformer, {
+        "hidden_states": draw(batch, 4, HEIGHT, WIDTH),
+        "encoder_hidden_states": draw(batch, TEXT_TOKENS, 24),
+        "encoder_attention_mask": torch.ones(batch, TEXT_TOKENS),
+        "timestep": step_500(batch),
+    }
+
+
+def sana_video(draw: Draw, batch: int) -> Made:
+    """SANA-Video."""
+    from diffusers import SanaVideoTransformer3DModel
+
+    transformer = SanaVideoTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=4,
+        attention_head_dim=16,
+        num_layers=3,
+        num_cross_attention_heads=4,
+        cross_attention_head_dim=16,
+        cross_attention_dim=64,
+        caption_channels=24,
+        sample_size=8,
+        patch_size=(1, 2, 2),
+        qk_norm="rms_norm_across_heads",
+        rope_max_seq_len=32,
+    )
+    return transformer, {
+        "hidden_states": draw(batch, 4, 2, 2 * HEIGHT, 2 * WIDTH),
+        "encoder_hidden_states": draw(batch, TEXT_TOKENS, 24),
+        "encoder_attention_mask": torch.ones(batch, TEXT_TOKENS),
+        "timestep": step_500(batch),
+    }
+
+
+def prx(draw: Draw, batch: int) -> Made:
+    """PRX."""
+    from diffusers import PRXTransformer2DModel
+
+    transformer = PRXTransformer2DModel(
+        in_channels=4,
+        patch_size=2,
+        context_in_dim=24,
+        hidden_size=32,
+        mlp_ratio=2.0,
+        num_heads=4,
+        depth=3,
+        axes_dim=(4, 4),
+    )
+    return transformer, {
+        "hidden_states": draw(batch, 4, 2 * HEIGHT, 2 * WIDTH),
+        "encoder_hidden_states": draw(batch, TEXT_TOKENS, 24),
+        "attention_mask": torch.ones(batch, TEXT_TOKENS, dtype=torch.bool),
+        "timestep": half_time(batch),
+    }
+
+
+def nucleus(draw: Draw, batch: int) -> Made:
+    """Nucleus-Image, with grouped queries and experts in its fourth block."""
+    from diffusers import NucleusMoEImageTransformer2DModel
+
+    transformer = NucleusMoEImageTransformer2DModel(
+        patch_size=2,
+        in_channels=16,
+        out_channels=4,
+        num_layers=5,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        joint_attention_dim=24,
+        axes_dims_rope=(4, 2, 2),
+        mlp_ratio=8.0,
+        moe_enabled=True,
+        num_experts=4,
+        moe_intermediate_dim=16,
+        capacity_factors=2.0,
+    )
+    return transformer, {
+        "hidden_states": draw(batch, HEIGHT * WIDTH, 16),
+        "encoder_hidden_states": draw(batch, TEXT_TOKENS, 24),
+        "timestep": half_time(batch),
+        "img_shapes": [(1, HEIGHT, WIDTH)] * batch,
+    }
 
 
 def ltx_video(draw: Draw, batch: int) -> Made:
@@ -118,4 +353,14 @@ FAMILIES: dict[str, Make] = {
     "chrono_edit": chrono_edit,
     "skyreels_v2": skyreels_v2,
     "ltx_video": ltx_video,
+    "wan_animate": wan_animate,
+    "wan_vace": wan_vace,
+    "sana": sana,
+    "sana_video": sana_video,
+    "prx": prx,
+    "nucleus": nucleus,
+    "allegro": allegro,
+    "kandinsky5": kandinsky5,
+    "cosmos": cosmos,
+    "cosmos2": cosmos2,
 }

@@ -168,6 +168,41 @@ def bria(draw: Draw, batch: int) -> Made:
     return _like_flux("BriaTransformer2DModel", draw, batch, axes_dims_rope=(0, 4, 4))
 
 
+def bria_fibo(draw: Draw, batch: int) -> Made:
+    """Bria FIBO, with a layer of the text encoder for each block."""
+    denoiser, inputs = _like_flux(
+        "BriaFiboTransformer2DModel", draw, batch, axes_dims_rope=(0, 4, 4), text_encoder_dim=12
+    )
+    layers = [draw(batch, TEXT_TOKENS, 12) for _ in range(4)]
+    return denoiser, inputs | {"text_encoder_layers": layers}
+
+
+def flux3(draw: Draw, batch: int) -> Made:
+    """FLUX.3."""
+    from diffusers import Flux3Transformer2DModel
+
+    transformer = Flux3Transformer2DModel(
+        in_channels=4,
+        cond_in_channels=4,
+        num_layers=1,
+        num_single_layers=3,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        joint_attention_dim=24,
+        timestep_channels=16,
+        axes_dims_rope=(2, 2, 2, 2),
+    )
+    words = torch.zeros(TEXT_TOKENS, 4)
+    words[:, 3] = torch.arange(TEXT_TOKENS)
+    return transformer, {
+        "hidden_states": draw(batch, HEIGHT * WIDTH, 4),
+        "encoder_hidden_states": draw(batch, TEXT_TOKENS, 24),
+        "timestep": half_time(batch),
+        "img_ids": torch.cat([image_ids(), torch.zeros(HEIGHT * WIDTH, 1)], -1),
+        "txt_ids": words,
+    }
+
+
 def longcat(draw: Draw, batch: int) -> Made:
     """LongCat-Image."""
     return _like_flux("LongCatImageTransformer2DModel", draw, batch, pooled_projection_dim=24)
@@ -262,6 +297,8 @@ FAMILIES: dict[str, Make] = {
     "qwen_image": qwen_image,
     "chroma": chroma,
     "bria": bria,
+    "bria_fibo": bria_fibo,
+    "flux3": flux3,
     "longcat": longcat,
     "ovis": ovis,
     "hunyuan_video": hunyuan_video,

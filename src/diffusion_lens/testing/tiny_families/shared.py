@@ -106,9 +106,39 @@ def cogview4(draw: Draw, batch: int) -> Made:
     return _cogview("CogView4Transformer2DModel", draw, batch, rope_axes_dim=(32, 32))
 
 
+def glm_image(draw: Draw, batch: int) -> Made:
+    """GLM-Image, with ids of image tokens beside the text."""
+    from diffusers import GlmImageTransformer2DModel
+
+    transformer = GlmImageTransformer2DModel(
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=3,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        text_embed_dim=24,
+        time_embed_dim=20,
+        condition_dim=4,
+        prior_vq_quantizer_codebook_size=16,
+    )
+    ids = torch.arange(HEIGHT * WIDTH).remainder(16).expand(batch, -1)
+    sizes = torch.tensor([[64.0, 96.0]] * batch)
+    return transformer, {
+        "hidden_states": draw(batch, 4, 2 * HEIGHT, 2 * WIDTH),
+        "encoder_hidden_states": draw(batch, TEXT_TOKENS, 24),
+        "prior_token_id": ids,
+        "prior_token_drop": torch.zeros_like(ids, dtype=torch.bool),
+        "timestep": step_500(batch),
+        "target_size": sizes,
+        "crop_coords": torch.zeros_like(sizes),
+    }
+
+
 FAMILIES: dict[str, Make] = {
     "cogvideox": cogvideox,
     "consisid": consisid,
     "cogview3_plus": cogview3_plus,
     "cogview4": cogview4,
+    "glm_image": glm_image,
 }

@@ -118,9 +118,62 @@ def auraflow(draw: Draw, batch: int) -> Made:
     }
 
 
+def ernie_image(draw: Draw, batch: int) -> Made:
+    """ERNIE-Image."""
+    from diffusers import ErnieImageTransformer2DModel
+
+    transformer = ErnieImageTransformer2DModel(
+        hidden_size=32,
+        num_attention_heads=4,
+        num_layers=3,
+        ffn_hidden_size=40,
+        in_channels=4,
+        out_channels=4,
+        patch_size=1,
+        text_in_dim=24,
+        rope_axes_dim=(4, 2, 2),
+    )
+    return transformer, {
+        "hidden_states": draw(batch, 4, HEIGHT, WIDTH),
+        "text_bth": draw(batch, TEXT_TOKENS, 24),
+        "text_lens": torch.full((batch,), TEXT_TOKENS),
+        "timestep": torch.full((batch,), 500.0),
+    }
+
+
+def ideogram4(draw: Draw, batch: int) -> Made:
+    """Ideogram 4; the text's rows of the latents, and the image's of the text, are not read."""
+    from diffusers import Ideogram4Transformer2DModel
+
+    transformer = Ideogram4Transformer2DModel(
+        in_channels=16,
+        num_layers=3,
+        attention_head_dim=8,
+        num_attention_heads=4,
+        intermediate_size=40,
+        adaln_dim=16,
+        llm_features_dim=24,
+        mrope_section=(2, 1, 1),
+    )
+    total = TEXT_TOKENS + HEIGHT * WIDTH
+    words = torch.arange(TEXT_TOKENS)[:, None].expand(-1, 3)
+    places = torch.cat([words, 65536 + image_ids().long()]).expand(batch, -1, -1)
+    indicator = torch.tensor([3] * TEXT_TOKENS + [2] * HEIGHT * WIDTH).expand(batch, -1)
+    return transformer, {
+        "hidden_states": draw(batch, total, 16),
+        "encoder_hidden_states": draw(batch, total, 24),
+        "timestep": half_time(batch),
+        "position_ids": places,
+        "segment_ids": torch.ones(batch, total, dtype=torch.long),
+        "indicator": indicator,
+    }
+
+
 FAMILIES: dict[str, Make] = {
     "z_image": z_image,
     "krea2": krea2,
     "lumina2": lumina2,
     "auraflow": auraflow,
+    "ernie_image": ernie_image,
+    "ideogram4": ideogram4,
 }

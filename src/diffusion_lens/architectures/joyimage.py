@@ -1,0 +1,83 @@
+"""JoyImage-Edit and Edit Plus: double blocks only, the image (and its references) first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from diffusion_lens.architectures import forms
+from diffusion_lens.architectures.forms import IMG_TXT, Own
+from diffusion_lens.architectures.spec import DenoiserSpec, Gate, TextPart
+
+
+def own(stream: str) -> Own:
+    """The parts of one stream, which carry its name."""
+    norms = (f"attn.{stream}_attn_q_norm", f"attn.{stream}_attn_k_norm")
+    return Own(
+        f"attn.{stream}_attn_proj",
+        f"{stream}_norm2",
+        f"{stream}_mlp",
+        f"{stream}_mlp.net.2",
+        gates=(Gate(f"{stream}_mod", 2), Gate(f"{stream}_mod", 5)),
+        before_rope=norms,
+    )
+
+
+BLOCK = forms.joint(
+    IMG_TXT,
+    {stream: own(stream) for stream in IMG_TXT},
+    returns=IMG_TXT,
+    sizes=lambda attention: (attention.heads, attention.head_dim),
+)
+
+
+def grid(denoiser: Any, arguments: Mapping[str, Any], _level: int) -> tuple[int, ...]:
+    """(frames, height, width) in tokens of the image that is made; references follow it."""
+    size = arguments["hidden_states"].shape[-3:]
+    return tuple(side // by for side, by in zip(size, denoiser.config.patch_size, strict=True))
+
+
+def grid_of_shapes(_denoiser: Any, arguments: Mapping[str, Any], _level: int) -> tuple[int, ...]:
+    """The same, from the sizes that the pipeline gives."""
+    return tuple(arguments["shape_list"][0][0])
+
+
+JOY_IMAGE_EDIT = DenoiserSpec(
+    denoiser="JoyImageEditTransformer3DModel",
+    family="JoyImage-Edit",
+    blocks={"JoyImageTransformerBlock": BLOCK},
+    outside=forms.points(
+        ("image", "channel", "frame", "height", "width"),
+        embedding="condition_embedder.time_embedder",
+    ),
+    latents="hidden_states",
+    text="encoder_hidden_states",
+    grid=grid,
+    default_grid=forms.native(1, 64, 64),
+    text_parts=(
+        TextPart(
+            "tokenizer",
+            template=lambda pipe, prompt: pipe.prompt_template_encode["image"].format(prompt),
+            dropped=lambda pipe: pipe.prompt_template_encode_start_idx["image"],
+        ),
+    ),
+    text_tokens=2048,
+    guidance="calls",
+    branches=("cond", "uncond"),
+    text_ends_in_last_block=True,
+)
+JOY_IMAGE_EDIT_PLUS = replace(
+    JOY_IMAGE_EDIT,
+    denoiser="JoyImageEditPlusTransformer3DModel",
+    family="JoyImage-Edit Plus",
+    blocks={"JoyImageEditPlusTransformerBlock": BLOCK},
+    outside=forms.points(
+        ("pos", "channel", "frame", "height", "width"),
+        embedding="condition_embedder.time_embedder",
+    ),
+    grid=grid_of_shapes,
+    grid_from="shape_list",
+    guidance="batched",
+    branches=("uncond", "cond"),
+)

@@ -1,0 +1,37 @@
+"""NucleusMoEImageTransformer2DModel: grouped queries on image and text, experts after them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from diffusion_lens.architectures import forms
+from diffusion_lens.architectures.forms import IMG_TXT
+from diffusion_lens.architectures.qwen_image import QWEN_IMAGE
+from diffusion_lens.architectures.spec import BlockSpec, TextPart
+
+
+def block(module: Any) -> BlockSpec:
+    """A block with one MLP, or with experts."""
+    gates = forms.chunked(1, 3, 4, module="img_mod", limit=2.0, activation="tanh")
+    return forms.mixed(
+        IMG_TXT,
+        attention="attn",
+        norm="pre_mlp_norm",
+        mlp=("img_mlp", None if module.moe_enabled else "img_mlp.net.2"),
+        gates=gates,
+        before_rope={"img": ("norm_q", "norm_k"), "txt": (None, "norm_added_k")},
+        clamped=True,
+    )(module)
+
+
+NUCLEUS = replace(
+    QWEN_IMAGE,
+    denoiser="NucleusMoEImageTransformer2DModel",
+    family="Nucleus-Image",
+    blocks={"NucleusMoEImageTransformerBlock": block},
+    grid=lambda _denoiser, arguments, _level: tuple(arguments["img_shapes"][0][1:]),
+    text_parts=(TextPart("processor", template=lambda pipe, text: pipe._format_prompt(text)),),
+    text_tokens=1024,
+    text_ends_in_last_block=False,
+)
