@@ -53,7 +53,9 @@ AURAFLOW = DenoiserSpec(
     text="encoder_hidden_states",
     grid=forms.grid_of_latents(),
     default_grid=forms.native_patches,
-    text_parts=(TextPart("tokenizer"),),
+    text_parts=(
+        TextPart("tokenizer", before=lambda pipe, _: pipe.transformer.register_tokens.shape[1]),
+    ),
     text_tokens=256,
     timestep_scale=1000.0,
     text_ends_in_last_block=True,

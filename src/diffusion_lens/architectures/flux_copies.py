@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from diffusion_lens.architectures import forms
+from diffusion_lens.architectures import chats, forms
 from diffusion_lens.architectures.flux import DOUBLE, FLUX, SINGLE
 from diffusion_lens.architectures.forms import TXT_IMG
 from diffusion_lens.architectures.spec import Gate, TextPart
@@ -32,6 +32,8 @@ BRIA = replace(
     blocks={"BriaTransformerBlock": DOUBLE, "BriaSingleTransformerBlock": SINGLE},
     outside=forms.points(("pos", "channel"), embedding="time_embed"),
     text_parts=T5,
+    guidance="batched",
+    branches=("uncond", "cond"),
     timestep_scale=1.0,
     concepts=None,
 )
@@ -44,7 +46,7 @@ LONGCAT = replace(
         "LongCatImageSingleTransformerBlock": SINGLE,
     },
     outside=forms.points(("pos", "channel"), embedding="time_embed"),
-    text_parts=T5,
+    text_parts=(TextPart("tokenizer", pieces=chats.quoted_apart, bare=True),),
     concepts=None,
 )
 OVIS = replace(
@@ -53,4 +55,12 @@ OVIS = replace(
     family="Ovis-Image",
     blocks={"OvisImageTransformerBlock": DOUBLE, "OvisImageSingleTransformerBlock": SINGLE},
     outside=forms.points(("pos", "channel"), embedding="timestep_embedder"),
+    text_parts=(
+        TextPart(
+            "tokenizer",
+            template=chats.question(attribute="system_prompt", enable_thinking=False),
+            dropped=lambda pipe: pipe.user_prompt_begin_id,
+            bare=True,
+        ),
+    ),
 )
