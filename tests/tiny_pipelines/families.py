@@ -38,6 +38,7 @@ class TinyPipeline:
         negative: Whether the pipeline takes a negative prompt.
         causal: Whether no token's embedding depends on later ones.
         padded: Whether the image's tokens are filled up.
+        runs_unguided: Whether it runs without guidance with the scheduler that it has here.
     """
 
     make: Callable[[], Any]
@@ -48,6 +49,7 @@ class TinyPipeline:
     negative: bool = True
     causal: bool = True
     padded: bool = False
+    runs_unguided: bool = True
 
 
 def _denoiser(name: str, **changes: Any) -> nn.Module:
@@ -400,7 +402,7 @@ PIPELINES: dict[str, TinyPipeline] = {
         {"max_sequence_length": 60},
         causal=False,
     ),
-    "hunyuan_image": TinyPipeline(hunyuan_image, (2 * HEIGHT, 2 * WIDTH), {}, None),
+    "hunyuan_image": TinyPipeline(hunyuan_image, (2 * HEIGHT, 2 * WIDTH), {}, {}),
     "longcat": TinyPipeline(
         longcat,
         SIZE,
@@ -444,7 +446,7 @@ PIPELINES: dict[str, TinyPipeline] = {
         (16 * HEIGHT, 16 * WIDTH),
         {"guidance_scale": 4.0},
         {"guidance_scale": 1.0},
-        {"max_sequence_length": 200},
+        {"max_sequence_length": 150},
     ),
     "auraflow": TinyPipeline(
         auraflow,
@@ -465,9 +467,10 @@ PIPELINES: dict[str, TinyPipeline] = {
         cogview3_plus,
         SIZE,
         {"guidance_scale": 4.0},
-        None,
+        {"guidance_scale": 1.0},
         {"max_sequence_length": 60},
         causal=False,
+        runs_unguided=False,  # which diffusers has for the DPM scheduler alone
     ),
 }
 """Every family's."""

@@ -263,6 +263,7 @@ class ModulePoint:
         output: Read this part of the output (None: the only one), where `argument` is None.
         stream: The stream along its `pos` axis.
         level: How often the latents were halved on the way here.
+        skipped: How many tokens at the start of the stream are not there yet (registers).
     """
 
     name: str
@@ -272,6 +273,7 @@ class ModulePoint:
     output: int | None = None
     stream: str | None = None
     level: int = 0
+    skipped: int = 0
 
 
 @dataclass(frozen=True)
