@@ -10,7 +10,7 @@ from torch import nn
 
 from diffusion_lens.architectures import forms
 from diffusion_lens.architectures.forms import TXT_IMG
-from diffusion_lens.architectures.spec import BlockSpec, DenoiserSpec, TextPart
+from diffusion_lens.architectures.spec import BlockSpec, DenoiserSpec, ModulePoint, TextPart
 
 GATES = forms.adaptive("norm1")
 _JOINT = forms.joint(
@@ -39,6 +39,16 @@ def text_length(denoiser: Any, arguments: Mapping[str, Any]) -> list[int]:
     return [denoiser.register_tokens.shape[1] + arguments["encoder_hidden_states"].shape[1]]
 
 
+def outside(denoiser: Any) -> tuple[ModulePoint, ...]:
+    """As `forms.points`; the text is given without the registers that stand before it later."""
+    registers = denoiser.register_tokens.shape[1]
+    found = forms.points(("channel", "height", "width"), embedding="time_step_proj")(denoiser)
+    return tuple(
+        replace(point, skipped=registers) if point.name == "hook_text_emb" else point
+        for point in found
+    )
+
+
 AURAFLOW = DenoiserSpec(
     denoiser="AuraFlowTransformer2DModel",
     family="AuraFlow",
@@ -48,12 +58,14 @@ AURAFLOW = DenoiserSpec(
             TXT_IMG, mlp=("ff", "ff.out_projection"), gates=GATES, beside=True
         ),
     },
-    outside=forms.points(("channel", "height", "width"), embedding="time_step_proj"),
+    outside=outside,
     latents="hidden_states",
     text="encoder_hidden_states",
     grid=forms.grid_of_latents(),
     default_grid=forms.native_patches,
-    text_parts=(TextPart("tokenizer"),),
+    text_parts=(
+        TextPart("tokenizer", before=lambda pipe, _: pipe.transformer.register_tokens.shape[1]),
+    ),
     text_tokens=256,
     timestep_scale=1000.0,
     text_ends_in_last_block=True,

@@ -112,6 +112,7 @@ def _at_module(point: Any) -> HookPoint:
         stream=point.stream,
         sequences=sequences,
         level=point.level,
+        skipped=point.skipped,
     )
 
 

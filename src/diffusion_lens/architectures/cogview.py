@@ -36,6 +36,7 @@ COGVIEW4 = replace(
     denoiser="CogView4Transformer2DModel",
     family="CogView 4",
     blocks={"CogView4TransformerBlock": IN_TURN},
+    text_parts=(TextPart("tokenizer", padded=False, before=lambda _, count: -count % 16),),
     text_tokens=1024,
     guidance="calls",
     branches=("cond", "uncond"),

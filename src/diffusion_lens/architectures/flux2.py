@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from diffusion_lens.architectures import forms
+from diffusion_lens.architectures import chats, forms
 from diffusion_lens.architectures.forms import TXT_IMG
 from diffusion_lens.architectures.spec import DenoiserSpec, Gate, TextPart
 
@@ -42,7 +42,7 @@ FLUX2 = DenoiserSpec(
     grid=forms.grid_of_ids("img_ids"),
     grid_from="img_ids",
     default_grid=forms.native(64, 64),
-    text_parts=(TextPart("tokenizer"),),
+    text_parts=(TextPart("tokenizer", template=chats.flux2, bare=True),),
     text_tokens=512,
     guidance="calls",
     branches=("cond", "uncond"),

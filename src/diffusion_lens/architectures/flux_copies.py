@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from diffusion_lens.architectures import forms
+from diffusion_lens.architectures import chats, forms
 from diffusion_lens.architectures.flux import DOUBLE, FLUX, SINGLE
 from diffusion_lens.architectures.forms import TXT_IMG
 from diffusion_lens.architectures.spec import Gate, TextPart
@@ -47,7 +47,7 @@ LONGCAT = replace(
         "LongCatImageSingleTransformerBlock": SINGLE,
     },
     outside=forms.points(("pos", "channel"), embedding="time_embed"),
-    text_parts=T5,
+    text_parts=(TextPart("tokenizer", pieces=chats.quoted_apart, bare=True),),
     concepts=None,
 )
 OVIS = replace(
@@ -56,4 +56,12 @@ OVIS = replace(
     family="Ovis-Image",
     blocks={"OvisImageTransformerBlock": DOUBLE, "OvisImageSingleTransformerBlock": SINGLE},
     outside=forms.points(("pos", "channel"), embedding="timestep_embedder"),
+    text_parts=(
+        TextPart(
+            "tokenizer",
+            template=chats.question(attribute="system_prompt", enable_thinking=False),
+            dropped=lambda pipe: pipe.user_prompt_begin_id,
+            bare=True,
+        ),
+    ),
 )

@@ -500,7 +500,7 @@ def points(
 
 
 def grid_of_ids(argument: str, *, last: int = 2) -> Grid:
-    """(height, width) in tokens, from position ids; reference images (first id > 0) apart.
+    """(height, width) in tokens, from position ids; reference images (another first id) apart.
 
     Args:
         argument: The denoiser's argument with the ids: token by token (index, height, width, …).
@@ -510,8 +510,9 @@ def grid_of_ids(argument: str, *, last: int = 2) -> Grid:
     def grid(_denoiser: nn.Module, arguments: Mapping[str, Any], _level: int) -> tuple[int, ...]:
         ids = arguments[argument]
         ids = ids[0] if ids.ndim == 3 else ids
-        top = ids[ids[:, 0] == 0].amax(0)
-        return (int(top[last - 1]) + 1, int(top[last]) + 1)
+        own = ids[ids[:, 0] == ids[0, 0]]
+        size = own.amax(0) - own.amin(0) + 1
+        return (int(size[last - 1]), int(size[last]))
 
     return grid
 

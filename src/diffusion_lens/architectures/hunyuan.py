@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
-from diffusion_lens.architectures import forms
+from diffusion_lens.architectures import chats, forms
 from diffusion_lens.architectures.forms import IMG_TXT
 from diffusion_lens.architectures.spec import DenoiserSpec, Gate, TextPart
 
@@ -18,6 +20,15 @@ DOUBLE = forms.joint(
     returns=IMG_TXT,
 )
 SINGLE = forms.parallel(IMG_TXT, projection="proj_out", gate=Gate("norm", 1), returns=IMG_TXT)
+
+
+
+def with_glyphs(denoiser: Any, arguments: Mapping[str, Any]) -> list[int]:
+    """Number of text tokens of each sample, those of quoted words among them."""
+    kinds = [arguments["encoder_hidden_states"], arguments.get("encoder_hidden_states_2")]
+    kinds = kinds[: 1 if denoiser.context_embedder_2 is None else 2]
+    return [sum(kind.shape[1] for kind in kinds if kind is not None)] * len(kinds[0])
+
 
 HUNYUAN_VIDEO = DenoiserSpec(
     denoiser="HunyuanVideoTransformer3DModel",
@@ -52,6 +63,14 @@ HUNYUAN_IMAGE = replace(
     },
     outside=forms.points(("channel", "height", "width"), embedding="time_guidance_embed"),
     default_grid=forms.native(64, 64),
+    text_parts=(
+        TextPart(
+            "tokenizer",
+            template=chats.without_glyphs,
+            dropped=lambda pipe: pipe.prompt_template_encode_start_idx,
+        ),
+    ),
+    text_length=with_glyphs,
     text_tokens=1000,
 )
 HUNYUAN_VIDEO_15 = replace(

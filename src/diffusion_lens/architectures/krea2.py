@@ -9,8 +9,9 @@ from diffusion_lens.architectures.spec import DenoiserSpec, TextPart
 
 def _grid(_denoiser, arguments, _level):
     image = arguments["position_ids"][arguments["encoder_hidden_states"].shape[1] :]
-    last = image[image[:, 0] == image[0, 0]].amax(0)
-    return (int(last[1]) + 1, int(last[2]) + 1)
+    own = image[image[:, 0] == image[0, 0]]
+    size = own.amax(0) - own.amin(0) + 1
+    return (int(size[1]), int(size[2]))
 
 
 KREA2 = DenoiserSpec(
@@ -33,7 +34,14 @@ KREA2 = DenoiserSpec(
     grid=_grid,
     grid_from="position_ids",
     default_grid=forms.native(64, 64),
-    text_parts=(TextPart("tokenizer"),),
+    text_parts=(
+        TextPart(
+            "tokenizer",
+            template=lambda pipe, prompt: pipe.prompt_template_encode_prefix + prompt,
+            dropped=lambda pipe: pipe.prompt_template_encode_start_idx,
+            reserved=lambda pipe: pipe.prompt_template_encode_num_suffix_tokens,
+        ),
+    ),
     text_tokens=512,
     guidance="calls",
     branches=("cond", "uncond"),

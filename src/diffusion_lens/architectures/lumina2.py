@@ -40,7 +40,15 @@ LUMINA2 = DenoiserSpec(
     text="encoder_hidden_states",
     grid=forms.grid_of_latents(),
     default_grid=forms.native_patches,
-    text_parts=(TextPart("tokenizer"),),
+    text_parts=(
+        TextPart(
+            "tokenizer",
+            template=lambda pipe, prompt: f"{pipe.system_prompt} <Prompt Start> {prompt}",
+            padded=False,
+            plain_negative=True,
+            assumed=("system_prompt",),
+        ),
+    ),
     text_tokens=256,
     guidance="calls",
     branches=("cond", "uncond"),

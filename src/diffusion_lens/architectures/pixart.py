@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from diffusion_lens.architectures import forms
+from diffusion_lens.architectures import chats, forms
 from diffusion_lens.architectures.spec import DenoiserSpec, TextPart
 
 
@@ -28,6 +28,8 @@ PIXART = DenoiserSpec(
     text="encoder_hidden_states",
     grid=forms.grid_of_latents(),
     default_grid=default_grid,
-    text_parts=(TextPart("tokenizer"),),
+    text_parts=(
+        TextPart("tokenizer", template=chats.cleaned, assumed=("clean_caption",)),
+    ),
     text_tokens=300,
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from diffusion_lens.architectures import forms
+from diffusion_lens.architectures import chats, forms
 from diffusion_lens.architectures.forms import TXT_IMG
 from diffusion_lens.architectures.spec import DenoiserSpec, TextPart
 
@@ -52,8 +52,9 @@ QWEN_IMAGE = DenoiserSpec(
     text_parts=(
         TextPart(
             "tokenizer",
-            template=lambda pipe, prompt: pipe.prompt_template_encode.format(prompt),
+            template=chats.filled(),
             dropped=lambda pipe: pipe.prompt_template_encode_start_idx,
+            padded=False,
         ),
     ),
     text_tokens=512,

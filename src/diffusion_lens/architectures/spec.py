@@ -278,6 +278,7 @@ class ModulePoint:
         output: Read this part of the output (None: the only one), where `argument` is None.
         stream: The stream along its `pos` axis.
         level: How often the latents were halved on the way here.
+        skipped: How many tokens at the start of the stream are not there yet (registers).
     """
 
     name: str
@@ -287,6 +288,7 @@ class ModulePoint:
     output: int | None = None
     stream: str | None = None
     level: int = 0
+    skipped: int = 0
 
 
 @dataclass(frozen=True)
@@ -303,6 +305,15 @@ class TextPart:
         before: How many further tokens stand in the stream before these (registers), given the
             pipeline and the number of tokens, padding apart.
         bare: Whether the tokenizer is told to add no start and end tokens.
+        padded: Whether padding stays in the stream, so that one in front moves the words.
+        reserved: How many places at the end the pipeline keeps for tokens of its own, given the
+            pipeline.
+        pieces: The pieces of a prompt that are tokenized one by one, given the pipeline and the
+            prompt; None where it is tokenized as a whole.
+        plain_negative: Whether a negative prompt goes to the tokenizer without the template.
+        assumed: Arguments of `encode_prompt` whose defaults all this is true for; words of runs
+            that give others cannot be told.
+        untold: Why words cannot be told in any run; empty where they can.
     """
 
     tokenizer: str
@@ -312,6 +323,12 @@ class TextPart:
     dropped: Callable[[Any], int] | None = None
     before: Callable[[Any, int], int] | None = None
     bare: bool = False
+    padded: bool = True
+    reserved: Callable[[Any], int] | None = None
+    pieces: Callable[[Any, str], Sequence[str]] | None = None
+    plain_negative: bool = False
+    assumed: tuple[str, ...] = ()
+    untold: str = ""
 
 
 @dataclass(frozen=True)

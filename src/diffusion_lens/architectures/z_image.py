@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from diffusion_lens.architectures import forms
+from diffusion_lens.architectures import chats, forms
 from diffusion_lens.architectures.forms import IMG_TXT
 from diffusion_lens.architectures.spec import DenoiserSpec, TextPart
 
@@ -49,9 +49,12 @@ Z_IMAGE = DenoiserSpec(
     text="cap_feats",
     grid=grid,
     default_grid=forms.native(64, 64),
-    text_parts=(TextPart("tokenizer"),),
+    text_parts=(
+        TextPart("tokenizer", template=chats.question(enable_thinking=True), padded=False),
+    ),
     text_tokens=512,
     text_length=text_length,
+    branches=("cond", "uncond"),
     timestep="t",
     timestep_scale=-1000.0,
     text_ends_in_last_block=True,

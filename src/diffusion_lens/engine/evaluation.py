@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from diffusion_lens.engine.noise import NoiseLevel, noise_level
-from diffusion_lens.engine.run_state import PartPrompts, Prompts, RunState
-from diffusion_lens.engine.words import PromptTokens, words_of
+from diffusion_lens.engine.run_state import SAME_PROMPT, PartPrompts, Prompts, RunState
+from diffusion_lens.engine.words import PromptTokens, tokenizer_of, words_of
 from diffusion_lens.errors import EngineError, WordError
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class Evaluation:
     def words(self, branch: str) -> Mapping[str, tuple[int, ...]]:
         """Text-stream indices of the words that lie at the same place in every prompt."""
         prompts = tuple(dict.fromkeys(self.run.prompts_of(branch)))
-        known, key = self.run.words, (prompts, self.run.max_length)
+        known, key = self.run.words, (prompts, self.run.max_length, branch)
         if key not in known:
             found = known[key] = {}
             for word in words_of(" ".join(prompts[0])):
@@ -125,14 +125,16 @@ class Evaluation:
             WordError: If it is missing, or stands elsewhere in another prompt of the batch.
         """
         prompts = tuple(dict.fromkeys(self.run.prompts_of(branch)))
-        known, key = self.run.places, (prompts, self.run.max_length, word)
+        known, key = self.run.places, (prompts, self.run.max_length, branch, word)
         if key not in known:
             known[key] = self._place(branch, prompts, word)
         return known[key]
 
     def _place(self, branch: str, prompts: Prompts, word: str) -> tuple[int, ...]:
         try:
-            places = {prompt: self._tokens(prompt).find(word) for prompt in prompts}
+            tokens = {prompt: self._tokens(prompt, branch) for prompt in prompts}
+            self._refuse_longer_ones(tokens)
+            places = {prompt: found.find(word) for prompt, found in tokens.items()}
         except WordError as error:
             if branch == "cond":
                 raise
@@ -148,10 +150,28 @@ class Evaluation:
             )
         return next(iter(places.values()))
 
-    def _tokens(self, prompt: PartPrompts) -> PromptTokens:
+    def _refuse_longer_ones(self, tokens: Mapping[PartPrompts, PromptTokens]) -> None:
+        """Refuse a batch whose padding in front depends on the longest of its prompts.
+
+        Raises:
+            WordError: If they are not equally long.
+        """
+        parts = [part for part in self.spec.text_parts if part.before is not None]
+        sides = {getattr(tokenizer_of(self.tracker.pipe, part), "padding_side", "") for part in parts}
+        lengths = {len(found.positions) for found in tokens.values()}
+        if len(lengths) > 1 and "left" in sides:
+            raise WordError(
+                f"the prompts of one batch have {sorted(lengths)} tokens, and the shorter ones are "
+                "filled up in front, so that words cannot be told; run these prompts one at a time"
+            )
+
+    def _tokens(self, prompt: PartPrompts, branch: str) -> PromptTokens:
         """The tokens of a prompt, once for the run, however many words are looked up in it."""
-        known, key = self.run.tokens, (prompt, self.run.max_length)
+        negative = SAME_PROMPT.get(branch, branch) == "uncond"
+        known, key = self.run.tokens, (prompt, self.run.max_length, negative)
         if key not in known:
             pipe, parts, length = self.tracker.pipe, self.spec.text_parts, self.run.max_length
-            known[key] = PromptTokens.of(pipe, parts, prompt, max_length=length)
+            known[key] = PromptTokens.of(
+                pipe, parts, prompt, max_length=length, negative=negative
+            )
         return known[key]

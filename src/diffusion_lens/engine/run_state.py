@@ -51,14 +51,15 @@ class RunState:
         length: How many timesteps the scheduler has; None before it is told.
         schedule: The scheduler's timesteps as numbers.
         prompts: The prompts of each branch, for every sample.
+        untold: Why words of the prompts cannot be told; empty where they can.
         encodings: How many times the pipeline encoded prompts.
         max_length: The length to which it was told to cut and pad the text, where it was.
         guided: Whether it was told to encode for guidance; None where it did not say.
         named_branch: The name that the pipeline gives to the evaluation that comes.
         thread: The thread that it runs on.
         grid_of: The ids that say the grid, their version, and the grid of each level.
-        tokens: The tokens of each prompt, by prompt and `max_length`.
-        words: Where every word lies, by prompts and `max_length`.
+        tokens: The tokens of each prompt, by prompt, `max_length` and whether it is negative.
+        words: Where every word lies, by prompts, `max_length` and branch.
         places: Where a word or phrase lies that was looked up, by these and itself.
     """
 
@@ -70,17 +71,20 @@ class RunState:
     length: int | None = None
     schedule: Schedule | None = None
     prompts: dict[str, list[PartPrompts]] = field(default_factory=dict)
+    untold: str = ""
     encodings: int = 0
     max_length: int | None = None
     guided: bool | None = None
     named_branch: str | None = None
     thread: int = field(default_factory=threading.get_ident)
     grid_of: tuple[Tensor, int, dict[int, tuple[int, ...]]] | None = None
-    tokens: dict[tuple[PartPrompts, int | None], PromptTokens] = field(default_factory=dict)
-    words: dict[tuple[Prompts, int | None], dict[str, tuple[int, ...]]] = field(
+    tokens: dict[tuple[PartPrompts, int | None, bool], PromptTokens] = field(default_factory=dict)
+    words: dict[tuple[Prompts, int | None, str], dict[str, tuple[int, ...]]] = field(
         default_factory=dict
     )
-    places: dict[tuple[Prompts, int | None, str], tuple[int, ...]] = field(default_factory=dict)
+    places: dict[tuple[Prompts, int | None, str, str], tuple[int, ...]] = field(
+        default_factory=dict
+    )
 
     @property
     def in_pipeline(self) -> bool:
@@ -106,8 +110,11 @@ class RunState:
         """The prompts of a branch, one for each part of the text stream.
 
         Raises:
-            WordError: If none are known, as when the run was given embeddings.
+            WordError: If none are known, as when the run was given embeddings, or their words
+                cannot be told.
         """
+        if self.untold:
+            raise WordError(f"{self.untold}; use token indices instead of words")
         found = self.prompts.get(branch) or self.prompts.get(SAME_PROMPT.get(branch, ""))
         if not found:
             raise WordError(

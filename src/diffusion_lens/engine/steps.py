@@ -393,7 +393,15 @@ class StepTracker:
 
     def _encode_prompt(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
         if self.run.in_pipeline and called_by_method_of(self.pipe):
-            self._note_prompts(inspect.signature(original).bind(*args, **kwargs).arguments)
+            signature = inspect.signature(original)
+            given = signature.bind(*args, **kwargs).arguments
+            self._note_prompts(given)
+            for name in (name for part in self.spec.text_parts for name in part.assumed):
+                if name in given and given[name] != _usual(self.pipe, signature, name):
+                    self.run.untold = (
+                        f"this run of {type(self.pipe).__name__} was given another {name}= than "
+                        "the class's own, which the places of words depend on"
+                    )
         return original(*args, **kwargs)
 
     def _note_prompts(self, bound: Mapping[str, Any]) -> None:
@@ -410,9 +418,12 @@ class StepTracker:
         if branch is None or prompt is None:
             return
         count = 1 if isinstance(prompt, str) else len(prompt)
-        images = images_per_prompt(bound)
+        # Some encode each prompt once and repeat the embeddings after that.
+        known = inspect.signature(type(self.pipe).encode_prompt).parameters
+        repeats = {"num_images_per_prompt", "num_videos_per_prompt"} & set(known)
+        images = images_per_prompt(bound if repeats else run.asked or {})
         run.prompts[branch] = self._prompts(bound, "", count, images)
-        if self.spec.guidance == "batched":
+        if self.spec.guidance == "batched" or "negative_prompt" in bound:
             run.prompts["uncond"] = self._prompts(bound, "negative_", count, images)
 
     def _prompts(
@@ -432,12 +443,18 @@ class StepTracker:
         self, original: Callable, name: str, *args: Any, **kwargs: Any
     ) -> Iterator[None]:
         run = self.run
-        before, run.named_branch = run.named_branch, name
+        before, run.named_branch = run.named_branch, name.removeprefix("pred_")  # of guiders
         try:
             with original(name, *args, **kwargs):
                 yield
         finally:
             run.named_branch = before
+
+
+def _usual(pipe: Any, signature: inspect.Signature, name: str) -> Any:
+    """What an argument of `encode_prompt` is where a user gives none."""
+    call = inspect.signature(type(pipe).__call__).parameters
+    return (call[name] if name in call else signature.parameters[name]).default
 
 
 def recomputing() -> bool:

@@ -100,7 +100,7 @@ class Tap:
                         by_axis.get(axis),
                         sequence,
                         lengths,
-                        lambda word: evaluation.word(branch, word),
+                        lambda word: self._places(evaluation, branch, word),
                         where=f"{axis} of {self.point.name}",
                     )
                 )
@@ -108,6 +108,10 @@ class Tap:
                 self.selections.clear()
             self.selections[state] = Selection.of(self.point, index, lengths)
         return self.selections[state]
+
+    def _places(self, evaluation: Evaluation, branch: str, word: str) -> tuple[int, ...]:
+        """Where a word lies here, which is further in front where registers are still missing."""
+        return tuple(at - self.point.skipped for at in evaluation.word(branch, word))
 
     def index(
         self, evaluation: Evaluation, branch: str, lengths: Mapping[str, int]

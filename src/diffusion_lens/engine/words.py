@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from diffusion_lens.architectures.spec import TextPart
@@ -13,6 +14,12 @@ MARK = "\ue000"
 """Stands for the prompt where a template is taken apart; a character of no language."""
 
 WORD = re.compile(r"\w+(?:['\u2019\-]\w+)*")
+
+
+def tokenizer_of(pipe: Any, part: TextPart) -> Any:
+    """The tokenizer of a part, taken out of a processor of text and images."""
+    found = getattr(pipe, part.tokenizer, None)
+    return found if hasattr(found, "is_fast") else getattr(found, "tokenizer", found)
 
 
 def words_of(prompt: str) -> list[str]:
@@ -50,6 +57,7 @@ class PromptTokens(NamedTuple):
         prompts: str | tuple[str, ...],
         *,
         max_length: int | None = None,
+        negative: bool = False,
     ) -> PromptTokens:
         """Tokenize a prompt as a pipeline does.
 
@@ -58,9 +66,10 @@ class PromptTokens(NamedTuple):
             parts: How the tokenizers fill the text stream.
             prompts: The prompt, or one for each part.
             max_length: The run's `max_sequence_length`; None is the pipeline's default.
+            negative: Whether it is a negative prompt, which some pipelines give no template.
 
         Raises:
-            WordError: If a tokenizer gives no character offsets.
+            WordError: If a tokenizer gives no character offsets, or words cannot be told.
         """
         each = (prompts,) * len(parts) if isinstance(prompts, str) else tuple(prompts)
         texts: list[str] = []
@@ -69,17 +78,30 @@ class PromptTokens(NamedTuple):
         found: list[tuple[int, int, tuple[int, int]]] = []
         start = 0
         for number, (part, prompt) in enumerate(zip(parts, each, strict=True)):
-            tokenizer = getattr(pipe, part.tokenizer, None)
+            tokenizer = tokenizer_of(pipe, part)
+            if part.untold:
+                raise WordError(
+                    f"words cannot be told in {type(pipe).__name__}: {part.untold}; use token "
+                    "indices"
+                )
             text, offsets, cut, first = "", [], False, start
             if tokenizer is not None:
                 expansions += _expansions(pipe, tokenizer)
                 text = _converted(pipe, tokenizer, prompt)
                 limit = _limit(pipe, tokenizer, part, max_length)
+                if negative and part.plain_negative:
+                    part = replace(part, template=None)  # noqa: PLW2901 (the same part, told apart)
                 text, offsets, cut = _tokens(pipe, tokenizer, part, text, limit)
-                first += 0 if part.before is None else part.before(pipe, len(offsets))
+                dropped = 0 if part.dropped is None else part.dropped(pipe)
+                first -= dropped
+                if part.padded and getattr(tokenizer, "padding_side", "right") == "left":
+                    first += limit + dropped - len(offsets)
+                if part.before is not None:
+                    first += part.before(pipe, len(offsets) - dropped)
             texts.append(text)
-            ends.append(max((stop for _, stop in offsets), default=0) if cut else None)
-            found += [(first + index, number, (a, b)) for index, (a, b) in enumerate(offsets)]
+            rows = [(first + at, span) for at, span in enumerate(offsets) if first + at >= start]
+            ends.append(max((stop for _, (_, stop) in rows), default=0) if cut else None)
+            found += [(row, number, span) for row, span in rows]
             start += part.length or 0
         columns = zip(*found, strict=True) if found else ((), (), ())
         positions, owners, spans = (tuple(column) for column in columns)
@@ -222,8 +244,9 @@ def _limit(pipe: Any, tokenizer: Any, part: TextPart, max_length: int | None) ->
         if "max_sequence_length" in known:
             chosen = max_length or known["max_sequence_length"].default
             if isinstance(chosen, int):
-                return chosen
-    return getattr(tokenizer, "model_max_length", 512)
+                return chosen - (0 if part.reserved is None else part.reserved(pipe))
+    chosen = getattr(pipe, "tokenizer_max_length", None)
+    return chosen or getattr(tokenizer, "model_max_length", 512)
 
 
 def _tokens(
@@ -233,22 +256,46 @@ def _tokens(
 
     Tokens of a template, like start and end tokens, cover no characters of the prompt.
     """
-    dropped = 0 if part.dropped is None else part.dropped(pipe)
+    limit += 0 if part.dropped is None else part.dropped(pipe)
+    if part.pieces is not None:
+        return _tokens_by_piece(pipe, tokenizer, part, prompt, limit)
     if part.template is None:
-        offsets, cut = _offsets(tokenizer, prompt, limit + dropped, bare=part.bare)
-        return prompt, offsets[dropped:], cut
+        return prompt, *_offsets(tokenizer, prompt, limit, bare=part.bare)
     whole = part.template(pipe, prompt)
-    before, after = part.template(pipe, MARK).split(MARK)
+    before, mark, after = part.template(pipe, MARK).partition(MARK)
+    if not mark or not whole.startswith(before) or not whole.endswith(after):
+        raise WordError(
+            f"{type(pipe).__name__} makes {whole!r} of the prompt {prompt!r}, in which the prompt "
+            "cannot be told from the template; use token indices"
+        )
     first, last = len(before), len(whole) - len(after)
-    offsets, cut = _offsets(tokenizer, whole, limit + dropped, bare=part.bare)
+    offsets, cut = _offsets(tokenizer, whole, limit, bare=part.bare)
     inside = [
         (max(a, first) - first, max(min(b, last), first) - first)
         if b > first and a < last
         else (0, 0)
-        for a, b in offsets[dropped:]
+        for a, b in offsets
     ]
     reached = max((b for _, b in inside), default=0)
     return whole[first:last], inside, cut and reached < last - first
+
+
+def _tokens_by_piece(
+    pipe: Any, tokenizer: Any, part: TextPart, prompt: str, limit: int
+) -> tuple[str, list[tuple[int, int]], bool]:
+    """As `_tokens`, where the pieces of a prompt are tokenized one by one."""
+    assert part.pieces is not None
+    pieces, found, start = part.pieces(pipe, prompt), [], 0
+    if "".join(pieces) != prompt:
+        raise WordError(
+            f"{type(pipe).__name__} cuts the prompt {prompt!r} into pieces that do not make it up "
+            f"again ({pieces!r}), so that its words cannot be told; use token indices"
+        )
+    for piece in pieces:
+        offsets, _ = _offsets(tokenizer, piece, len(prompt) * 8, bare=part.bare)
+        found += [(start + a, start + b) for a, b in offsets]
+        start += len(piece)
+    return prompt, found[:limit], len(found) > limit
 
 
 def _offsets(

@@ -118,7 +118,11 @@ class HookContext:
     @property
     def words(self) -> Mapping[str, tuple[int, ...]]:
         """Text-stream token indices of every word of this branch's prompt."""
-        return self._evaluation().words(self.branch)
+        found = self._evaluation().words(self.branch)
+        skipped = self.point.skipped if self.point is not None else 0
+        if not skipped:
+            return found
+        return {word: tuple(at - skipped for at in places) for word, places in found.items()}
 
     def _evaluation(self) -> Any:
         if self.evaluation is None:

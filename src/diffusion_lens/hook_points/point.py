@@ -25,6 +25,8 @@ class HookPoint:
         sequences: For every token axis (`pos`, `query`, `key`) the streams along it, in order.
         sizes: Sizes known from the weights, by axis name.
         level: How often the latents were halved on the way here (U-Nets), for `grid`.
+        skipped: How many tokens at the start of the stream are not here yet: words lie as much
+            further in front.
         dead: Why an edit here cannot change the output, or None.
         dead_queries: The same for the rows of text queries of scores and patterns.
     """
@@ -39,6 +41,7 @@ class HookPoint:
     sequences: Mapping[str, tuple[str, ...]] = None  # type: ignore[assignment]
     sizes: Mapping[str, int] = None  # type: ignore[assignment]
     level: int = 0
+    skipped: int = 0
     dead: str | None = None
     dead_queries: str | None = None
 

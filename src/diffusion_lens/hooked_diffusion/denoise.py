@@ -187,7 +187,7 @@ def _size_of(wiring: Wiring, latents: Tensor, settings: Mapping[str, Any]) -> di
         size["num_frames"] = (latents.shape[axes.index("frame")] - 1) * every + 1
     if latents.ndim < 4 or "height" in settings or "width" in settings:
         return size
-    scale = pipe.vae_scale_factor_spatial if "frame" in axes else pipe.vae_scale_factor
+    scale = getattr(pipe, "vae_scale_factor_spatial", None) or pipe.vae_scale_factor
     return size | {"height": latents.shape[-2] * scale, "width": latents.shape[-1] * scale}
 
 

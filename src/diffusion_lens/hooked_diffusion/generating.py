@@ -54,9 +54,10 @@ def generate(wiring: Wiring, run: Run, *, model: str, dtype: torch.dtype) -> Out
     frames = getattr(result, "frames", None)
     if isinstance(result, tuple):
         images = result[0]
+    made = images if frames is None else frames  # of Flux.2 klein not what its loop holds
     return Output(
         images=None if latent else images,
-        latents=(images if frames is None else frames) if latent else last.latents,
+        latents=made if latent and last.latents is None else last.latents,
         report=Report.of(wiring.registrations),
         made_by=provenance(
             pipe,

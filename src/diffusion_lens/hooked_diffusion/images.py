@@ -28,7 +28,10 @@ def encode_image(
     seed: int | None,
 ) -> Tensor:
     """Images as latents with some axes; see `HookedDiffusion.encode_image`."""
-    pixels = _pixels(pipe, image, video="frame" in axes, height=height, width=width)
+    video = _makes_videos(pipe, axes)
+    pixels = _pixels(pipe, image, video=video, height=height, width=width)
+    if not video and _takes_frames(pipe.vae):
+        pixels = pixels[:, :, None]
     with torch.no_grad(), _upcast(pipe.vae) as vae:
         encoded = vae.encode(pixels.to(device=vae.device, dtype=vae.dtype))
     if hasattr(encoded, "latent_dist"):
@@ -39,13 +42,32 @@ def encode_image(
             latents = distribution.sample(generators([seed])[0])
     else:
         latents = encoded.latents
+    if hasattr(pipe, "_patchify_latents"):
+        latents = pipe._patchify_latents(latents)
     shift, scale, spread = _scaling(pipe, like=latents)
     latents = ((latents - shift) * scale / spread).to(pipe.vae.dtype)
-    if "frame" in axes:
+    if video:
         return latents.permute([VIDEO.index(axis) for axis in axes])
-    if hasattr(pipe, "_pack_latents"):
-        latents = pipe._pack_latents(latents, *latents.shape)
-    return latents
+    latents = latents[:, :, 0] if latents.ndim == len(VIDEO) else latents
+    return _packed(pipe, latents)
+
+
+def _makes_videos(pipe: Any, axes: Sequence[str]) -> bool:
+    """Whether a pipeline makes videos; Z-Image's denoiser has an axis of one frame for images."""
+    return "frame" in axes and hasattr(pipe, "video_processor")
+
+
+def _takes_frames(vae: Any) -> bool:
+    """Whether an autoencoder is one of videos, for which an image is a video of one frame."""
+    return any(weight.ndim == len(VIDEO) for weight in vae.parameters())
+
+
+def _packed(pipe: Any, latents: Tensor) -> Tensor:
+    """Latents with axes batch, channel, height, width as the pipeline's loop holds them."""
+    if not hasattr(pipe, "_pack_latents"):
+        return latents
+    alone = len(inspect.signature(pipe._pack_latents).parameters) == 1  # Flux.2: patches already
+    return pipe._pack_latents(latents) if alone else pipe._pack_latents(latents, *latents.shape)
 
 
 def _pixels(pipe: Any, image: Any, *, video: bool, height: int | None, width: int | None) -> Tensor:
@@ -95,25 +117,53 @@ def decode_latents(
     output_type: str,
 ) -> Any:
     """Latents with some axes as images; see `HookedDiffusion.decode_latents`."""
-    if "frame" in axes:
+    video = _makes_videos(pipe, axes)
+    if video:
         latents = latents.permute([axes.index(axis) for axis in VIDEO])
-    if hasattr(pipe, "_unpack_latents") and latents.ndim == 3:
-        height = height or pipe.default_sample_size * pipe.vae_scale_factor
-        width = width or pipe.default_sample_size * pipe.vae_scale_factor
-        tokens = (height // pipe.vae_scale_factor // 2) * (width // pipe.vae_scale_factor // 2)
-        if tokens != latents.shape[1]:
-            raise RunError(
-                f"packed latents of {latents.shape[1]} tokens do not make an image of "
-                f"{height} x {width} pixels ({tokens} tokens); give height= and width="
-            )
-        latents = pipe._unpack_latents(latents, height, width, pipe.vae_scale_factor)
+    if hasattr(pipe, "_pack_latents") and latents.ndim == 3:
+        latents = _unpacked(pipe, latents, height, width)
     with torch.no_grad(), _upcast(pipe.vae) as vae:
         latents = latents.to(vae.dtype)  # first, so that no shift is rounded to half precision
-        shift, scale, spread = _scaling(pipe, like=latents)
-        pixels = vae.decode(latents * spread / scale + shift, return_dict=False)[0]
-    if "frame" in axes:
+        latents = _as_encoded(pipe, latents)
+        if hasattr(pipe, "_unpatchify_latents"):
+            latents = pipe._unpatchify_latents(latents)
+        pixels = vae.decode(latents, return_dict=False)[0]
+    if video:
         return pipe.video_processor.postprocess_video(pixels, output_type=output_type)
+    pixels = pixels[:, :, 0] if pixels.ndim == len(VIDEO) else pixels
     return pipe.image_processor.postprocess(pixels, output_type=output_type)
+
+
+def _unpacked(pipe: Any, latents: Tensor, height: int | None, width: int | None) -> Tensor:
+    """Packed latents with the axes of the autoencoder's.
+
+    Raises:
+        RunError: If they make no image of that size.
+    """
+    side = pipe.image_processor.config.vae_scale_factor  # pixels on a side of a token
+    usual = inspect.signature(type(pipe).__call__).parameters
+    native = getattr(pipe, "default_sample_size", 0) * pipe.vae_scale_factor
+    height = height or native or usual["height"].default
+    width = width or native or usual["width"].default
+    rows, columns = height // side, width // side
+    if rows * columns != latents.shape[1]:
+        raise RunError(
+            f"packed latents of {latents.shape[1]} tokens do not make an image of "
+            f"{height} x {width} pixels ({rows * columns} tokens); give height= and width="
+        )
+    if not hasattr(pipe, "_unpack_latents"):  # Flux.2 looks up each token's place instead
+        return latents.transpose(1, 2).unflatten(2, (rows, columns))
+    known = inspect.signature(pipe._unpack_latents).parameters
+    more = (pipe.vae_scale_factor,) if "vae_scale_factor" in known else ()
+    return pipe._unpack_latents(latents, height, width, *more)
+
+
+def _as_encoded(pipe: Any, latents: Tensor) -> Tensor:
+    """Latents of the loop in the autoencoder's own units, rounded as the pipeline rounds them."""
+    shift, scale, spread = _scaling(pipe, like=latents)
+    if getattr(pipe.vae.config, "scaling_factor", None) is None and _takes_frames(pipe.vae):
+        return latents / (1.0 / spread) + shift
+    return latents * spread / scale + shift
 
 
 def add_noise(scheduler: Any, latents: Tensor, *, level: float, seed: int | list[int]) -> Tensor:
@@ -153,17 +203,23 @@ def _upcast(vae: Any) -> Iterator[Any]:
 def _scaling(pipe: Any, *, like: Tensor) -> tuple[float | Tensor, float, float | Tensor]:
     """Shift, factor and spread of latents: `(encoded - shift) * factor / spread`.
 
-    A config's mean and spread of each channel (Playground v2.5) count where the pipeline's own code
-    looks for them: Stable Diffusion XL does; 1.x, whose VAE has the same class, 3, Flux and
-    CogVideoX do not.
+    A config's mean and spread of each channel (Playground v2.5, Qwen-Image) count where the
+    pipeline's own code looks for them: Stable Diffusion XL does; 1.x, whose VAE has the same class,
+    3, Flux and CogVideoX do not. Flux.2's VAE has them as a batch norm of patches.
     """
     config = pipe.vae.config
+    factor = getattr(config, "scaling_factor", None)
+    factor = 1.0 if factor is None else factor
+    shape = (1, -1, *[1] * (like.ndim - 2))
+    if hasattr(pipe, "_patchify_latents"):
+        norm = pipe.vae.bn
+        shift = norm.running_mean.view(shape).to(like)
+        return shift, factor, torch.sqrt(norm.running_var.view(shape) + config.batch_norm_eps).to(like)
     mean, spread = (getattr(config, name, None) for name in ("latents_mean", "latents_std"))
     if mean is not None and spread is not None and _looks_for_a_mean(type(pipe)):
-        shape = (1, -1, *[1] * (like.ndim - 2))
         shift, by = (torch.tensor(values).view(shape).to(like) for values in (mean, spread))
-        return shift, config.scaling_factor, by
-    return getattr(config, "shift_factor", None) or 0.0, config.scaling_factor, 1.0
+        return shift, factor, by
+    return getattr(config, "shift_factor", None) or 0.0, factor, 1.0
 
 
 def _looks_for_a_mean(kind: type) -> bool:
