@@ -50,12 +50,13 @@ def tiny_denoiser(
 
     with torch.random.fork_rng(devices=[]):
         denoiser, inputs = TINY_FAMILIES[family](draw, batch)
-    _draw_weights(denoiser, generator)
+    draw_weights(denoiser, generator)
     nn.Module.to(denoiser, dtype)  # the override in diffusers logs a warning about nothing
     return denoiser.eval(), _cast(inputs, dtype)
 
 
-def _draw_weights(denoiser: nn.Module, generator: torch.Generator) -> None:
+def draw_weights(denoiser: nn.Module, generator: torch.Generator) -> None:
+    """Draw every weight anew, so that gates are open and attention is sharp."""
     with torch.no_grad():
         for name, weight in denoiser.named_parameters():
             noise = torch.randn(weight.shape, generator=generator)
