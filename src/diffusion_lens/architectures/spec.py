@@ -288,6 +288,9 @@ class TextPart:
         before: How many further tokens stand in the stream before these (registers), given the
             pipeline and the number of tokens, padding apart.
         bare: Whether the tokenizer is told to add no start and end tokens.
+        assumed: Arguments of `encode_prompt` whose defaults all this is true for; words of runs
+            that give others cannot be told.
+        untold: Why words cannot be told in any run; empty where they can.
     """
 
     tokenizer: str
@@ -297,6 +300,8 @@ class TextPart:
     dropped: Callable[[Any], int] | None = None
     before: Callable[[Any, int], int] | None = None
     bare: bool = False
+    assumed: tuple[str, ...] = ()
+    untold: str = ""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +13,15 @@ from diffusion_lens.architectures.spec import DenoiserSpec, TextPart
 def products(block: Any) -> tuple[str, ...]:
     """Image-to-video models attend to an image first, then to the text."""
     return ("",) if block.attn2.add_k_proj is None else ("ip", "")
+
+
+def cleaned(pipe: Any, prompt: str) -> str:
+    """A prompt as the pipeline's own module cleans it: entities, white space, broken letters."""
+    for kind in type(pipe).__mro__:
+        clean = getattr(sys.modules.get(kind.__module__), "prompt_clean", None)
+        if clean is not None:
+            return clean(prompt)
+    return prompt
 
 
 WAN = DenoiserSpec(
@@ -37,7 +47,7 @@ WAN = DenoiserSpec(
     text="encoder_hidden_states",
     grid=forms.grid_of_latents(),
     default_grid=forms.native(21, 30, 52),
-    text_parts=(TextPart("tokenizer"),),
+    text_parts=(TextPart("tokenizer", template=cleaned),),
     text_tokens=512,
     guidance="calls",
     branches=("cond", "uncond"),

@@ -93,7 +93,14 @@ def _names(
     if not run.in_pipeline:
         return ("cond",)
     if spec.guidance == "calls":
-        return (run.named_branch or _by_order(run, pipe, spec),)
+        named = run.named_branch
+        if named and named not in (*spec.branches, *FURTHER):
+            raise EngineError(
+                f"{type(pipe).__name__} names an evaluation of its denoiser {named!r}, known are "
+                f"{(*spec.branches, *FURTHER)}, so that hooks could not tell it apart; choose a "
+                "guider or a guidance that makes those alone"
+            )
+        return (named or _by_order(run, pipe, spec),)
     if run.call:
         raise EngineError(
             f"{type(pipe).__name__} evaluates its denoiser {run.call + 1} times in step "

@@ -51,6 +51,7 @@ class RunState:
         length: How many timesteps the scheduler has; None before it is told.
         schedule: The scheduler's timesteps as numbers.
         prompts: The prompts of each branch, for every sample.
+        untold: Why words of the prompts cannot be told; empty where they can.
         encodings: How many times the pipeline encoded prompts.
         max_length: The length to which it was told to cut and pad the text, where it was.
         guided: Whether it was told to encode for guidance; None where it did not say.
@@ -70,6 +71,7 @@ class RunState:
     length: int | None = None
     schedule: Schedule | None = None
     prompts: dict[str, list[PartPrompts]] = field(default_factory=dict)
+    untold: str = ""
     encodings: int = 0
     max_length: int | None = None
     guided: bool | None = None
@@ -106,8 +108,11 @@ class RunState:
         """The prompts of a branch, one for each part of the text stream.
 
         Raises:
-            WordError: If none are known, as when the run was given embeddings.
+            WordError: If none are known, as when the run was given embeddings, or their words
+                cannot be told.
         """
+        if self.untold:
+            raise WordError(f"{self.untold}; use token indices instead of words")
         found = self.prompts.get(branch) or self.prompts.get(SAME_PROMPT.get(branch, ""))
         if not found:
             raise WordError(

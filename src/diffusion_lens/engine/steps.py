@@ -393,7 +393,15 @@ class StepTracker:
 
     def _encode_prompt(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
         if self.run.in_pipeline and called_by_method_of(self.pipe):
-            self._note_prompts(inspect.signature(original).bind(*args, **kwargs).arguments)
+            signature = inspect.signature(original)
+            given = signature.bind(*args, **kwargs).arguments
+            self._note_prompts(given)
+            for name in (name for part in self.spec.text_parts for name in part.assumed):
+                if name in given and given[name] != signature.parameters[name].default:
+                    self.run.untold = (
+                        f"this run of {type(self.pipe).__name__} was given another {name}= than "
+                        "the class's own, which the places of words depend on"
+                    )
         return original(*args, **kwargs)
 
     def _note_prompts(self, bound: Mapping[str, Any]) -> None:
@@ -412,7 +420,7 @@ class StepTracker:
         count = 1 if isinstance(prompt, str) else len(prompt)
         images = images_per_prompt(bound)
         run.prompts[branch] = self._prompts(bound, "", count, images)
-        if self.spec.guidance == "batched":
+        if self.spec.guidance == "batched" or "negative_prompt" in bound:
             run.prompts["uncond"] = self._prompts(bound, "negative_", count, images)
 
     def _prompts(
@@ -432,7 +440,7 @@ class StepTracker:
         self, original: Callable, name: str, *args: Any, **kwargs: Any
     ) -> Iterator[None]:
         run = self.run
-        before, run.named_branch = run.named_branch, name
+        before, run.named_branch = run.named_branch, name.removeprefix("pred_")  # of guiders
         try:
             with original(name, *args, **kwargs):
                 yield

@@ -60,7 +60,7 @@ class PromptTokens(NamedTuple):
             max_length: The run's `max_sequence_length`; None is the pipeline's default.
 
         Raises:
-            WordError: If a tokenizer gives no character offsets.
+            WordError: If a tokenizer gives no character offsets, or words cannot be told.
         """
         each = (prompts,) * len(parts) if isinstance(prompts, str) else tuple(prompts)
         texts: list[str] = []
@@ -70,6 +70,11 @@ class PromptTokens(NamedTuple):
         start = 0
         for number, (part, prompt) in enumerate(zip(parts, each, strict=True)):
             tokenizer = getattr(pipe, part.tokenizer, None)
+            if part.untold:
+                raise WordError(
+                    f"words cannot be told in {type(pipe).__name__}: {part.untold}; use token "
+                    "indices"
+                )
             text, offsets, cut, first = "", [], False, start
             if tokenizer is not None:
                 expansions += _expansions(pipe, tokenizer)

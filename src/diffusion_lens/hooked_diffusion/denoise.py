@@ -24,6 +24,7 @@ from diffusion_lens.engine.steps import StepTracker
 from diffusion_lens.engine.wiring import Wiring
 from diffusion_lens.errors import CacheKeyError, EngineError, RunError
 from diffusion_lens.hooked_diffusion.caching import quiet
+from diffusion_lens.hooked_diffusion.images import frames_to_a_latent, pixels_to_a_latent
 from diffusion_lens.hooked_diffusion.run import Run, generators
 from diffusion_lens.showing.one_line import counted
 
@@ -183,11 +184,11 @@ def _size_of(wiring: Wiring, latents: Tensor, settings: Mapping[str, Any]) -> di
     axes = wiring.points["hook_latents"].axes
     size = {}
     if "frame" in axes and latents.ndim == len(axes):
-        every = pipe.vae_scale_factor_temporal
+        every = frames_to_a_latent(pipe)
         size["num_frames"] = (latents.shape[axes.index("frame")] - 1) * every + 1
     if latents.ndim < 4 or "height" in settings or "width" in settings:
         return size
-    scale = pipe.vae_scale_factor_spatial if "frame" in axes else pipe.vae_scale_factor
+    scale = pixels_to_a_latent(pipe)
     return size | {"height": latents.shape[-2] * scale, "width": latents.shape[-1] * scale}
 
 

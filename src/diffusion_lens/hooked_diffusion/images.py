@@ -28,7 +28,7 @@ def encode_image(
     seed: int | None,
 ) -> Tensor:
     """Images as latents with some axes; see `HookedDiffusion.encode_image`."""
-    pixels = _pixels(pipe, image, video="frame" in axes, height=height, width=width)
+    pixels = _pixels(pipe, image, video=_is_video(pipe, axes), height=height, width=width)
     with torch.no_grad(), _upcast(pipe.vae) as vae:
         encoded = vae.encode(pixels.to(device=vae.device, dtype=vae.dtype))
     if hasattr(encoded, "latent_dist"):
@@ -44,8 +44,31 @@ def encode_image(
     if "frame" in axes:
         return latents.permute([VIDEO.index(axis) for axis in axes])
     if hasattr(pipe, "_pack_latents"):
-        latents = pipe._pack_latents(latents, *latents.shape)
+        given = _video_patches(pipe) if latents.ndim == 5 else latents.shape
+        latents = pipe._pack_latents(latents, *given)
     return latents
+
+
+def _is_video(pipe: Any, axes: Sequence[str]) -> bool:
+    """Whether latents are a video's; packed ones have no axis of frames."""
+    return "frame" in axes or hasattr(pipe, "vae_temporal_compression_ratio")
+
+
+def _video_patches(pipe: Any) -> tuple[int, int]:
+    """Latents of a side, and frames of them, that LTX-Video packs into one token."""
+    return pipe.transformer_spatial_patch_size, pipe.transformer_temporal_patch_size
+
+
+def pixels_to_a_latent(pipe: Any) -> int:
+    """How many pixels of each side are one of the latents."""
+    names = ("vae_scale_factor_spatial", "vae_spatial_compression_ratio", "vae_scale_factor")
+    return next(getattr(pipe, name) for name in names if hasattr(pipe, name))
+
+
+def frames_to_a_latent(pipe: Any) -> int:
+    """How many frames behind the first are one of the latents."""
+    names = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio")
+    return next(getattr(pipe, name) for name in names if hasattr(pipe, name))
 
 
 def _pixels(pipe: Any, image: Any, *, video: bool, height: int | None, width: int | None) -> Tensor:
@@ -76,7 +99,7 @@ def _pixels(pipe: Any, image: Any, *, video: bool, height: int | None, width: in
 
 
 def _refuse_frames(pipe: Any, frames: int) -> None:
-    every = pipe.vae_scale_factor_temporal
+    every = frames_to_a_latent(pipe)
     if frames % every != 1 % every:
         fewer = (frames - 1) // every * every + 1
         raise RunError(
@@ -97,7 +120,9 @@ def decode_latents(
     """Latents with some axes as images; see `HookedDiffusion.decode_latents`."""
     if "frame" in axes:
         latents = latents.permute([axes.index(axis) for axis in VIDEO])
-    if hasattr(pipe, "_unpack_latents") and latents.ndim == 3:
+    if _is_video(pipe, axes) and latents.ndim == 3:
+        latents = _unpacked_video(pipe, latents, height=height, width=width)
+    elif hasattr(pipe, "_unpack_latents") and latents.ndim == 3:
         height = height or pipe.default_sample_size * pipe.vae_scale_factor
         width = width or pipe.default_sample_size * pipe.vae_scale_factor
         tokens = (height // pipe.vae_scale_factor // 2) * (width // pipe.vae_scale_factor // 2)
@@ -110,10 +135,33 @@ def decode_latents(
     with torch.no_grad(), _upcast(pipe.vae) as vae:
         latents = latents.to(vae.dtype)  # first, so that no shift is rounded to half precision
         shift, scale, spread = _scaling(pipe, like=latents)
-        pixels = vae.decode(latents * spread / scale + shift, return_dict=False)[0]
-    if "frame" in axes:
+        more = {}
+        if getattr(vae.config, "timestep_conditioning", False):  # LTX-Video decodes at noise 0
+            more["temb"] = torch.zeros(len(latents), device=latents.device, dtype=latents.dtype)
+        pixels = vae.decode(latents * spread / scale + shift, return_dict=False, **more)[0]
+    if _is_video(pipe, axes):
         return pipe.video_processor.postprocess_video(pixels, output_type=output_type)
     return pipe.image_processor.postprocess(pixels, output_type=output_type)
+
+
+def _unpacked_video(
+    pipe: Any, latents: Tensor, *, height: int | None, width: int | None
+) -> Tensor:
+    """The latents of LTX-Video with axes batch, channel, frame, height, width.
+
+    Raises:
+        RunError: If they are not whole frames of that size.
+    """
+    pixels, (side, depth) = pixels_to_a_latent(pipe), _video_patches(pipe)
+    rows, columns = ((given or 0) // pixels // side for given in (height, width))
+    tokens = latents.shape[1]
+    if not rows * columns or tokens % (rows * columns):
+        raise RunError(
+            f"packed latents of {tokens} tokens do not make frames of {height} x {width} pixels "
+            f"({rows * columns} tokens each); give height= and width="
+        )
+    frames = tokens // (rows * columns)
+    return pipe._unpack_latents(latents, frames, rows, columns, side, depth)
 
 
 def add_noise(scheduler: Any, latents: Tensor, *, level: float, seed: int | list[int]) -> Tensor:
@@ -150,19 +198,26 @@ def _upcast(vae: Any) -> Iterator[Any]:
         vae.to(before)
 
 
-def _scaling(pipe: Any, *, like: Tensor) -> tuple[float | Tensor, float, float | Tensor]:
+def _scaling(
+    pipe: Any, *, like: Tensor
+) -> tuple[float | Tensor, float | Tensor, float | Tensor]:
     """Shift, factor and spread of latents: `(encoded - shift) * factor / spread`.
 
     A config's mean and spread of each channel (Playground v2.5) count where the pipeline's own code
     looks for them: Stable Diffusion XL does; 1.x, whose VAE has the same class, 3, Flux and
-    CogVideoX do not.
+    CogVideoX do not. LTX-Video's VAE has them among its buffers. Wan's has no other factor, and its
+    pipelines multiply by what is 1 over the spread, which rounds in its own way.
     """
     config = pipe.vae.config
-    mean, spread = (getattr(config, name, None) for name in ("latents_mean", "latents_std"))
+    kept = dict(pipe.vae.named_buffers(recurse=False))
+    mean, spread = (
+        getattr(config, name, kept.get(name)) for name in ("latents_mean", "latents_std")
+    )
     if mean is not None and spread is not None and _looks_for_a_mean(type(pipe)):
         shape = (1, -1, *[1] * (like.ndim - 2))
-        shift, by = (torch.tensor(values).view(shape).to(like) for values in (mean, spread))
-        return shift, config.scaling_factor, by
+        shift, by = (torch.as_tensor(one).view(shape).to(like) for one in (mean, spread))
+        factor = getattr(config, "scaling_factor", None)
+        return (shift, 1.0 / by, 1.0) if factor is None else (shift, factor, by)
     return getattr(config, "shift_factor", None) or 0.0, config.scaling_factor, 1.0
 
 
