@@ -18,6 +18,7 @@ from torch import Tensor
 
 from diffusion_lens.border import public
 from diffusion_lens.engine.borders import on_output
+from diffusion_lens.engine.denoisers import further_denoisers
 from diffusion_lens.engine.noise import NoiseLevel, is_flow, noise_level
 from diffusion_lens.engine.observing import observed, unobserved
 from diffusion_lens.engine.steps import StepTracker
@@ -331,8 +332,10 @@ def _branches_into(tracker: StepTracker, found: dict[str, Tensor]) -> Iterator[N
             found[branch] = prediction[rows]
         return prediction
 
-    handle = on_output(tracker.denoiser, 0, keep)
+    further = further_denoisers(tracker.pipe, tracker.denoiser).values()
+    handles = [on_output(module, 0, keep) for module in (tracker.denoiser, *further)]
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
