@@ -12,10 +12,25 @@ import torch
 from torch import Tensor
 
 from diffusion_lens import HookedDiffusion, Site
-from diffusion_lens.errors import EngineError, UnsupportedModelError
+from diffusion_lens.errors import (
+    EngineError,
+    HookNeverFiredError,
+    RunError,
+    UnsupportedModelError,
+    WordError,
+)
+from diffusion_lens.testing import inspect_architecture, tiny_denoiser
+from diffusion_lens.testing.report import CLAUSES
 from tests.pipelines import latents_of, traces
 from tests.tiny_videos import TINY_VIDEOS, TinyVideo, tiny_video
-from tests.tiny_videos.families import NEGATIVE, PROMPT, fresh_video, wan_two
+from tests.tiny_videos.families import (
+    NEGATIVE,
+    PROMPT,
+    fresh_video,
+    hunyuan_video_15,
+    wan_ti2v,
+    wan_two,
+)
 
 FAMILIES = [
     name if name == "wan" else pytest.param(name, marks=pytest.mark.slow) for name in TINY_VIDEOS
@@ -71,10 +86,10 @@ def test_reading_every_point_changes_nothing(family: str) -> None:
         assert not value.isnan().any()
         read.add(hook.name)
 
-    hooks = [(name, note) for name in model.points]
-    hooked = latents_of(model.run_with_hooks(**made.settings, fwd_hooks=hooks))
+    hooked = latents_of(model.run_with_hooks(**made.settings, fwd_hooks=[("**", note)]))
     assert torch.equal(plain, expected) and torch.equal(hooked, expected)
-    assert read == set(model.points)
+    lacks = {"hook_timestep_emb"} if "ti2v" in family else set()  # it has one for each token
+    assert read == set(model.points) - lacks
     assert traces(made.pipe) == before
 
 
@@ -330,3 +345,93 @@ def test_what_the_scheduler_gets_is_known_at_the_steps_of_both(two: TinyVideo) -
         prediction = model.denoise(cache.at(step=step)["hook_sample"], step=step, **settings)
         assert set(prediction.branches) == {"cond", "uncond"}
         assert torch.equal(prediction.guided, cache.at(step=step)["hook_guided_pred"])
+
+
+def test_an_embedding_of_each_tokens_timestep_is_not_taken_for_the_one() -> None:
+    made, name = fresh_video(wan_ti2v), "hook_timestep_emb"
+    model = HookedDiffusion(made.pipe)
+    message = f"never fired at {name}.* shape .1, 18, 32., which are not the axes .*d_emb"
+    with pytest.raises(HookNeverFiredError, match=message):
+        model.run_with_cache(**made.settings, names_filter=name)
+    native = "native:condition_embedder.time_embedder"
+    _, cache = model.run_with_cache(**made.settings, names_filter=["hook_*", native])
+    assert name not in cache and cache[native][0].shape == (1, 18, 32)
+
+
+@pytest.mark.slow
+def test_a_timestep_for_each_token_keeps_the_rest_of_the_contract() -> None:
+    denoiser, inputs = tiny_denoiser("wan")
+    tokens = inputs["hidden_states"][:, 0, :, ::2, ::2].flatten(1)
+    timestep = torch.full_like(tokens, 500)
+    timestep[:, : tokens.shape[1] // 2] = 0
+    report = inspect_architecture(denoiser, inputs | {"timestep": timestep})
+    assert set(report.checked) == set(CLAUSES) and report.skipped == ()
+    assert {failure.where for failure in report.failures} == {"hook_timestep_emb"}
+
+
+@pytest.mark.slow
+def test_an_image_is_attended_to_beside_the_text() -> None:
+    made, sizes = tiny_video("wan_i2v"), {}
+    model = HookedDiffusion(made.pipe)
+
+    def note(value: Tensor, hook: Any) -> None:
+        sizes[hook.name.removeprefix("blocks.0.cross_attn.")] = value.shape[-1]
+
+    names = ["hook_pattern", "ip.hook_pattern"]
+    hooks = [(f"blocks.0.cross_attn.{name}", note) for name in names]
+    model.run_with_hooks(**made.settings, fwd_hooks=hooks)
+    assert sizes == {"hook_pattern": 512, "ip.hook_pattern": 5}
+    with pytest.raises(EngineError, match="510 text tokens go with 5 of an image.*=512"):
+        model.run_with_hooks(**made.settings | {"max_sequence_length": 510}, fwd_hooks=hooks[:1])
+
+
+@pytest.mark.slow
+def test_words_of_a_chat_that_is_not_the_classs_own_are_refused() -> None:
+    made, found = tiny_video("hunyuan_video"), []
+    model = HookedDiffusion(made.pipe)
+    hook = (Site("hook_text_emb", branch="cond"), lambda _value, hook: found.append(hook.words))
+    template = {"template": "{}", "crop_start": 0}
+    with pytest.raises(WordError, match="given another prompt_template= than the class's own"):
+        model.run_with_hooks(**made.settings, prompt_template=template, fwd_hooks=[hook])
+    made.pipe.tokenizer.padding_side = "left"
+    try:
+        with pytest.raises(WordError, match="pads on the left.*padding_side = .right"):
+            model.words(PROMPT, "cat")
+    finally:
+        made.pipe.tokenizer.padding_side = "right"
+    assert not found and model.words(PROMPT, "cat")
+
+
+@pytest.mark.slow
+def test_words_in_a_stream_of_three_kinds_of_text_are_refused() -> None:
+    made = tiny_video("hunyuan_video_15")
+    model = HookedDiffusion(made.pipe)
+    with pytest.raises(WordError, match="HunyuanVideo15Pipeline: its text stream joins an image"):
+        model.words(PROMPT, "cat")
+    site = Site(model.text_pattern_sites()[0].name, key="cat")
+    with pytest.raises(WordError, match="cannot be told"):
+        model.run_with_hooks(**made.settings, fwd_hooks=[(site, lambda _value, hook: None)])
+
+
+@pytest.mark.slow
+def test_a_guiders_further_evaluations_are_refused() -> None:
+    from diffusers.guiders import SkipLayerGuidance
+
+    made = fresh_video(hunyuan_video_15)
+    made.pipe.guider = SkipLayerGuidance(
+        skip_layer_guidance_layers=[0], skip_layer_guidance_start=0.0, fqn="transformer_blocks"
+    )
+    model = HookedDiffusion(made.pipe)
+    with pytest.raises(EngineError, match="names an evaluation of its denoiser 'cond_skip', known"):
+        model.run_with_cache(**made.settings, names_filter="hook_text_emb")
+
+
+@pytest.mark.slow
+def test_packed_videos_need_their_size() -> None:
+    made = tiny_video("ltx_video")
+    model = HookedDiffusion(made.pipe)
+    latents = latents_of(model(**made.settings))
+    with pytest.raises(RunError, match="of 18 tokens do not make frames of None x None pixels"):
+        model.decode_latents(latents)
+    with pytest.raises(RunError, match=r"7 frames were given; .* give 1 or 9"):
+        model.encode_image(list(torch.rand(7, 3, *made.size)))

@@ -3,16 +3,38 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from diffusion_lens.architectures import forms
 from diffusion_lens.architectures.spec import DenoiserSpec, TextPart
+from diffusion_lens.errors import EngineError
+
+TEXT_TOKENS = 512
+"""How many of the last tokens the classes take for the text where an image goes before it."""
 
 
 def products(block: Any) -> tuple[str, ...]:
     """Image-to-video models attend to an image first, then to the text."""
     return ("",) if block.attn2.add_k_proj is None else ("ip", "")
+
+
+def text_length(_denoiser: Any, arguments: Mapping[str, Any]) -> list[int]:
+    """Number of text tokens of each sample.
+
+    Raises:
+        EngineError: If the class would take some of them for the image's, or the other way round.
+    """
+    text = arguments["encoder_hidden_states"]
+    image = arguments.get("encoder_hidden_states_image")
+    if image is not None and text.shape[1] != TEXT_TOKENS:
+        raise EngineError(
+            f"{text.shape[1]} text tokens go with {image.shape[1]} of an image, of which the last "
+            f"{TEXT_TOKENS} are taken for the text whatever they are; give max_sequence_length="
+            f"{TEXT_TOKENS}"
+        )
+    return [int(text.shape[1])] * len(text)
 
 
 def cleaned(pipe: Any, prompt: str) -> str:
@@ -48,7 +70,8 @@ WAN = DenoiserSpec(
     grid=forms.grid_of_latents(),
     default_grid=forms.native(21, 30, 52),
     text_parts=(TextPart("tokenizer", template=cleaned),),
-    text_tokens=512,
+    text_tokens=TEXT_TOKENS,
+    text_length=text_length,
     guidance="calls",
     branches=("cond", "uncond"),
 )

@@ -35,7 +35,10 @@ IMAGE_PROMPTS = "IPAdapter"
 """The same for a U-Net's processors with image prompts."""
 
 AS_THEY_ARE = "z, result and the residual stream can be hooked as they are."
-OFF = "the scale of its image prompt is 0 there, so that it is not computed"
+OFF = (
+    "the scale of its image prompt is 0 there, so that it is not computed; set another with "
+    "`pipe.set_ip_adapter_scale(...)`"
+)
 
 NATIVE_BACKENDS = (
     "native",
