@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,9 @@ import torch
 from torch import Tensor
 
 from diffusion_lens import HookedDiffusion, Site
+from diffusion_lens.architectures import registry
+from diffusion_lens.architectures.spec import ModulePoint
+from diffusion_lens.architectures.wan import WAN
 from diffusion_lens.errors import (
     EngineError,
     HookNeverFiredError,
@@ -19,7 +23,7 @@ from diffusion_lens.errors import (
     UnsupportedModelError,
     WordError,
 )
-from diffusion_lens.testing import inspect_architecture, tiny_denoiser
+from diffusion_lens.testing import check_architecture, tiny_denoiser
 from diffusion_lens.testing.report import CLAUSES
 from tests.pipelines import latents_of, traces
 from tests.tiny_videos import TINY_VIDEOS, TinyVideo, tiny_video
@@ -65,9 +69,7 @@ def first_call(made: TinyVideo, **changes: Any) -> dict[str, Any]:
     handle = made.pipe.transformer.register_forward_pre_hook(keep, with_kwargs=True)
     try:
         with unguided(made) as settings:
-            made.pipe(
-                **{**settings, "num_inference_steps": 1, **changes, "generator": seeded()}
-            )
+            made.pipe(**{**settings, "num_inference_steps": 1, **changes, "generator": seeded()})
     finally:
         handle.remove()
     return found
@@ -303,7 +305,9 @@ def test_each_of_two_denoisers_is_hooked_by_itself(two: TinyVideo) -> None:
         assert torch.equal(latents_of(out), expected)
     timesteps = two.pipe.scheduler.timesteps.tolist()
     assert timesteps[0] >= 875 > timesteps[1]
-    by_step = [(step, timesteps[step], branch) for step in range(3) for branch in ("cond", "uncond")]
+    by_step = [
+        (step, timesteps[step], branch) for step in range(3) for branch in ("cond", "uncond")
+    ]
     assert seen["transformer"] == by_step[:2] and seen["transformer_2"] == by_step[2:]
 
 
@@ -311,12 +315,16 @@ def test_each_of_two_denoisers_is_hooked_by_itself(two: TinyVideo) -> None:
 def test_a_step_of_the_other_denoiser_is_refused(two: TinyVideo, which: str) -> None:
     model = HookedDiffusion(two.pipe, denoiser=which)
     step, other = (1, "transformer_2") if which == "transformer" else (0, "transformer")
-    message = f"waits for step {step}, which WanPipeline takes with its `{other}`.*denoiser='{other}'"
+    message = (
+        f"waits for step {step}, which WanPipeline takes with its `{other}`.*denoiser='{other}'"
+    )
     before = traces(two.pipe)
     with pytest.raises(EngineError, match=message):
         model.run_with_cache(**two.settings, names_filter="blocks.0.img.hook_resid_pre")
     assert traces(two.pipe) == before
-    with pytest.raises(UnsupportedModelError, match="no denoiser 'unet'; it has transformer, transformer_2"):
+    with pytest.raises(
+        UnsupportedModelError, match="no denoiser 'unet'; it has transformer, transformer_2"
+    ):
         HookedDiffusion(two.pipe, denoiser="unet")
 
 
@@ -359,14 +367,19 @@ def test_an_embedding_of_each_tokens_timestep_is_not_taken_for_the_one() -> None
 
 
 @pytest.mark.slow
-def test_a_timestep_for_each_token_keeps_the_rest_of_the_contract() -> None:
+def test_a_timestep_for_each_token_keeps_the_rest_of_the_contract(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def lacking(denoiser: Any) -> tuple[ModulePoint, ...]:
+        return tuple(point for point in WAN.outside(denoiser) if point.name != "hook_timestep_emb")
+
+    monkeypatch.setitem(registry._REGISTERED, WAN.denoiser, replace(WAN, outside=lacking))
     denoiser, inputs = tiny_denoiser("wan")
     tokens = inputs["hidden_states"][:, 0, :, ::2, ::2].flatten(1)
     timestep = torch.full_like(tokens, 500)
     timestep[:, : tokens.shape[1] // 2] = 0
-    report = inspect_architecture(denoiser, inputs | {"timestep": timestep})
+    report = check_architecture(denoiser, inputs | {"timestep": timestep})
     assert set(report.checked) == set(CLAUSES) and report.skipped == ()
-    assert {failure.where for failure in report.failures} == {"hook_timestep_emb"}
 
 
 @pytest.mark.slow
@@ -415,12 +428,15 @@ def test_words_in_a_stream_of_three_kinds_of_text_are_refused() -> None:
 
 @pytest.mark.slow
 def test_a_guiders_further_evaluations_are_refused() -> None:
-    from diffusers.guiders import SkipLayerGuidance
+    from diffusers.guiders import ClassifierFreeGuidance
+
+    class Skipping(ClassifierFreeGuidance):
+        """Names its evaluations as skip-layer guidance does, which does not know these blocks."""
+
+        _input_predictions = ("pred_cond", "pred_cond_skip")
 
     made = fresh_video(hunyuan_video_15)
-    made.pipe.guider = SkipLayerGuidance(
-        skip_layer_guidance_layers=[0], skip_layer_guidance_start=0.0, fqn="transformer_blocks"
-    )
+    made.pipe.guider = Skipping()
     model = HookedDiffusion(made.pipe)
     with pytest.raises(EngineError, match="names an evaluation of its denoiser 'cond_skip', known"):
         model.run_with_cache(**made.settings, names_filter="hook_text_emb")
@@ -435,3 +451,26 @@ def test_packed_videos_need_their_size() -> None:
         model.decode_latents(latents)
     with pytest.raises(RunError, match=r"7 frames were given; .* give 1 or 9"):
         model.encode_image(list(torch.rand(7, 3, *made.size)))
+
+
+@pytest.mark.slow
+def test_the_context_of_cross_attention_is_the_text_without_the_image() -> None:
+    made, name = tiny_video("wan_i2v"), "blocks.0.cross_attn.hook_context"
+    model, found = HookedDiffusion(made.pipe), {}
+    for prompt in (PROMPT, PROMPT.replace("cat", "dog")):
+        settings = made.settings | {"prompt": prompt, "num_inference_steps": 1}
+        out, cache = model.run_with_cache(**settings, names_filter=name)
+        found[prompt] = cache[name][0]
+    first, second = found.values()
+    rows = (first != second).any(-1)[0].nonzero().flatten().tolist()
+    assert first.shape == (1, 512, 32) and model.words(PROMPT, "cat") == tuple(rows)
+    back = [
+        (
+            "blocks.*.cross_attn.hook_context",
+            lambda value, hook: found[PROMPT] if hook.branch == "cond" else None,
+        )
+    ]
+    patched = latents_of(model.run_with_hooks(**settings, fwd_hooks=back))
+    del settings["prompt"]
+    assert not torch.equal(patched, latents_of(out))
+    assert torch.equal(patched, latents_of(model(PROMPT, **settings)))

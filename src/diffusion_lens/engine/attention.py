@@ -174,6 +174,8 @@ class AttentionHooks:
         """Token counts of the streams of a product."""
         lengths = dict(self.lengths())
         queries, keys = self.attention.sequences(name)
+        if keys == ("txt",) and self.evaluation().spec.text_length is not None:
+            same_length("txt", key.shape[2], {"txt": self.evaluation().text_length()})
         lengths |= _own_lengths(queries, query.shape[2], lengths)
         return lengths | _own_lengths(keys, key.shape[2], lengths)
 

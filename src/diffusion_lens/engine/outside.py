@@ -24,7 +24,10 @@ def at_module(tracker: StepTracker, source: AtModule, taps: Sequence[Tap]) -> Ha
     axes = taps[0].point.axes
 
     def transform(value: Tensor) -> Tensor:
-        if len(axes) not in (1, value.ndim):  # of modules by their own names only the batch is known
+        if len(axes) not in (
+            1,
+            value.ndim,
+        ):  # of modules by their own names only the batch is known
             for tap in taps:
                 fired = tap.registration.fired[tap.point.name]
                 fired.absent = (

@@ -128,7 +128,9 @@ def side_unit(model: HookedDiffusion) -> int:
     side = patch[-1] if isinstance(patch, Sequence) else patch
     levels = len(getattr(config, "block_out_channels", None) or [None])
     processor = getattr(pipe, "image_processor", None) or pipe.video_processor
-    return math.lcm(processor.config.vae_scale_factor, pixels_to_a_latent(pipe) * side * 2 ** (levels - 1))
+    return math.lcm(
+        processor.config.vae_scale_factor, pixels_to_a_latent(pipe) * side * 2 ** (levels - 1)
+    )
 
 
 def native_size(model: HookedDiffusion) -> tuple[int, int] | None:

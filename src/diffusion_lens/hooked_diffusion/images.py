@@ -144,9 +144,7 @@ def decode_latents(
     return pipe.image_processor.postprocess(pixels, output_type=output_type)
 
 
-def _unpacked_video(
-    pipe: Any, latents: Tensor, *, height: int | None, width: int | None
-) -> Tensor:
+def _unpacked_video(pipe: Any, latents: Tensor, *, height: int | None, width: int | None) -> Tensor:
     """The latents of LTX-Video with axes batch, channel, frame, height, width.
 
     Raises:
@@ -198,9 +196,7 @@ def _upcast(vae: Any) -> Iterator[Any]:
         vae.to(before)
 
 
-def _scaling(
-    pipe: Any, *, like: Tensor
-) -> tuple[float | Tensor, float | Tensor, float | Tensor]:
+def _scaling(pipe: Any, *, like: Tensor) -> tuple[float | Tensor, float | Tensor, float | Tensor]:
     """Shift, factor and spread of latents: `(encoded - shift) * factor / spread`.
 
     A config's mean and spread of each channel (Playground v2.5) count where the pipeline's own code

@@ -48,9 +48,7 @@ class HookedDiffusion(Naming, Hooking):
     """
 
     @public
-    def __init__(
-        self, pipe: Any, *, name: str | None = None, denoiser: str | None = None
-    ) -> None:
+    def __init__(self, pipe: Any, *, name: str | None = None, denoiser: str | None = None) -> None:
         """Wrap a ready pipeline: with LoRA, quantised, offloaded, compiled, image-to-image, ….
 
         Args:
