@@ -43,7 +43,7 @@ def default_grid(transformer: Any, _level: int) -> tuple[int, ...]:
 
 
 def _patches(config: Any, frames: int, height: int, width: int) -> tuple[int, ...]:
-    side, depth = config.patch_size, config.patch_size_t or 1
+    side, depth = config.patch_size, getattr(config, "patch_size_t", None) or 1
     return (-(-frames // depth), height // side, width // side)
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from diffusion_lens.architectures import forms
 from diffusion_lens.architectures.spec import DenoiserSpec, TextPart
+from diffusion_lens.errors import EngineError
+
+TEXT_TOKENS = 512
+"""How many of the last tokens the classes take for the text where an image goes before it."""
 
 
 def products(block: Any) -> tuple[str, ...]:
@@ -25,6 +30,32 @@ def control(denoiser: Any, block: int) -> Mapping[str, str]:
     """What the control's own blocks give is added behind the blocks that they stand beside."""
     controlled = block in denoiser.config.vace_layers
     return {"img": "a hint of the control is added"} if controlled else {}
+
+
+def text_length(_denoiser: Any, arguments: Mapping[str, Any]) -> list[int]:
+    """Number of text tokens of each sample.
+
+    Raises:
+        EngineError: If the class would take some of them for the image's, or the other way round.
+    """
+    text = arguments["encoder_hidden_states"]
+    image = arguments.get("encoder_hidden_states_image")
+    if image is not None and text.shape[1] != TEXT_TOKENS:
+        raise EngineError(
+            f"{text.shape[1]} text tokens go with {image.shape[1]} of an image, of which the last "
+            f"{TEXT_TOKENS} are taken for the text whatever they are; give max_sequence_length="
+            f"{TEXT_TOKENS}"
+        )
+    return [int(text.shape[1])] * len(text)
+
+
+def cleaned(pipe: Any, prompt: str) -> str:
+    """A prompt as the pipeline's own module cleans it: entities, white space, broken letters."""
+    for kind in type(pipe).__mro__:
+        clean = getattr(sys.modules.get(kind.__module__), "prompt_clean", None)
+        if clean is not None:
+            return clean(prompt)
+    return prompt
 
 
 WAN = DenoiserSpec(
@@ -50,8 +81,9 @@ WAN = DenoiserSpec(
     text="encoder_hidden_states",
     grid=forms.grid_of_latents(),
     default_grid=forms.native(21, 30, 52),
-    text_parts=(TextPart("tokenizer"),),
-    text_tokens=512,
+    text_parts=(TextPart("tokenizer", template=cleaned),),
+    text_tokens=TEXT_TOKENS,
+    text_length=text_length,
     guidance="calls",
     branches=("cond", "uncond"),
 )

@@ -35,7 +35,10 @@ IMAGE_PROMPTS = "IPAdapter"
 """The same for a U-Net's processors with image prompts."""
 
 AS_THEY_ARE = "z, result and the residual stream can be hooked as they are."
-OFF = "the scale of its image prompt is 0 there, so that it is not computed"
+OFF = (
+    "the scale of its image prompt is 0 there, so that it is not computed; set another with "
+    "`pipe.set_ip_adapter_scale(...)`"
+)
 
 NATIVE_BACKENDS = (
     "native",
@@ -171,6 +174,8 @@ class AttentionHooks:
         """Token counts of the streams of a product."""
         lengths = dict(self.lengths())
         queries, keys = self.attention.sequences(name)
+        if keys == ("txt",) and self.evaluation().spec.text_length is not None:
+            same_length("txt", key.shape[2], {"txt": self.evaluation().text_length()})
         lengths |= _own_lengths(queries, query.shape[2], lengths)
         return lengths | _own_lengths(keys, key.shape[2], lengths)
 

@@ -10,11 +10,10 @@ from torch import nn
 from diffusion_lens.architectures.catalogue import find_points, native_points
 from diffusion_lens.architectures.registry import architecture_of
 from diffusion_lens.engine.companion import Companion
-from diffusion_lens.errors import UnsupportedModelError
+from diffusion_lens.engine.denoisers import DENOISERS, denoisers_of, further_denoisers
+from diffusion_lens.errors import UnsupportedModelError, listing
 from diffusion_lens.hook_points.names import NamePattern, match_names
 from diffusion_lens.hook_points.point import HookPoint
-
-DENOISERS = ("transformer", "unet")
 
 
 class ModelParts:
@@ -26,16 +25,18 @@ class ModelParts:
         companion: What runs beside the main pass.
     """
 
-    def __init__(self, pipe: Any) -> None:
+    def __init__(self, pipe: Any, which: str | None = None) -> None:
         """Look up the denoiser.
 
         Args:
             pipe: A diffusers pipeline, or a denoiser that is called by hand.
+            which: The pipeline's attribute that holds it; None for the first that there is.
 
         Raises:
             UnsupportedModelError: If there is no denoiser of a known architecture.
         """
         self.pipe = None if isinstance(pipe, nn.Module) else pipe
+        self.which = which
         self._bare = pipe if isinstance(pipe, nn.Module) else None
         self.spec = architecture_of(type(self.denoiser).__name__)
         self.companion: Companion | None = None
@@ -51,8 +52,14 @@ class ModelParts:
         """
         found: Any = self._bare
         if self.pipe is not None:
-            candidates = (getattr(self.pipe, name, None) for name in DENOISERS)
-            found = next((module for module in candidates if module is not None), None)
+            known = denoisers_of(self.pipe)
+            found = known.get(self.which or next(iter(known), ""))
+        if found is None and self.which is not None:
+            there = listing(list(denoisers_of(self.pipe))) or "none"
+            raise UnsupportedModelError(
+                f"{type(self.pipe or self._bare).__name__} has no denoiser {self.which!r}; it has "
+                f"{there}"
+            )
         if found is None:
             raise UnsupportedModelError(
                 f"{type(self.pipe).__name__} has no denoiser under any of {DENOISERS}; wrap a "
@@ -92,7 +99,8 @@ class ModelParts:
     def attached_to(self) -> list[object]:
         """What hooks are attached to: LoRA, for one, puts other modules in place."""
         scheduler = getattr(self.pipe, "scheduler", None)
-        return [scheduler, *self._processors(), *self.denoiser.modules()]
+        further = further_denoisers(self.pipe, self.denoiser).values()
+        return [scheduler, *self._processors(), *self.denoiser.modules(), *further]
 
     def native(self, pattern: Any) -> dict[str, HookPoint]:
         """Hook points at modules by their path in diffusers, for a pattern that asks for them."""

@@ -21,7 +21,20 @@ def at_module(tracker: StepTracker, source: AtModule, taps: Sequence[Tap]) -> Ha
     point = source.point
     module = tracker.denoiser.get_submodule(point.module)
 
+    axes = taps[0].point.axes
+
     def transform(value: Tensor) -> Tensor:
+        if len(axes) not in (
+            1,
+            value.ndim,
+        ):  # of modules by their own names only the batch is known
+            for tap in taps:
+                fired = tap.registration.fired[tap.point.name]
+                fired.absent = (
+                    f"the value there has the shape {tuple(value.shape)}, which are not the axes "
+                    f"{axes}; read it as it is with 'native:{point.module}'"
+                )
+            return value
         sequence = taps[0].point.sequences.get("pos", ())
         lengths = dict.fromkeys(sequence, value.shape[1])
         # The denoiser's own output comes when it is over.

@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from diffusion_lens.architectures.sources import (
@@ -277,7 +278,17 @@ class BlockHooks:
 
 def _context(at: BlockHooks, source: AttentionContext, run: Fire) -> Handle:
     attention = source.attention
-    return on_argument(at.part(attention.module), (attention.context or "",), run)
+
+    def behind_image(value: Tensor) -> Tensor:
+        """Show the text alone where an image goes before it in the same argument (Wan)."""
+        text = value[:, value.shape[1] - at.tracker.evaluation().text_length() :]
+        after = run(text)
+        if after is text:
+            return value
+        return torch.cat([value[:, : value.shape[1] - text.shape[1]], after], 1)
+
+    shown = run if attention.products[0] == "" else behind_image
+    return on_argument(at.part(attention.module), (attention.context or "",), shown)
 
 
 def _before_rope(at: BlockHooks, source: BeforeRope, run: Fire) -> Handle:

@@ -18,6 +18,7 @@ import torch
 from diffusion_lens.architectures.catalogue import native_points
 from diffusion_lens.architectures.spec import BlockSite
 from diffusion_lens.engine.companion import SecondPass
+from diffusion_lens.engine.evaluation import Evaluation
 from diffusion_lens.engine.handles import Handle, deaf_on_copies, gated
 from diffusion_lens.engine.outside import OUTSIDE
 from diffusion_lens.engine.readers import BlockHooks
@@ -93,6 +94,8 @@ class Session:
                 if "torch._dynamo" in sys.modules:  # else nothing is compiled; importing takes long
                     stack.enter_context(EAGER.asked_for())
             stack.enter_context(self.tracker.attached())
+            self.tracker.on_further.append(self._refuse_unhooked_steps)
+            stack.callback(self.tracker.on_further.remove, self._refuse_unhooked_steps)
             for handle in self._attach_gated():
                 stack.callback(handle.remove)
             self._exit = stack.pop_all()
@@ -119,6 +122,28 @@ class Session:
             raise EngineError(
                 "the denoiser runs context-parallel, where each process sees only part of the "
                 "sequence; run hooked calls on one device"
+            )
+
+    def _refuse_unhooked_steps(self, name: str, evaluation: Evaluation) -> None:
+        """Refuse a step that another denoiser takes where a hook inside this one waits for it.
+
+        Raises:
+            EngineError: Naming the step, and how to hook it.
+        """
+        waiting = [
+            tap
+            for taps in self.taps.values()
+            for tap in taps
+            if tap.point.module != "scheduler"
+            and any(tap.active(evaluation, branch) for branch, _ in evaluation.rows)
+        ]
+        if waiting:
+            pipe, step = type(self.tracker.pipe).__name__, evaluation.step
+            raise EngineError(
+                f"{waiting[0].registration!r} waits for step {step}, which {pipe} takes with its "
+                f"`{name}`, whose modules are not hooked here; keep to the steps of this denoiser "
+                f"with Site(steps=…), hook the other with `HookedDiffusion(pipe, denoiser={name!r}"
+                ")`, or run this one alone with `pipe.register_to_config(boundary_ratio=None)`"
             )
 
     # -- from points to torch hooks -----------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from diffusion_lens.architectures.spec import DenoiserSpec
 from diffusion_lens.engine.branches import FURTHER, Rows, branch_rows
 from diffusion_lens.engine.callers import called_by_method_of, running_pipeline
+from diffusion_lens.engine.denoisers import further_denoisers
 from diffusion_lens.engine.evaluation import Evaluation
 from diffusion_lens.engine.handles import deaf_on_copies
 from diffusion_lens.engine.noise import NoiseLevel, Schedule, noise_level
@@ -57,6 +59,7 @@ class StepTracker:
         self.on_start: list[Callable[[], None]] = []
         self.on_evaluation_by_hand: list[Callable[[], None]] = []
         self.on_evaluation: list[Callable[[Evaluation], None]] = []
+        self.on_further: list[Callable[[str, Evaluation], None]] = []
         self.on_guided: list[Callable[[Tensor, Any, Tensor], Tensor]] = []
         self.on_sample: list[Callable[[Tensor], Tensor]] = []
         self.on_step: list[Callable[[], None]] = []
@@ -203,6 +206,11 @@ class StepTracker:
             handle = self.denoiser.register_forward_hook(self._after, always_call=True)
             undo.callback(deaf_on_copies(handle).remove)
             undo.enter_context(observed(self.denoiser, "cache_context", self._cache_context))
+            for name, module in further_denoisers(self.pipe, self.denoiser).items():
+                before = functools.partial(self._before_further, name)
+                handle = module.register_forward_pre_hook(before, with_kwargs=True, prepend=True)
+                undo.callback(deaf_on_copies(handle).remove)
+                undo.enter_context(observed(module, "cache_context", self._cache_context))
             if self.pipe is not None:
                 self._scheduler = scheduler = self.pipe.scheduler
                 undo.enter_context(observed(scheduler, "set_timesteps", self._set_timesteps))
@@ -289,18 +297,30 @@ class StepTracker:
             for listener in self.on_evaluation_by_hand:
                 listener()
         self._refuse_unfollowed_pipeline()
-        arguments = dict(zip(self._parameters, args, strict=False)) | kwargs
-        self.current = Evaluation(self, self.run, arguments)
+        self.current = self._begun(args, kwargs)
         self._note_recorded(self.current)
         self.running = True
-        self.run.call += 1
-        self.run.evaluations += 1
         self.total += 1
-        for seen in self._noting:
-            seen.branches.update(branch for branch, _ in self.current.rows)
-            seen.steps.add(self.run.step)
         for listener in self.on_evaluation:
             listener(self.current)
+
+    def _begun(self, args: tuple, kwargs: dict) -> Evaluation:
+        """The evaluation that begins, counted."""
+        arguments = dict(zip(self._parameters, args, strict=False)) | kwargs
+        begun = Evaluation(self, self.run, arguments)
+        self.run.call += 1
+        self.run.evaluations += 1
+        for seen in self._noting:
+            seen.branches.update(branch for branch, _ in begun.rows)
+            seen.steps.add(self.run.step)
+        return begun
+
+    def _before_further(self, name: str, _module: nn.Module, args: tuple, kwargs: dict) -> None:
+        """Another denoiser takes a step of the run: what the scheduler gets next is its own."""
+        if self.run.in_pipeline and not self.hooks_running:
+            self.current = self._begun(args, kwargs)
+            for listener in self.on_further:
+                listener(name, self.current)
 
     def _after(self, _module: nn.Module, _args: tuple, _output: Any) -> None:
         self.running = False

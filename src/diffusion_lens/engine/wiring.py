@@ -38,9 +38,9 @@ class Wiring(ModelParts):
         registrations: The hooks that are on.
     """
 
-    def __init__(self, pipe: Any) -> None:
+    def __init__(self, pipe: Any, which: str | None = None) -> None:
         """Look up the denoiser, and follow it; see `ModelParts`."""
-        super().__init__(pipe)
+        super().__init__(pipe, which)
         self.tracker = StepTracker(self.pipe, self.denoiser, self.spec)
         self.tracker.on_call.append(self._before_a_call)
         self.tracker.on_end.append(self._after_a_call)

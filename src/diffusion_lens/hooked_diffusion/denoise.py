@@ -18,12 +18,14 @@ from torch import Tensor
 
 from diffusion_lens.border import public
 from diffusion_lens.engine.borders import on_output
+from diffusion_lens.engine.denoisers import further_denoisers
 from diffusion_lens.engine.noise import NoiseLevel, is_flow, noise_level
 from diffusion_lens.engine.observing import observed, unobserved
 from diffusion_lens.engine.steps import StepTracker
 from diffusion_lens.engine.wiring import Wiring
 from diffusion_lens.errors import CacheKeyError, EngineError, RunError
 from diffusion_lens.hooked_diffusion.caching import quiet
+from diffusion_lens.hooked_diffusion.images import frames_to_a_latent, pixels_to_a_latent
 from diffusion_lens.hooked_diffusion.run import Run, generators
 from diffusion_lens.showing.one_line import counted
 
@@ -183,11 +185,11 @@ def _size_of(wiring: Wiring, latents: Tensor, settings: Mapping[str, Any]) -> di
     axes = wiring.points["hook_latents"].axes
     size = {}
     if "frame" in axes and latents.ndim == len(axes):
-        every = pipe.vae_scale_factor_temporal
+        every = frames_to_a_latent(pipe)
         size["num_frames"] = (latents.shape[axes.index("frame")] - 1) * every + 1
     if latents.ndim < 4 or "height" in settings or "width" in settings:
         return size
-    scale = getattr(pipe, "vae_scale_factor_spatial", None) or pipe.vae_scale_factor
+    scale = pixels_to_a_latent(pipe)
     return size | {"height": latents.shape[-2] * scale, "width": latents.shape[-1] * scale}
 
 
@@ -330,8 +332,10 @@ def _branches_into(tracker: StepTracker, found: dict[str, Tensor]) -> Iterator[N
             found[branch] = prediction[rows]
         return prediction
 
-    handle = on_output(tracker.denoiser, 0, keep)
+    further = further_denoisers(tracker.pipe, tracker.denoiser).values()
+    handles = [on_output(module, 0, keep) for module in (tracker.denoiser, *further)]
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()

@@ -12,6 +12,7 @@ from PIL.Image import Image, Resampling
 from torch import Tensor
 
 from diffusion_lens.errors import RunError
+from diffusion_lens.hooked_diffusion.images import pixels_to_a_latent
 from diffusion_lens.hooked_diffusion.model import HookedDiffusion
 
 
@@ -127,7 +128,9 @@ def side_unit(model: HookedDiffusion) -> int:
     side = patch[-1] if isinstance(patch, Sequence) else patch
     levels = len(getattr(config, "block_out_channels", None) or [None])
     processor = getattr(pipe, "image_processor", None) or pipe.video_processor
-    return math.lcm(processor.config.vae_scale_factor, _pixels(pipe) * side * 2 ** (levels - 1))
+    return math.lcm(
+        processor.config.vae_scale_factor, pixels_to_a_latent(pipe) * side * 2 ** (levels - 1)
+    )
 
 
 def native_size(model: HookedDiffusion) -> tuple[int, int] | None:
@@ -138,7 +141,8 @@ def native_size(model: HookedDiffusion) -> tuple[int, int] | None:
     both = side if isinstance(side, list | tuple) else (side, side)
     for height, width in (of_videos, both):
         if height is not None and width is not None:
-            return height * _pixels(model.pipe), width * _pixels(model.pipe)
+            pixels = pixels_to_a_latent(model.pipe)
+            return height * pixels, width * pixels
     return None
 
 
@@ -150,8 +154,3 @@ def _with_aspect(given: tuple[int, int], height: int | None, width: int | None) 
     if height is None:
         return round(given[0] * width / given[1]), width
     return height, width
-
-
-def _pixels(pipe: Any) -> int:
-    """How many pixels of each side are one of the latents."""
-    return getattr(pipe, "vae_scale_factor_spatial", None) or pipe.vae_scale_factor

@@ -46,15 +46,21 @@ def encode_image(
         latents = pipe._patchify_latents(latents)
     shift, scale, spread = _scaling(pipe, like=latents)
     latents = ((latents - shift) * scale / spread).to(pipe.vae.dtype)
-    if video:
+    if video and "frame" in axes:
         return latents.permute([VIDEO.index(axis) for axis in axes])
+    if video:
+        return pipe._pack_latents(latents, *_video_patches(pipe))
     latents = latents[:, :, 0] if latents.ndim == len(VIDEO) else latents
     return _packed(pipe, latents)
 
 
 def _makes_videos(pipe: Any, axes: Sequence[str]) -> bool:
-    """Whether a pipeline makes videos; Z-Image's denoiser has an axis of one frame for images."""
-    return "frame" in axes and hasattr(pipe, "video_processor")
+    """Whether a pipeline makes videos.
+
+    Z-Image's denoiser has an axis of one frame for images, and LTX-Video's packed latents none.
+    """
+    packed = hasattr(pipe, "vae_temporal_compression_ratio")
+    return packed or ("frame" in axes and hasattr(pipe, "video_processor"))
 
 
 def _takes_frames(vae: Any) -> bool:
@@ -68,6 +74,23 @@ def _packed(pipe: Any, latents: Tensor) -> Tensor:
         return latents
     alone = len(inspect.signature(pipe._pack_latents).parameters) == 1  # Flux.2: patches already
     return pipe._pack_latents(latents) if alone else pipe._pack_latents(latents, *latents.shape)
+
+
+def _video_patches(pipe: Any) -> tuple[int, int]:
+    """Latents of a side, and frames of them, that LTX-Video packs into one token."""
+    return pipe.transformer_spatial_patch_size, pipe.transformer_temporal_patch_size
+
+
+def pixels_to_a_latent(pipe: Any) -> int:
+    """How many pixels of each side are one of the latents."""
+    names = ("vae_scale_factor_spatial", "vae_spatial_compression_ratio", "vae_scale_factor")
+    return next(getattr(pipe, name) for name in names if hasattr(pipe, name))
+
+
+def frames_to_a_latent(pipe: Any) -> int:
+    """How many frames behind the first are one of the latents."""
+    names = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio")
+    return next(getattr(pipe, name) for name in names if hasattr(pipe, name))
 
 
 def _pixels(pipe: Any, image: Any, *, video: bool, height: int | None, width: int | None) -> Tensor:
@@ -98,7 +121,7 @@ def _pixels(pipe: Any, image: Any, *, video: bool, height: int | None, width: in
 
 
 def _refuse_frames(pipe: Any, frames: int) -> None:
-    every = pipe.vae_scale_factor_temporal
+    every = frames_to_a_latent(pipe)
     if frames % every != 1 % every:
         fewer = (frames - 1) // every * every + 1
         raise RunError(
@@ -118,16 +141,22 @@ def decode_latents(
 ) -> Any:
     """Latents with some axes as images; see `HookedDiffusion.decode_latents`."""
     video = _makes_videos(pipe, axes)
-    if video:
+    if video and "frame" in axes:
         latents = latents.permute([axes.index(axis) for axis in VIDEO])
-    if hasattr(pipe, "_pack_latents") and latents.ndim == 3:
+    elif video:
+        latents = _unpacked_video(pipe, latents, height=height, width=width)
+    elif hasattr(pipe, "_pack_latents") and latents.ndim == 3:
         latents = _unpacked(pipe, latents, height, width)
     with torch.no_grad(), _upcast(pipe.vae) as vae:
         latents = latents.to(vae.dtype)  # first, so that no shift is rounded to half precision
-        latents = _as_encoded(pipe, latents)
+        shift, scale, spread = _scaling(pipe, like=latents)
+        latents = latents * spread / scale + shift
         if hasattr(pipe, "_unpatchify_latents"):
             latents = pipe._unpatchify_latents(latents)
-        pixels = vae.decode(latents, return_dict=False)[0]
+        more = {}
+        if getattr(vae.config, "timestep_conditioning", False):  # LTX-Video decodes at noise 0
+            more["temb"] = torch.zeros(len(latents), device=latents.device, dtype=latents.dtype)
+        pixels = vae.decode(latents, return_dict=False, **more)[0]
     if video:
         return pipe.video_processor.postprocess_video(pixels, output_type=output_type)
     pixels = pixels[:, :, 0] if pixels.ndim == len(VIDEO) else pixels
@@ -158,12 +187,22 @@ def _unpacked(pipe: Any, latents: Tensor, height: int | None, width: int | None)
     return pipe._unpack_latents(latents, height, width, *more)
 
 
-def _as_encoded(pipe: Any, latents: Tensor) -> Tensor:
-    """Latents of the loop in the autoencoder's own units, rounded as the pipeline rounds them."""
-    shift, scale, spread = _scaling(pipe, like=latents)
-    if getattr(pipe.vae.config, "scaling_factor", None) is None and _takes_frames(pipe.vae):
-        return latents / (1.0 / spread) + shift
-    return latents * spread / scale + shift
+def _unpacked_video(pipe: Any, latents: Tensor, *, height: int | None, width: int | None) -> Tensor:
+    """The latents of LTX-Video with axes batch, channel, frame, height, width.
+
+    Raises:
+        RunError: If they are not whole frames of that size.
+    """
+    pixels, (side, depth) = pixels_to_a_latent(pipe), _video_patches(pipe)
+    rows, columns = ((given or 0) // pixels // side for given in (height, width))
+    tokens = latents.shape[1]
+    if not rows * columns or tokens % (rows * columns):
+        raise RunError(
+            f"packed latents of {tokens} tokens do not make frames of {height} x {width} pixels "
+            f"({rows * columns} tokens each); give height= and width="
+        )
+    frames = tokens // (rows * columns)
+    return pipe._unpack_latents(latents, frames, rows, columns, side, depth)
 
 
 def add_noise(scheduler: Any, latents: Tensor, *, level: float, seed: int | list[int]) -> Tensor:
@@ -200,26 +239,30 @@ def _upcast(vae: Any) -> Iterator[Any]:
         vae.to(before)
 
 
-def _scaling(pipe: Any, *, like: Tensor) -> tuple[float | Tensor, float, float | Tensor]:
+def _scaling(pipe: Any, *, like: Tensor) -> tuple[float | Tensor, float | Tensor, float | Tensor]:
     """Shift, factor and spread of latents: `(encoded - shift) * factor / spread`.
 
     A config's mean and spread of each channel (Playground v2.5, Qwen-Image) count where the
     pipeline's own code looks for them: Stable Diffusion XL does; 1.x, whose VAE has the same class,
-    3, Flux and CogVideoX do not. Flux.2's VAE has them as a batch norm of patches.
+    3, Flux and CogVideoX do not. Flux.2's VAE has them as a batch norm of patches, LTX-Video's among
+    its buffers. Those of Wan and Qwen-Image have no other factor, and their pipelines multiply by
+    what is 1 over the spread, which rounds in its own way.
     """
     config = pipe.vae.config
     factor = getattr(config, "scaling_factor", None)
-    factor = 1.0 if factor is None else factor
     shape = (1, -1, *[1] * (like.ndim - 2))
     if hasattr(pipe, "_patchify_latents"):
         norm = pipe.vae.bn
-        shift = norm.running_mean.view(shape).to(like)
-        return shift, factor, torch.sqrt(norm.running_var.view(shape) + config.batch_norm_eps).to(like)
-    mean, spread = (getattr(config, name, None) for name in ("latents_mean", "latents_std"))
+        spread = torch.sqrt(norm.running_var.view(shape) + config.batch_norm_eps).to(like)
+        return norm.running_mean.view(shape).to(like), 1.0 if factor is None else factor, spread
+    kept = dict(pipe.vae.named_buffers(recurse=False))
+    mean, spread = (
+        getattr(config, name, kept.get(name)) for name in ("latents_mean", "latents_std")
+    )
     if mean is not None and spread is not None and _looks_for_a_mean(type(pipe)):
-        shift, by = (torch.tensor(values).view(shape).to(like) for values in (mean, spread))
-        return shift, factor, by
-    return getattr(config, "shift_factor", None) or 0.0, factor, 1.0
+        shift, by = (torch.as_tensor(one).view(shape).to(like) for one in (mean, spread))
+        return (shift, 1.0 / by, 1.0) if factor is None else (shift, factor, by)
+    return getattr(config, "shift_factor", None) or 0.0, 1.0 if factor is None else factor, 1.0
 
 
 def _looks_for_a_mean(kind: type) -> bool:

@@ -48,12 +48,15 @@ class HookedDiffusion(Naming, Hooking):
     """
 
     @public
-    def __init__(self, pipe: Any, *, name: str | None = None) -> None:
+    def __init__(self, pipe: Any, *, name: str | None = None, denoiser: str | None = None) -> None:
         """Wrap a ready pipeline: with LoRA, quantised, offloaded, compiled, image-to-image, ….
 
         Args:
             pipe: A diffusers pipeline, or a denoiser that is called by hand.
             name: What to call the model in tables; by default where it was loaded from.
+            denoiser: The pipeline's attribute whose steps are hooked, where there are several
+                (Wan 2.2: `"transformer"`, above a noise level, and `"transformer_2"`, below it);
+                None is the first. Wrap the pipeline once for each; steps keep their numbers.
 
         Raises:
             UnsupportedModelError: If there is no denoiser of a known architecture.
@@ -63,7 +66,7 @@ class HookedDiffusion(Naming, Hooking):
                 f"{pipe!r} is no pipeline; load an id or a folder with "
                 "`HookedDiffusion.from_pretrained(...)`, and wrap a pipeline once"
             )
-        self.wiring = Wiring(pipe)
+        self.wiring = Wiring(pipe, denoiser)
         config = getattr(self.denoiser, "config", {})
         self.name = name or getattr(config, "_name_or_path", "") or type(self.denoiser).__name__
 

@@ -121,8 +121,7 @@ def _never_fired(
     if absent is not None:
         return (
             f"{fn} never fired at {absent} ({registration.site!r}): "
-            f"{registration.fired[absent].absent}. Leave it out, or set another scale with "
-            "`pipe.set_ip_adapter_scale(...)`."
+            f"{registration.fired[absent].absent}. Or leave it out."
         )
     return (
         f"{fn} never fired at {where}, though the model ran {_called(ran)} in the branches "

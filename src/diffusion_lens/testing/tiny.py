@@ -55,7 +55,7 @@ def tiny_denoiser(
 
     with torch.random.fork_rng(devices=[]):
         denoiser, inputs = TINY_FAMILIES[family](draw, batch)
-    _draw_weights(denoiser, generator)
+    draw_weights(denoiser, generator)
     nn.Module.to(denoiser, dtype)  # the override in diffusers logs a warning about nothing
     for path, module in denoiser.named_modules():
         if path.rpartition(".")[2] in KEPT_IN_FLOAT32.get(family, ()):
@@ -63,7 +63,8 @@ def tiny_denoiser(
     return denoiser.eval(), _cast(inputs, dtype)
 
 
-def _draw_weights(denoiser: nn.Module, generator: torch.Generator) -> None:
+def draw_weights(denoiser: nn.Module, generator: torch.Generator) -> None:
+    """Draw every weight anew, so that gates are open and attention is sharp."""
     with torch.no_grad():
         for name, weight in denoiser.named_parameters():
             noise = torch.randn(weight.shape, generator=generator)
