@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffusion_lens.testing.tiny import _draw_weights, tiny_denoiser
+from diffusion_lens.testing.tiny import draw_weights, tiny_denoiser
 from tests.tiny_pipelines import encoders, tokenizers
 
 HEIGHT, WIDTH = 4, 6
@@ -58,7 +58,7 @@ def _denoiser(name: str, **changes: Any) -> nn.Module:
     if not changes:
         return found
     changed = type(found).from_config({**found.config, **changes})
-    _draw_weights(changed, torch.Generator().manual_seed(0))
+    draw_weights(changed, torch.Generator().manual_seed(0))
     return changed.eval()
 
 
