@@ -343,6 +343,7 @@ class DenoiserSpec:
         outside: The hook points outside the blocks, given the denoiser.
         latents: The denoiser's argument that takes the latents.
         text: The one that takes the text embeddings.
+        text_beside: Further ones with text embeddings of the same stream.
         grid: Token grid from the denoiser, its arguments and a level.
         grid_from: The argument whose values make the grid; None where shapes alone do.
         default_grid: Token grid at the model's native size, from the denoiser.
@@ -388,4 +389,5 @@ class DenoiserSpec:
     apart: Mapping[str, str] = field(default_factory=dict)
     text_length: Callable[[nn.Module, Mapping[str, Any]], Sequence[int]] | None = None
     timestep: str = "timestep"
+    text_beside: tuple[str, ...] = ()
     between: Callable[[Any, int], Mapping[str, str]] = lambda _denoiser, _block: {}
