@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -75,6 +76,15 @@ def grid(denoiser: Any, arguments: Mapping[str, Any], _level: int) -> tuple[int,
     return tuple(size // patch for size in arguments["hidden_states"].shape[-2:])
 
 
+def image_length(denoiser: Any, arguments: Mapping[str, Any]) -> int:
+    """Tokens of the image and those that fill it up."""
+    latents = arguments["hidden_states"]
+    if latents.ndim == 3:
+        return latents.shape[1]
+    square = latents.shape[-1] == latents.shape[-2]
+    return math.prod(grid(denoiser, arguments, 0)) if square else denoiser.max_seq
+
+
 def text_length(_denoiser: nn.Module, arguments: Mapping[str, Any]) -> list[int]:
     """T5's tokens, those of Llama's last layer, and those of the layer that the block is given."""
     llama = arguments["encoder_hidden_states_llama3"][0].shape[1]
@@ -112,6 +122,7 @@ HIDREAM = DenoiserSpec(
     text_tokens=384,
     text_ends_in_last_block=True,
     text_length=text_length,
+    image_length=image_length,
     timestep="timesteps",
     between=next_layer,
 )

@@ -30,6 +30,11 @@ def text_length(_denoiser: nn.Module, arguments: Mapping[str, Any]) -> list[int]
     return (arguments["indicator"] != IMAGE).sum(1).tolist()
 
 
+def image_length(_denoiser: nn.Module, arguments: Mapping[str, Any]) -> int:
+    """Tokens of the image."""
+    return int((arguments["indicator"][0] == IMAGE).sum())
+
+
 def chat(pipe: Any, prompt: str) -> str:
     """The prompt as a user's message."""
     message = {"role": "user", "content": [{"type": "text", "text": prompt}]}
@@ -69,4 +74,5 @@ IDEOGRAM4 = DenoiserSpec(
     branches=("cond",),
     timestep_scale=-1000.0,
     text_length=text_length,
+    image_length=image_length,
 )
