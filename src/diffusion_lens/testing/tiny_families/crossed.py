@@ -117,7 +117,7 @@ def wan_animate(draw: Draw, batch: int) -> Made:
     return transformer, {
         "hidden_states": draw(batch, 12, 3, 2 * HEIGHT, 2 * WIDTH),
         "encoder_hidden_states": draw(batch, 512, 24),
-        "encoder_hidden_states_image": draw(batch, 5, 12),
+        "encoder_hidden_states_image": draw(batch, 9, 12),
         "pose_hidden_states": draw(batch, 4, 2, 2 * HEIGHT, 2 * WIDTH),
         "face_pixel_values": draw(batch, 3, 5, 16, 16),
         "timestep": step_500(batch),

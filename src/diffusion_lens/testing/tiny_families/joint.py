@@ -214,7 +214,7 @@ def hidream(draw: Draw, batch: int) -> Made:
         num_layers=2,
         num_single_layers=2,
         attention_head_dim=8,
-        num_attention_heads=4,
+        num_attention_heads=2,
         caption_channels=(24, 12),
         text_emb_dim=20,
         num_routed_experts=2,
