@@ -92,7 +92,7 @@ def wan_animate(draw: Draw, batch: int) -> Made:
     from diffusers import WanAnimateTransformer3DModel
 
     transformer = WanAnimateTransformer3DModel(
-        patch_size=(1, 2, 2),
+        patch_size=(1, 2, 2),  # type: ignore[arg-type]
         num_attention_heads=4,
         attention_head_dim=8,
         in_channels=12,
@@ -284,7 +284,7 @@ def prx(draw: Draw, batch: int) -> Made:
         mlp_ratio=2.0,
         num_heads=4,
         depth=3,
-        axes_dim=(4, 4),
+        axes_dim=(4, 4),  # type: ignore[arg-type]
     )
     return transformer, {
         "hidden_states": draw(batch, 4, 2 * HEIGHT, 2 * WIDTH),

@@ -215,13 +215,13 @@ def hidream(draw: Draw, batch: int) -> Made:
         num_single_layers=2,
         attention_head_dim=8,
         num_attention_heads=2,
-        caption_channels=(24, 12),
+        caption_channels=(24, 12),  # type: ignore[arg-type]
         text_emb_dim=20,
         num_routed_experts=2,
         num_activated_experts=1,
-        axes_dims_rope=(4, 2, 2),
+        axes_dims_rope=(4, 2, 2),  # type: ignore[arg-type]
         max_resolution=(16, 16),
-        llama_layers=(0, 1, 2, 3),
+        llama_layers=(0, 1, 2, 3),  # type: ignore[arg-type]
         force_inference_output=True,
     )
     return transformer, {
