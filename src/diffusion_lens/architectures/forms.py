@@ -74,7 +74,7 @@ class Own:
         projection: Takes the heads' values back to the residual width.
         norm: Reads the stream between attention and MLP.
         mlp: Returns the MLP's raw output.
-        down: The MLP's last layer, whose input is the neurons.
+        down: The MLP's last layer, whose input is the neurons; None for a mixture of experts.
         gates: Of the attention's update and of the MLP's.
         before_rope: What returns q and k before rotary embedding; None where there is no norm.
         argument: The block's argument that brings the stream in.
@@ -85,7 +85,7 @@ class Own:
     projection: str
     norm: str
     mlp: str
-    down: str
+    down: str | None
     gates: Gates = (None, None)
     before_rope: tuple[str, str] | None = None
     argument: str = ""
@@ -122,6 +122,7 @@ def joint(
     products: Products = one_product,
     sizes: Sizes | None = None,
     heads_first: bool = False,
+    heads_joined: bool = False,
 ) -> Block:
     """Streams that meet in one attention and have a norm, a projection and an MLP each.
 
@@ -135,6 +136,7 @@ def joint(
         products: The names of the attention products of one block.
         sizes: Number of heads and width of a head, where the module does not tell.
         heads_first: Whether q and k have their head axis before the positions.
+        heads_joined: Whether they are normed for all heads side by side.
     """
 
     def describe(block: nn.Module) -> BlockSpec:
@@ -152,6 +154,7 @@ def joint(
             products=products(block),
             sizes=None if sizes is None else sizes(block.get_submodule(attention)),
             heads_first=heads_first,
+            heads_joined=heads_joined,
         )
         streams = {
             name: Stream(
@@ -229,13 +232,15 @@ def sequential(
     within: str = "hidden_states",
     attention: str = "attn",
     norm: str = "norm2",
-    mlp: tuple[str, str] = ("ff", "ff.net.2"),
+    mlp: tuple[str, str | None] = ("ff", "ff.net.2"),
     gates: Gates = (None, None),
     sizes: Sizes | None = None,
     gated: bool = False,
     before_rope: tuple[str, str] | None = ("norm_q", "norm_k"),
     beside: bool = False,
     positions_first: bool = False,
+    projection: str = "to_out.0",
+    heads_joined: bool = False,
 ) -> Block:
     """One attention, then one MLP, on one tensor that holds all streams.
 
@@ -251,6 +256,8 @@ def sequential(
         before_rope: What returns q and k before rotary embedding, by path from the attention.
         beside: Whether the attention goes into the MLP alone.
         positions_first: Whether the tensor has axes pos, batch, d_model.
+        projection: Takes the heads' values back to the residual width, by path from the attention.
+        heads_joined: Whether q and k are normed for all heads side by side.
     """
     order = tuple(order)
     norms = tuple(f"{attention}.{path}" for path in before_rope or ())
@@ -263,8 +270,9 @@ def sequential(
             module=attention,
             queries=order,
             keys=order,
-            projections=dict.fromkeys(order, Projection(f"{attention}.to_out.0", order)),
+            projections=dict.fromkeys(order, Projection(f"{attention}.{projection}", order)),
             gates={} if gates[0] is None else dict.fromkeys(order, gates[0]),
+            heads_joined=heads_joined,
             before_rope=dict.fromkeys(order, norms) if norms else {},
             sizes=None if sizes is None else sizes(module),
             gated=gated,

@@ -14,6 +14,9 @@ from diffusion_lens.architectures.spec import DenoiserSpec, TextPart
 IMAGE = 2
 """What `indicator` holds where a token is the image's."""
 
+PADDED = 2048
+"""Length to which the pipeline fills the text up, from the left, where it is not told another."""
+
 
 def grid(_denoiser: nn.Module, arguments: Mapping[str, Any], _level: int) -> tuple[int, ...]:
     """(height, width) in tokens."""
@@ -25,6 +28,11 @@ def grid(_denoiser: nn.Module, arguments: Mapping[str, Any], _level: int) -> tup
 def text_length(_denoiser: nn.Module, arguments: Mapping[str, Any]) -> list[int]:
     """Tokens before the image, padding among them."""
     return (arguments["indicator"] != IMAGE).sum(1).tolist()
+
+
+def image_length(_denoiser: nn.Module, arguments: Mapping[str, Any]) -> int:
+    """Tokens of the image."""
+    return int((arguments["indicator"][0] == IMAGE).sum())
 
 
 def chat(pipe: Any, prompt: str) -> str:
@@ -58,10 +66,13 @@ IDEOGRAM4 = DenoiserSpec(
     grid=grid,
     grid_from="position_ids",
     default_grid=forms.native(128, 128),
-    text_parts=(TextPart("tokenizer", template=chat),),
-    text_tokens=2048,
+    text_parts=(
+        TextPart("tokenizer", template=chat, before=lambda _pipe, words: PADDED - words, bare=True),
+    ),
+    text_tokens=PADDED,
     guidance="calls",
     branches=("cond",),
     timestep_scale=-1000.0,
     text_length=text_length,
+    image_length=image_length,
 )

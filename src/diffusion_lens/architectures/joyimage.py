@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -38,6 +39,13 @@ def grid(denoiser: Any, arguments: Mapping[str, Any], _level: int) -> tuple[int,
     return tuple(side // by for side, by in zip(size, denoiser.config.patch_size, strict=True))
 
 
+def image_length(denoiser: Any, arguments: Mapping[str, Any]) -> int:
+    """Tokens of the image and its references."""
+    latents = arguments["hidden_states"]
+    images = latents.shape[1] if latents.ndim == 6 else 1
+    return images * math.prod(grid(denoiser, arguments, 0))
+
+
 def grid_of_shapes(_denoiser: Any, arguments: Mapping[str, Any], _level: int) -> tuple[int, ...]:
     """The same, from the sizes that the pipeline gives."""
     return tuple(arguments["shape_list"][0][0])
@@ -66,6 +74,7 @@ JOY_IMAGE_EDIT = DenoiserSpec(
     guidance="calls",
     branches=("cond", "uncond"),
     text_ends_in_last_block=True,
+    image_length=image_length,
 )
 JOY_IMAGE_EDIT_PLUS = replace(
     JOY_IMAGE_EDIT,
@@ -77,6 +86,7 @@ JOY_IMAGE_EDIT_PLUS = replace(
         embedding="condition_embedder.time_embedder",
     ),
     grid=grid_of_shapes,
+    image_length=lambda _denoiser, arguments: arguments["hidden_states"].shape[1],
     grid_from="shape_list",
     guidance="batched",
     branches=("uncond", "cond"),

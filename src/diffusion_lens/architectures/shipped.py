@@ -12,6 +12,7 @@ from diffusion_lens.architectures.flux import FLUX
 from diffusion_lens.architectures.flux2 import FLUX2
 from diffusion_lens.architectures.flux3 import FLUX3
 from diffusion_lens.architectures.flux_copies import BRIA, CHROMA, LONGCAT, OVIS
+from diffusion_lens.architectures.hidream import HIDREAM
 from diffusion_lens.architectures.hunyuan import HUNYUAN_IMAGE, HUNYUAN_VIDEO, HUNYUAN_VIDEO_15
 from diffusion_lens.architectures.ideogram4 import IDEOGRAM4
 from diffusion_lens.architectures.joyimage import JOY_IMAGE_EDIT, JOY_IMAGE_EDIT_PLUS
@@ -65,6 +66,7 @@ SHIPPED = (
     COSMOS,
     BRIA_FIBO,
     FLUX3,
+    HIDREAM,
     SANA,
     SANA_VIDEO,
     ERNIE_IMAGE,

@@ -360,6 +360,9 @@ class DenoiserSpec:
         outside: The hook points outside the blocks, given the denoiser.
         latents: The denoiser's argument that takes the latents.
         text: The one that takes the text embeddings.
+        text_beside: Further ones with text embeddings of the same stream.
+        image_length: Number of image tokens, from the denoiser and its arguments, where they are
+            others than the grid's: references stand in the same stream, or text in the latents.
         grid: Token grid from the denoiser, its arguments and a level.
         grid_from: The argument whose values make the grid; None where shapes alone do.
         default_grid: Token grid at the model's native size, from the denoiser.
@@ -405,4 +408,6 @@ class DenoiserSpec:
     apart: Mapping[str, str] = field(default_factory=dict)
     text_length: Callable[[nn.Module, Mapping[str, Any]], Sequence[int]] | None = None
     timestep: str = "timestep"
+    text_beside: tuple[str, ...] = ()
+    image_length: Callable[[Any, Mapping[str, Any]], int] | None = None
     between: Callable[[Any, int], Mapping[str, str]] = lambda _denoiser, _block: {}

@@ -83,6 +83,8 @@ class Evaluation:
         latents = self.arguments[self.spec.latents]
         packed = isinstance(latents, Tensor) and latents.ndim == 3
         image = latents.shape[1] if packed else math.prod(self.grid(level))
+        if self.spec.image_length is not None:
+            image = self.spec.image_length(self.tracker.denoiser, self.arguments)
         has_text = self.arguments.get(self.spec.text) is not None
         found = {"img": int(image)} | ({"txt": self.text_length()} if has_text else {})
         return found | self.tracker.companion_tokens

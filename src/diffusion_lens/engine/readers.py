@@ -294,6 +294,7 @@ def _context(at: BlockHooks, source: AttentionContext, run: Fire) -> Handle:
 def _before_rope(at: BlockHooks, source: BeforeRope, run: Fire) -> Handle:
     modules = source.attention.before_rope
     path = modules[source.stream]["qk".index(source.which)]
+    assert path is not None  # the catalogue has no such point otherwise
     sharing = tuple(stream for stream, found in modules.items() if path in found)
     transform = at.on_rows(sharing, source.stream, run)
     attention = source.attention

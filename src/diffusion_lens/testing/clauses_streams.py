@@ -23,7 +23,7 @@ from diffusion_lens.testing.report import Findings
 from diffusion_lens.testing.subject import Hook, Subject, disturbed, noise_like
 from diffusion_lens.testing.weights import is_editable, scaled_rows, scaled_tokens
 
-VALUE_PROJECTIONS = ("to_v", "add_v_proj", "to_value")
+VALUE_PROJECTIONS = ("to_v", "to_v_t", "add_v_proj", "to_value")
 """What diffusers calls the layers that make v."""
 
 FUSED_PROJECTIONS = (
@@ -129,6 +129,8 @@ def _disturb(subject: Subject, stream: str) -> Reaction:
     edits: list[Hook] = [(name, hold) for name in entering]
     with _Watching(subject, seen_after):
         changes = {argument: disturbed(given, argument)}
+        for further in subject.model.spec.text_beside if stream == "txt" else ():
+            changes[further] = disturbed(subject.inputs[further], further)
         after = subject.record(products, edits, changes=changes).values()
     first = [name for name in entering if subject.points[name].block == 0]
     return Reaction(

@@ -19,8 +19,23 @@ from diffusion_lens.testing.tiny_families.drawing import Make
 SHARPNESS = 1.6
 """Factor on the projections to queries and keys (and on the weights of their norms)."""
 
-QUERIES_AND_KEYS = ("to_q.", "to_k.", "add_q_proj.", "add_k_proj.", "to_qkv")
-QUERY_AND_KEY_NORMS = ("norm_q.", "norm_k.", "norm_added_q.", "norm_added_k.")
+QUERIES_AND_KEYS = (
+    "to_q.",
+    "to_k.",
+    "add_q_proj.",
+    "add_k_proj.",
+    "to_qkv",
+    "to_query.",
+    "to_key.",
+)
+QUERY_AND_KEY_NORMS = (
+    "norm_q.",
+    "norm_k.",
+    "norm_added_q.",
+    "norm_added_k.",
+    "query_norm.",
+    "key_norm.",
+)
 
 KEPT_IN_FLOAT32 = {
     "kandinsky5": ("time_embeddings", "modulation", "visual_modulation", "text_modulation")

@@ -92,7 +92,7 @@ def wan_animate(draw: Draw, batch: int) -> Made:
     from diffusers import WanAnimateTransformer3DModel
 
     transformer = WanAnimateTransformer3DModel(
-        patch_size=(1, 2, 2),
+        patch_size=(1, 2, 2),  # type: ignore[arg-type]
         num_attention_heads=4,
         attention_head_dim=8,
         in_channels=12,
@@ -117,7 +117,7 @@ def wan_animate(draw: Draw, batch: int) -> Made:
     return transformer, {
         "hidden_states": draw(batch, 12, 3, 2 * HEIGHT, 2 * WIDTH),
         "encoder_hidden_states": draw(batch, 512, 24),
-        "encoder_hidden_states_image": draw(batch, 5, 12),
+        "encoder_hidden_states_image": draw(batch, 9, 12),
         "pose_hidden_states": draw(batch, 4, 2, 2 * HEIGHT, 2 * WIDTH),
         "face_pixel_values": draw(batch, 3, 5, 16, 16),
         "timestep": step_500(batch),
@@ -284,7 +284,7 @@ def prx(draw: Draw, batch: int) -> Made:
         mlp_ratio=2.0,
         num_heads=4,
         depth=3,
-        axes_dim=(4, 4),
+        axes_dim=(4, 4),  # type: ignore[arg-type]
     )
     return transformer, {
         "hidden_states": draw(batch, 4, 2 * HEIGHT, 2 * WIDTH),

@@ -203,6 +203,36 @@ def flux3(draw: Draw, batch: int) -> Made:
     }
 
 
+def hidream(draw: Draw, batch: int) -> Made:
+    """HiDream; others than square images it fills up with tokens that no input moves."""
+    from diffusers import HiDreamImageTransformer2DModel
+
+    transformer = HiDreamImageTransformer2DModel(
+        patch_size=2,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        caption_channels=(24, 12),  # type: ignore[arg-type]
+        text_emb_dim=20,
+        num_routed_experts=2,
+        num_activated_experts=1,
+        axes_dims_rope=(4, 2, 2),  # type: ignore[arg-type]
+        max_resolution=(16, 16),
+        llama_layers=(0, 1, 2, 3),  # type: ignore[arg-type]
+        force_inference_output=True,
+    )
+    return transformer, {
+        "hidden_states": draw(batch, 4, 2 * HEIGHT, 2 * HEIGHT),
+        "encoder_hidden_states_t5": draw(batch, TEXT_TOKENS, 24),
+        "encoder_hidden_states_llama3": draw(4, batch, 5, 12),
+        "pooled_embeds": draw(batch, 20),
+        "timesteps": step_500(batch),
+    }
+
+
 def longcat(draw: Draw, batch: int) -> Made:
     """LongCat-Image."""
     return _like_flux("LongCatImageTransformer2DModel", draw, batch, pooled_projection_dim=24)
@@ -299,6 +329,7 @@ FAMILIES: dict[str, Make] = {
     "bria": bria,
     "bria_fibo": bria_fibo,
     "flux3": flux3,
+    "hidream": hidream,
     "longcat": longcat,
     "ovis": ovis,
     "hunyuan_video": hunyuan_video,
