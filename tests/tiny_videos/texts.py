@@ -23,7 +23,8 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-WORDS = "a red cat dog blue on the glass table and small bird wooden street blurry video".split()
+TAUGHT = "a red cat dog blue on the glass table and small bird wooden street blurry video"
+WORDS = TAUGHT.split()
 SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
 WIDTH = 24
 """Of all text embeddings."""

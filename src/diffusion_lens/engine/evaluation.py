@@ -56,6 +56,11 @@ class Evaluation:
         """The scheduler's timestep."""
         return float(self.timestep_known())
 
+    def tokens_have_timesteps(self) -> bool:
+        """Whether each token has a timestep of its own (0 where a first frame is given)."""
+        found = self.arguments.get(self.spec.timestep)
+        return isinstance(found, Tensor) and found.ndim > 1 and found.shape[1] > 1
+
     def sigma(self) -> float:
         """The noise level in the scheduler's own units."""
         return self.noise_level().noise

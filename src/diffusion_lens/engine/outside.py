@@ -24,22 +24,19 @@ def at_module(tracker: StepTracker, source: AtModule, taps: Sequence[Tap]) -> Ha
     axes = taps[0].point.axes
 
     def transform(value: Tensor) -> Tensor:
-        if len(axes) not in (
-            1,
-            value.ndim,
-        ):  # of modules by their own names only the batch is known
-            for tap in taps:
-                fired = tap.registration.fired[tap.point.name]
-                fired.absent = (
-                    f"the value there has the shape {tuple(value.shape)}, which are not the axes "
-                    f"{axes}; read it as it is with 'native:{point.module}'"
-                )
-            return value
         sequence = taps[0].point.sequences.get("pos", ())
         lengths = dict.fromkeys(sequence, value.shape[1])
         # The denoiser's own output comes when it is over.
         at_the_end = module is tracker.denoiser and point.argument is None
         evaluation = tracker.last_evaluation() if at_the_end else tracker.evaluation()
+        if "d_emb" in axes and evaluation.tokens_have_timesteps():
+            for tap in taps:
+                fired = tap.registration.fired[tap.point.name]
+                fired.absent = (
+                    "every token has a timestep of its own here, so that the embeddings have the "
+                    f"shape {tuple(value.shape)}; read them with 'native:{point.module}'"
+                )
+            return value
         return fire(taps, value, evaluation, lengths)
 
     if point.argument is not None:

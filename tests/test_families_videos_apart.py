@@ -1,0 +1,162 @@
+"""What single video families have of their own, and what is refused in them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from diffusion_lens import HookedDiffusion, Site
+from diffusion_lens.architectures import registry
+from diffusion_lens.architectures.spec import ModulePoint
+from diffusion_lens.architectures.wan import WAN
+from diffusion_lens.errors import EngineError, HookNeverFiredError, RunError, WordError
+from diffusion_lens.testing import check_architecture, tiny_denoiser
+from diffusion_lens.testing.report import CLAUSES
+from tests.pipelines import latents_of
+from tests.tiny_videos.families import fresh_video, tiny_video
+from tests.tiny_videos.hunyuan import hunyuan_video_15
+from tests.tiny_videos.settings import PROMPT, picture
+from tests.tiny_videos.wan import wan_ti2v
+
+
+def test_an_embedding_of_each_tokens_timestep_is_not_taken_for_the_one() -> None:
+    made, name = fresh_video(wan_ti2v), "hook_timestep_emb"
+    model = HookedDiffusion(made.pipe)
+    message = f"never fired at {name}.*every token has a timestep.* shape .1, 18, 32."
+    with pytest.raises(HookNeverFiredError, match=message):
+        model.run_with_cache(**made.settings, names_filter=name)
+    native = "native:condition_embedder.time_embedder"
+    _, cache = model.run_with_cache(**made.settings, names_filter=["hook_*", native])
+    assert name not in cache and cache[native][0].shape == (1, 18, 32)
+
+
+@pytest.mark.slow
+def test_ltx_video_with_a_given_frame_is_read_as_it_is() -> None:
+    from diffusers import LTXImageToVideoPipeline
+
+    made, seen = tiny_video("ltx_video"), {}
+    pipe = LTXImageToVideoPipeline(**made.pipe.components)
+    pipe.set_progress_bar_config(disable=True)
+    model, settings = HookedDiffusion(pipe), made.settings | {"image": picture()}
+
+    def note(_value: Tensor, hook: Any) -> None:
+        seen.setdefault(hook.name, []).append(hook.timestep)
+
+    hooked = model.run_with_hooks(**settings, fwd_hooks=[("**", note)])
+    assert torch.equal(latents_of(hooked), latents_of(model(**settings)))
+    assert set(model.points) - set(seen) == {"hook_timestep_emb"}
+    assert sorted(set(seen["hook_latents"])) == sorted(pipe.scheduler.timesteps.tolist())
+
+
+@pytest.mark.slow
+def test_a_timestep_for_each_token_keeps_the_rest_of_the_contract(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def lacking(denoiser: Any) -> tuple[ModulePoint, ...]:
+        return tuple(point for point in WAN.outside(denoiser) if point.name != "hook_timestep_emb")
+
+    monkeypatch.setitem(registry._REGISTERED, WAN.denoiser, replace(WAN, outside=lacking))
+    denoiser, inputs = tiny_denoiser("wan")
+    tokens = inputs["hidden_states"][:, 0, :, ::2, ::2].flatten(1)
+    timestep = torch.full_like(tokens, 500)
+    timestep[:, : tokens.shape[1] // 2] = 0
+    report = check_architecture(denoiser, inputs | {"timestep": timestep})
+    assert set(report.checked) == set(CLAUSES) and report.skipped == ()
+
+
+@pytest.mark.slow
+def test_an_image_is_attended_to_beside_the_text() -> None:
+    made, sizes = tiny_video("wan_i2v"), {}
+    model = HookedDiffusion(made.pipe)
+
+    def note(value: Tensor, hook: Any) -> None:
+        sizes[hook.name.removeprefix("blocks.0.cross_attn.")] = value.shape[-1]
+
+    names = ["hook_pattern", "ip.hook_pattern"]
+    hooks = [(f"blocks.0.cross_attn.{name}", note) for name in names]
+    model.run_with_hooks(**made.settings, fwd_hooks=hooks)
+    assert sizes == {"hook_pattern": 512, "ip.hook_pattern": 5}
+    with pytest.raises(EngineError, match=r"510 text tokens go with 5 of an image.*=512"):
+        model.run_with_hooks(**made.settings | {"max_sequence_length": 510}, fwd_hooks=hooks[:1])
+
+
+@pytest.mark.slow
+def test_words_of_a_chat_that_is_not_the_classs_own_are_refused() -> None:
+    made, found = tiny_video("hunyuan_video"), []
+    model = HookedDiffusion(made.pipe)
+    hook = (Site("hook_text_emb", branch="cond"), lambda _value, hook: found.append(hook.words))
+    template = {"template": "{}", "crop_start": 0}
+    with pytest.raises(WordError, match="given another prompt_template= than the class's own"):
+        model.run_with_hooks(**made.settings, prompt_template=template, fwd_hooks=[hook])
+    made.pipe.tokenizer.padding_side = "left"
+    try:
+        with pytest.raises(WordError, match=r"pads on the left.*padding_side = .right"):
+            model.words(PROMPT, "cat")
+    finally:
+        made.pipe.tokenizer.padding_side = "right"
+    assert not found and model.words(PROMPT, "cat")
+
+
+@pytest.mark.slow
+def test_words_in_a_stream_of_three_kinds_of_text_are_refused() -> None:
+    made = tiny_video("hunyuan_video_15")
+    model = HookedDiffusion(made.pipe)
+    with pytest.raises(WordError, match="HunyuanVideo15Pipeline: its text stream joins an image"):
+        model.words(PROMPT, "cat")
+    site = Site(model.text_pattern_sites()[0].name, key="cat")
+    with pytest.raises(WordError, match="cannot be told"):
+        model.run_with_hooks(**made.settings, fwd_hooks=[(site, lambda _value, hook: None)])
+
+
+@pytest.mark.slow
+def test_a_guiders_further_evaluations_are_refused() -> None:
+    from diffusers.guiders import ClassifierFreeGuidance
+
+    class Skipping(ClassifierFreeGuidance):
+        """Names its evaluations as skip-layer guidance does, which does not know these blocks."""
+
+        _input_predictions = ["pred_cond", "pred_cond_skip"]  # noqa: RUF012 (a list is demanded)
+
+    made = fresh_video(hunyuan_video_15)
+    made.pipe.guider = Skipping()
+    model = HookedDiffusion(made.pipe)
+    with pytest.raises(EngineError, match="names an evaluation of its denoiser 'cond_skip', known"):
+        model.run_with_cache(**made.settings, names_filter="hook_text_emb")
+
+
+@pytest.mark.slow
+def test_packed_videos_need_their_size() -> None:
+    made = tiny_video("ltx_video")
+    model = HookedDiffusion(made.pipe)
+    latents = latents_of(model(**made.settings))
+    with pytest.raises(RunError, match="of 18 tokens do not make frames of None x None pixels"):
+        model.decode_latents(latents)
+    with pytest.raises(RunError, match=r"7 frames were given; .* give 1 or 9"):
+        model.encode_image(list(torch.rand(7, 3, *made.size)))
+
+
+@pytest.mark.slow
+def test_the_context_of_cross_attention_is_the_text_without_the_image() -> None:
+    made, name = tiny_video("wan_i2v"), "blocks.0.cross_attn.hook_context"
+    model, found = HookedDiffusion(made.pipe), {}
+    for prompt in (PROMPT, PROMPT.replace("cat", "dog")):
+        settings = made.settings | {"prompt": prompt, "num_inference_steps": 1}
+        out, cache = model.run_with_cache(**settings, names_filter=name)
+        found[prompt] = cache[name][0]
+    first, second = found.values()
+    rows = (first != second).any(-1)[0].nonzero().flatten().tolist()
+    assert first.shape == (1, 512, 32) and model.words(PROMPT, "cat") == tuple(rows)
+    back = [
+        (
+            "blocks.*.cross_attn.hook_context",
+            lambda value, hook: found[PROMPT] if hook.branch == "cond" else None,
+        )
+    ]
+    patched = latents_of(model.run_with_hooks(**settings, fwd_hooks=back))
+    del settings["prompt"]
+    assert not torch.equal(patched, latents_of(out))
+    assert torch.equal(patched, latents_of(model(PROMPT, **settings)))
