@@ -244,9 +244,9 @@ def _scaling(pipe: Any, *, like: Tensor) -> tuple[float | Tensor, float | Tensor
 
     A config's mean and spread of each channel (Playground v2.5, Qwen-Image) count where the
     pipeline's own code looks for them: Stable Diffusion XL does; 1.x, whose VAE has the same class,
-    3, Flux and CogVideoX do not. Flux.2's VAE has them as a batch norm of patches, LTX-Video's among
-    its buffers. Those of Wan and Qwen-Image have no other factor, and their pipelines multiply by
-    what is 1 over the spread, which rounds in its own way.
+    3, Flux and CogVideoX do not. Flux.2's VAE has them as a batch norm of patches, LTX-Video's as
+    buffers. Those of Wan and Qwen-Image have no other factor, and their pipelines multiply by what
+    is 1 over the spread, which rounds in its own way.
     """
     config = pipe.vae.config
     factor = getattr(config, "scaling_factor", None)
