@@ -203,8 +203,11 @@ def chroma() -> Any:
 
 def hunyuan_image() -> Any:
     """HunyuanImage 2.1, with the second text that quoted words get."""
-    from diffusers import AdaptiveProjectedMixGuidance, AutoencoderKLHunyuanImage
-    from diffusers import HunyuanImagePipeline
+    from diffusers import (
+        AdaptiveProjectedMixGuidance,
+        AutoencoderKLHunyuanImage,
+        HunyuanImagePipeline,
+    )
     from transformers import ByT5Tokenizer
 
     vae = AutoencoderKLHunyuanImage(
