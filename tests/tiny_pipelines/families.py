@@ -57,7 +57,8 @@ def _denoiser(name: str, **changes: Any) -> nn.Module:
     found: Any = tiny_denoiser(name, batch=2)[0]
     if not changes:
         return found
-    changed = type(found).from_config({**found.config, **changes})
+    config = {key: value for key, value in found.config.items() if not key.startswith("_")}
+    changed = type(found)(**(config | changes))  # from_config would drop what was left at default
     _draw_weights(changed, torch.Generator().manual_seed(0))
     return changed.eval()
 

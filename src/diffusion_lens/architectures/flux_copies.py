@@ -31,7 +31,7 @@ BRIA = replace(
     family="Bria 3",
     blocks={"BriaTransformerBlock": DOUBLE, "BriaSingleTransformerBlock": SINGLE},
     outside=forms.points(("pos", "channel"), embedding="time_embed"),
-    text_parts=T5,
+    text_parts=(TextPart("tokenizer", padded=False),),  # the pipeline fills up by itself, behind
     guidance="batched",
     branches=("uncond", "cond"),
     timestep_scale=1.0,

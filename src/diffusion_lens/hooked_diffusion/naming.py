@@ -90,7 +90,11 @@ class Naming(Wired):
 
     @public
     def prompt_tokens(
-        self, prompt: str | tuple[str, ...], *, max_sequence_length: int | None = None
+        self,
+        prompt: str | tuple[str, ...],
+        *,
+        max_sequence_length: int | None = None,
+        negative: bool = False,
     ) -> PromptTokens:
         """The tokens of a prompt: where each lies in the text stream, which characters it covers.
 
@@ -98,6 +102,7 @@ class Naming(Wired):
             prompt: The prompt, or one for each part of the text stream (SD3's `prompt` and
                 `prompt_3`).
             max_sequence_length: The run's, which may cut words away; None is the pipeline's own.
+            negative: Whether it is a negative prompt, to which Lumina 2 adds nothing.
 
         Raises:
             RunError: For a bare denoiser, which has no tokenizer.
@@ -105,4 +110,4 @@ class Naming(Wired):
         if self.pipe is None:
             raise RunError("a bare denoiser has no tokenizer; wrap the pipeline to look up words")
         parts, length = self.spec.text_parts, max_sequence_length
-        return PromptTokens.of(self.pipe, parts, prompt, max_length=length)
+        return PromptTokens.of(self.pipe, parts, prompt, max_length=length, negative=negative)
