@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -139,7 +138,10 @@ def test_read_only_hooks_change_nothing_and_every_point_fires(name: str, guided:
 def test_a_branch_has_the_text_of_its_own_prompt(name: str) -> None:
     model, found = shared(name), {}
     hooks = [
-        (Site("hook_text_emb", branch=branch), lambda value, hook: found.update({hook.branch: value.clone()}))
+        (
+            Site("hook_text_emb", branch=branch),
+            lambda value, hook: found.update({hook.branch: value.clone()}),
+        )
         for branch in ("cond", "uncond")
     ]
     model.run_with_hooks(PROMPT, fwd_hooks=hooks, **settings(name, guided=True))
@@ -307,7 +309,9 @@ def test_a_words_row_is_the_one_that_the_blocks_see(name: str) -> None:
     for change in (0.0, 30.0):
         text = arguments[model.spec.text]
         text = [one.clone() for one in text] if isinstance(text, list) else text.clone()
-        text[0][given[0]] += change * torch.randn(text[0][given[0]].shape, generator=torch.Generator().manual_seed(0))
+        text[0][given[0]] += change * torch.randn(
+            text[0][given[0]].shape, generator=torch.Generator().manual_seed(0)
+        )
         crossed = "blocks.0.cross_attn.hook_context" in model.points
         point = "blocks.0.cross_attn.hook_context" if crossed else "blocks.0.txt.hook_resid_pre"
         with torch.no_grad(), model.caching(Site(point)) as cache:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from diffusion_lens import HookedDiffusion, Site
-from diffusion_lens.errors import WordError
+from diffusion_lens.analyses import prompt_to_prompt
+from diffusion_lens.errors import SiteError, UnsupportedModelError, WordError
 from tests.test_families_pipelines import (
     FAMILIES,
     GUIDED,
@@ -102,7 +103,7 @@ def test_longcats_quoted_words_lie_letter_by_letter() -> None:
 @pytest.mark.slow
 def test_hunyuan_images_quoted_words_are_refused() -> None:
     model = shared("hunyuan_image")
-    prompt = "a red sign with \"cat\" on the glass"
+    prompt = 'a red sign with "cat" on the glass'
     with pytest.raises(WordError, match="has words in quotes, which HunyuanImagePipeline encodes"):
         model.words(prompt, "glass")
     lengths = []
@@ -127,7 +128,7 @@ def test_flux2_takes_image_marks_out_of_its_prompt() -> None:
 def test_another_template_than_the_usual_is_refused(name: str, more: dict[str, Any]) -> None:
     model = shared(name)
     hooks = [(Site("hook_text_emb", pos="cat"), lambda _value, _hook: None)]
-    with pytest.raises(WordError, match="was given another .* than the class's own"):
+    with pytest.raises(WordError, match=r"was given another .* than the class's own"):
         model.run_with_hooks(PROMPT, fwd_hooks=hooks, **settings(name, **more))
 
 
@@ -154,3 +155,31 @@ def test_z_image_refuses_branches_of_different_length() -> None:
     given = settings("z_image", guided=True) | {"negative_prompt": "dog"}
     with pytest.raises(Exception, match="do not make one tensor; run prompts of different"):
         model.run_with_hooks(PROMPT, fwd_hooks=hooks, **given)
+
+
+@pytest.mark.slow
+def test_indices_count_registers_where_they_are_not_there_yet() -> None:
+    model, seen = shared("auraflow"), []
+    rows = own_embeddings("auraflow", PROMPT)[0]
+
+    def read(pos: Any) -> Tensor:
+        hooks = [(Site("hook_text_emb", pos=pos), lambda value, _hook: seen.append(value.clone()))]
+        model.run_with_hooks(PROMPT, fwd_hooks=hooks, **settings("auraflow"))
+        return seen[-1][0]
+
+    places = model.words(PROMPT, "cat")
+    assert torch.equal(read(places), rows[[at - 8 for at in places]])
+    assert torch.equal(read(slice(8, 11)), rows[:3]) and torch.equal(read(-1), rows[-1:])
+    with pytest.raises(SiteError, match="the first 8 tokens of stream 'txt' are added inside"):
+        read(3)
+
+
+@pytest.mark.parametrize("name", ["z_image", pytest.param("auraflow", marks=pytest.mark.slow)])
+def test_prompt_to_prompt_refuses_templates_and_registers(name: str) -> None:
+    with pytest.raises(UnsupportedModelError, match="puts a template, registers or padding"):
+        prompt_to_prompt(shared(name), PROMPT, PROMPT.replace("cat", "dog"), **settings(name))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_table_of_hook_points_is_made(name: str) -> None:
+    assert "hook_text_emb" in str(shared(name).hook_table("hook_*"))

@@ -168,9 +168,7 @@ def qwen_image() -> Any:
         tokenizer=tokenizers.qwen(),
         transformer=_denoiser("qwen_image"),
     )
-    pipe.prompt_template_encode_start_idx = _count(
-        pipe, pipe.prompt_template_encode.split("{}")[0]
-    )
+    pipe.prompt_template_encode_start_idx = _count(pipe, pipe.prompt_template_encode.split("{}")[0])
     return pipe
 
 
@@ -187,9 +185,7 @@ def krea2() -> Any:
         text_encoder_select_layers=LAYERS,
     )
     pipe.prompt_template_encode_start_idx = _count(pipe, pipe.prompt_template_encode_prefix)
-    pipe.prompt_template_encode_num_suffix_tokens = _count(
-        pipe, pipe.prompt_template_encode_suffix
-    )
+    pipe.prompt_template_encode_num_suffix_tokens = _count(pipe, pipe.prompt_template_encode_suffix)
     return pipe
 
 
@@ -208,8 +204,11 @@ def chroma() -> Any:
 
 def hunyuan_image() -> Any:
     """HunyuanImage 2.1, with the second text that quoted words get."""
-    from diffusers import AdaptiveProjectedMixGuidance, AutoencoderKLHunyuanImage
-    from diffusers import HunyuanImagePipeline
+    from diffusers import (
+        AdaptiveProjectedMixGuidance,
+        AutoencoderKLHunyuanImage,
+        HunyuanImagePipeline,
+    )
     from transformers import ByT5Tokenizer
 
     vae = AutoencoderKLHunyuanImage(
@@ -235,9 +234,7 @@ def hunyuan_image() -> Any:
     )
     pipe.tokenizer_max_length = 60
     pipe.tokenizer_2_max_length = 12
-    pipe.prompt_template_encode_start_idx = _count(
-        pipe, pipe.prompt_template_encode.split("{}")[0]
-    )
+    pipe.prompt_template_encode_start_idx = _count(pipe, pipe.prompt_template_encode.split("{}")[0])
     return pipe
 
 

@@ -45,9 +45,7 @@ def flux2(pipe: Any, prompt: str) -> str:
     messages = [
         {"role": role, "content": [{"type": "text", "text": text}]} for role, text in texts.items()
     ]
-    return pipe.tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=False
-    )
+    return pipe.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False)
 
 
 def quoted_apart(_pipe: Any, prompt: str) -> list[str]:

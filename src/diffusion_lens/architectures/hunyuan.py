@@ -22,7 +22,6 @@ DOUBLE = forms.joint(
 SINGLE = forms.parallel(IMG_TXT, projection="proj_out", gate=Gate("norm", 1), returns=IMG_TXT)
 
 
-
 def with_glyphs(denoiser: Any, arguments: Mapping[str, Any]) -> list[int]:
     """Number of text tokens of each sample, those of quoted words among them."""
     kinds = [arguments["encoder_hidden_states"], arguments.get("encoder_hidden_states_2")]

@@ -28,8 +28,6 @@ PIXART = DenoiserSpec(
     text="encoder_hidden_states",
     grid=forms.grid_of_latents(),
     default_grid=default_grid,
-    text_parts=(
-        TextPart("tokenizer", template=chats.cleaned, assumed=("clean_caption",)),
-    ),
+    text_parts=(TextPart("tokenizer", template=chats.cleaned, assumed=("clean_caption",)),),
     text_tokens=300,
 )

@@ -157,7 +157,9 @@ class Evaluation:
             WordError: If they are not equally long.
         """
         parts = [part for part in self.spec.text_parts if part.before is not None]
-        sides = {getattr(tokenizer_of(self.tracker.pipe, part), "padding_side", "") for part in parts}
+        sides = {
+            getattr(tokenizer_of(self.tracker.pipe, part), "padding_side", "") for part in parts
+        }
         lengths = {len(found.positions) for found in tokens.values()}
         if len(lengths) > 1 and "left" in sides:
             raise WordError(
@@ -171,7 +173,5 @@ class Evaluation:
         known, key = self.run.tokens, (prompt, self.run.max_length, negative)
         if key not in known:
             pipe, parts, length = self.tracker.pipe, self.spec.text_parts, self.run.max_length
-            known[key] = PromptTokens.of(
-                pipe, parts, prompt, max_length=length, negative=negative
-            )
+            known[key] = PromptTokens.of(pipe, parts, prompt, max_length=length, negative=negative)
         return known[key]

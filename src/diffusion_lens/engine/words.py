@@ -90,7 +90,7 @@ class PromptTokens(NamedTuple):
                 text = _converted(pipe, tokenizer, prompt)
                 limit = _limit(pipe, tokenizer, part, max_length)
                 if negative and part.plain_negative:
-                    part = replace(part, template=None)  # noqa: PLW2901 (the same part, told apart)
+                    part = replace(part, template=None)
                 text, offsets, cut = _tokens(pipe, tokenizer, part, text, limit)
                 dropped = 0 if part.dropped is None else part.dropped(pipe)
                 first -= dropped

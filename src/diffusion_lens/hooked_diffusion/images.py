@@ -214,7 +214,11 @@ def _scaling(pipe: Any, *, like: Tensor) -> tuple[float | Tensor, float, float |
     if hasattr(pipe, "_patchify_latents"):
         norm = pipe.vae.bn
         shift = norm.running_mean.view(shape).to(like)
-        return shift, factor, torch.sqrt(norm.running_var.view(shape) + config.batch_norm_eps).to(like)
+        return (
+            shift,
+            factor,
+            torch.sqrt(norm.running_var.view(shape) + config.batch_norm_eps).to(like),
+        )
     mean, spread = (getattr(config, name, None) for name in ("latents_mean", "latents_std"))
     if mean is not None and spread is not None and _looks_for_a_mean(type(pipe)):
         shift, by = (torch.tensor(values).view(shape).to(like) for values in (mean, spread))
