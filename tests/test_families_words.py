@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from diffusion_lens import HookedDiffusion, Site
+from diffusion_lens import HookedDiffusion, Run, Site
 from diffusion_lens.analyses import prompt_to_prompt
 from diffusion_lens.errors import SiteError, UnsupportedModelError, WordError
 from tests.test_families_pipelines import (
@@ -183,3 +183,24 @@ def test_prompt_to_prompt_refuses_templates_and_registers(name: str) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_table_of_hook_points_is_made(name: str) -> None:
     assert "hook_text_emb" in str(shared(name).hook_table("hook_*"))
+
+
+def test_words_of_a_prompt_that_is_written_anew_are_refused() -> None:
+    model = shared("flux2")
+    run = Run(PROMPT, caption_upsample_temperature=0.2)
+    with pytest.raises(WordError, match="writes the prompt anew before it is encoded"):
+        model.prompt_tokens(PROMPT, run=run)
+    short = Run(PROMPT, max_sequence_length=200)
+    expected = model.prompt_tokens(PROMPT, max_sequence_length=200)
+    assert model.prompt_tokens(PROMPT, run=short) == expected
+
+
+@pytest.mark.slow
+def test_a_run_of_another_template_is_refused_before_it_runs() -> None:
+    for name, more in (("lumina2", {"system_prompt": "x"}), ("longcat", {})):
+        model = shared(name)
+        with pytest.raises(
+            WordError, match="is given another system_prompt|writes the prompt anew"
+        ):
+            model.prompt_tokens(PROMPT, run=Run(PROMPT, **more))
+    assert model.prompt_tokens(PROMPT, run=Run(PROMPT, enable_prompt_rewrite=False))

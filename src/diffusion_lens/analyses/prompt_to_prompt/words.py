@@ -123,8 +123,7 @@ def _refuse_framed(
 
 def tokens_of(model: HookedDiffusion, run: Run, prompts: Sequence[str]) -> list[PromptTokens]:
     """The tokens of prompts, as many as the run keeps."""
-    kept = run.text_length
-    return [model.prompt_tokens(prompt, max_sequence_length=kept) for prompt in prompts]
+    return [model.prompt_tokens(prompt, run=run) for prompt in prompts]
 
 
 def word_columns(
