@@ -46,11 +46,13 @@ LONGCAT = replace(
         "LongCatImageSingleTransformerBlock": SINGLE,
     },
     outside=forms.points(("pos", "channel"), embedding="time_embed"),
+    grid=forms.grid_of_ids("img_ids", shifted=True),
     text_parts=(TextPart("tokenizer", pieces=chats.quoted_apart, bare=True),),
     concepts=None,
 )
 OVIS = replace(
     LONGCAT,
+    grid=FLUX.grid,
     denoiser="OvisImageTransformer2DModel",
     family="Ovis-Image",
     blocks={"OvisImageTransformerBlock": DOUBLE, "OvisImageSingleTransformerBlock": SINGLE},
