@@ -52,10 +52,10 @@ def _trained(marks: tuple[str, ...], *, spaces: bool = False) -> str:
 
 def qwen(*, padding_side: str = "right") -> Any:
     """Qwen's, of bytes, with marks for a chat."""
-    from transformers import Qwen2TokenizerFast
+    import transformers
 
-    found = json.loads(_trained(CHAT_MARKS))["model"]
-    return Qwen2TokenizerFast(
+    found, kind = json.loads(_trained(CHAT_MARKS))["model"], "Qwen2TokenizerFast"
+    return getattr(transformers, kind)(
         vocab=found["vocab"],
         merges=[tuple(pair) for pair in found["merges"]],
         unk_token="<|endoftext|>",

@@ -31,7 +31,7 @@ BRIA = replace(
     family="Bria 3",
     blocks={"BriaTransformerBlock": DOUBLE, "BriaSingleTransformerBlock": SINGLE},
     outside=forms.points(("pos", "channel"), embedding="time_embed"),
-    text_parts=T5,
+    text_parts=(TextPart("tokenizer", padded=False),),  # the pipeline fills up by itself, behind
     text_tokens=128,
     guidance="batched",
     branches=("uncond", "cond"),
@@ -47,11 +47,13 @@ LONGCAT = replace(
         "LongCatImageSingleTransformerBlock": SINGLE,
     },
     outside=forms.points(("pos", "channel"), embedding="time_embed"),
+    grid=forms.grid_of_ids("img_ids", shifted=True),
     text_parts=(TextPart("tokenizer", pieces=chats.quoted_apart, bare=True),),
     concepts=None,
 )
 OVIS = replace(
     LONGCAT,
+    grid=FLUX.grid,
     denoiser="OvisImageTransformer2DModel",
     family="Ovis-Image",
     blocks={"OvisImageTransformerBlock": DOUBLE, "OvisImageSingleTransformerBlock": SINGLE},

@@ -507,19 +507,21 @@ def points(
     return lambda _denoiser: found
 
 
-def grid_of_ids(argument: str, *, last: int = 2) -> Grid:
+def grid_of_ids(argument: str, *, last: int = 2, shifted: bool = False) -> Grid:
     """(height, width) in tokens, from position ids; reference images (another first id) apart.
 
     Args:
         argument: The denoiser's argument with the ids: token by token (index, height, width, …).
         last: Place of the width among them.
+        shifted: Whether the first row and column have other ids than 0.
     """
 
     def grid(_denoiser: nn.Module, arguments: Mapping[str, Any], _level: int) -> tuple[int, ...]:
         ids = arguments[argument]
         ids = ids[0] if ids.ndim == 3 else ids
         own = ids[ids[:, 0] == ids[0, 0]]
-        size = own.amax(0) - own.amin(0) + 1
+        size = own.amax(0) + 1
+        size = size - own.amin(0) if shifted else size
         return (int(size[last - 1]), int(size[last]))
 
     return grid

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -131,6 +132,38 @@ def token_index(
             )
         return slice(start + first, start + last, step)
     return tuple(start + index for index in _inside(tokens.indices, length, where))
+
+
+def behind(tokens: Tokens | None, skipped: int, *, where: str) -> Tokens | None:
+    """A token selector where the first tokens of the stream are not there yet.
+
+    Args:
+        tokens: The selector, whose indices count from the start of the whole stream.
+        skipped: How many tokens are missing at its start.
+        where: What to call the axis in an error.
+
+    Raises:
+        SiteError: If one of those is asked for.
+    """
+    if tokens is None or not skipped or tokens.indices is None:
+        return tokens
+    indices = tokens.indices
+    ends = (indices.start or 0,) if isinstance(indices, slice) else indices
+    if any(0 <= at < skipped for at in ends):
+        raise SiteError(
+            f"{where}: the first {counted(skipped, 'token')} of stream 'txt' are added inside the "
+            f"denoiser and are not there yet; ask for {skipped} and later ones, or for a point of "
+            "the blocks, such as blocks.0.txt.hook_resid_pre"
+        )
+
+    def moved(at: int | None) -> int | None:
+        return at if at is None or at < 0 else at - skipped
+
+    if isinstance(indices, slice):
+        return replace(
+            tokens, indices=slice(moved(indices.start), moved(indices.stop), indices.step)
+        )
+    return replace(tokens, indices=tuple(at if at < 0 else at - skipped for at in indices))
 
 
 def _inside(indices: Sequence[int], length: int, where: str) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from diffusion_lens.engine.evaluation import Evaluation
 from diffusion_lens.engine.registration import Registration
 from diffusion_lens.engine.selection import (
     Part,
+    behind,
     contiguous,
     heads_in,
     numbers,
@@ -95,13 +96,14 @@ class Tap:
         if state not in self.selections:
             index: dict[str, Indices | None] = {"head": contiguous(self.heads)}
             for axis, sequence in self.point.sequences.items():
+                where = f"{axis} of {self.point.name}"
                 index[axis] = contiguous(
                     token_index(
-                        by_axis.get(axis),
+                        behind(by_axis.get(axis), self.point.skipped, where=where),
                         sequence,
                         lengths,
                         lambda word: self._places(evaluation, branch, word),
-                        where=f"{axis} of {self.point.name}",
+                        where=where,
                     )
                 )
             if len(self.selections) > SELECTIONS_KEPT:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -12,6 +13,9 @@ from diffusion_lens.errors import WordError, closest, listing
 
 MARK = "\ue000"
 """Stands for the prompt where a template is taken apart; a character of no language."""
+
+REWRITING = ("enable_prompt_rewrite", "caption_upsample_temperature")
+"""Settings with which a pipeline has a language model write another prompt (LongCat, Flux.2)."""
 
 WORD = re.compile(r"\w+(?:['\u2019\-]\w+)*")
 
@@ -188,6 +192,29 @@ class PromptTokens(NamedTuple):
             f"{word!r} is not in the prompt {self.prompt!r}.{hint} Its words are "
             f"{listing(words, most=20)}; token indices are accepted, too."
         )
+
+
+def refuse_other_text(pipe: Any, parts: tuple[TextPart, ...], settings: Mapping[str, Any]) -> None:
+    """Refuse settings of a run in which the tokens are not those of the prompt alone.
+
+    Raises:
+        WordError: Naming the setting.
+    """
+    call = inspect.signature(type(pipe).__call__).parameters
+    given = {name: settings.get(name, call[name].default) for name in call if name != "self"}
+    for name in REWRITING:
+        if given.get(name):
+            raise WordError(
+                f"{type(pipe).__name__} writes the prompt anew before it is encoded "
+                f"({name}={given[name]!r}), so that its words are not known before the run; give "
+                f"{name}=None, or read `hook.words` inside the run"
+            )
+    for name in (name for part in parts for name in part.assumed if name in call):
+        if given[name] != call[name].default:
+            raise WordError(
+                f"this run of {type(pipe).__name__} is given another {name}= than the class's own, "
+                "which the places of words depend on; use token indices instead of words"
+            )
 
 
 def word_tokens(

@@ -13,6 +13,7 @@ from diffusion_lens.activation_cache import readable_bytes
 from diffusion_lens.architectures.catalogue import find_absent
 from diffusion_lens.architectures.sources import AtModule, ProductWeights
 from diffusion_lens.engine.wiring import Wiring
+from diffusion_lens.engine.words import tokenizer_of
 from diffusion_lens.errors import UnknownHookPointError
 from diffusion_lens.hook_points.names import NamePattern, matches
 from diffusion_lens.hook_points.point import HookPoint
@@ -172,7 +173,7 @@ def _channels(wiring: Wiring, point: HookPoint) -> dict[str, int | None]:
 def _text_tokens(wiring: Wiring) -> int:
     """Length of the text stream by default: the tokenizer's limit where one fills it."""
     parts = wiring.spec.text_parts
-    tokenizer = getattr(wiring.pipe, parts[0].tokenizer, None)
+    tokenizer = tokenizer_of(wiring.pipe, parts[0])
     if len(parts) > 1 or tokenizer is None:
         return wiring.spec.text_tokens
     return min(wiring.spec.text_tokens, tokenizer.model_max_length)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from diffusion_lens.architectures.sources import ProductWeights
 from diffusion_lens.border import public
-from diffusion_lens.engine.words import PromptTokens
+from diffusion_lens.engine.words import PromptTokens, refuse_other_text
 from diffusion_lens.errors import RunError
 from diffusion_lens.hook_points.names import NamePattern
 from diffusion_lens.hook_points.point import HookPoint
 from diffusion_lens.hook_points.site import Site
 from diffusion_lens.hooked_diffusion.hook_table import HookTable, hook_table
+from diffusion_lens.hooked_diffusion.run import Run
 from diffusion_lens.hooked_diffusion.wired import Wired
 
 
@@ -90,7 +91,12 @@ class Naming(Wired):
 
     @public
     def prompt_tokens(
-        self, prompt: str | tuple[str, ...], *, max_sequence_length: int | None = None
+        self,
+        prompt: str | tuple[str, ...],
+        *,
+        max_sequence_length: int | None = None,
+        negative: bool = False,
+        run: Run | None = None,
     ) -> PromptTokens:
         """The tokens of a prompt: where each lies in the text stream, which characters it covers.
 
@@ -98,11 +104,17 @@ class Naming(Wired):
             prompt: The prompt, or one for each part of the text stream (SD3's `prompt` and
                 `prompt_3`).
             max_sequence_length: The run's, which may cut words away; None is the pipeline's own.
+            negative: Whether it is a negative prompt, to which Lumina 2 adds nothing.
+            run: The run that it is a prompt of, whose settings say its length.
 
         Raises:
             RunError: For a bare denoiser, which has no tokenizer.
+            WordError: If the run's settings have the prompt written anew, or framed in another way.
         """
         if self.pipe is None:
             raise RunError("a bare denoiser has no tokenizer; wrap the pipeline to look up words")
         parts, length = self.spec.text_parts, max_sequence_length
-        return PromptTokens.of(self.pipe, parts, prompt, max_length=length)
+        if run is not None:
+            refuse_other_text(self.pipe, parts, run.settings)
+            length = run.text_length if length is None else length
+        return PromptTokens.of(self.pipe, parts, prompt, max_length=length, negative=negative)

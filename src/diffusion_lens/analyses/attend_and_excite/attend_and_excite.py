@@ -151,7 +151,7 @@ def attend_and_excite(
     """
     run = _one_prompt(prompt, seed, settings)
     sites = _sites(model, resolution, relevance)
-    tokens = model.prompt_tokens(run.prompts[0], max_sequence_length=run.text_length)
+    tokens = model.prompt_tokens(run.prompts[0], run=run)
     subjects = _subjects(run.prompts[0], tokens, words)
     refuse_unknown("competing", competing, COMPETING, error=RunError)
     loss = NeglectLoss(

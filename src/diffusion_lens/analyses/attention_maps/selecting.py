@@ -217,7 +217,7 @@ def tokens_of(model: HookedDiffusion, run: Run, branch: str | None) -> tuple[Pro
     found: dict[tuple[str, ...], PromptTokens] = {}
     for texts in zip(*columns, strict=True):
         if texts not in found:
-            found[texts] = model.prompt_tokens(texts, max_sequence_length=run.text_length)
+            found[texts] = model.prompt_tokens(texts, run=run, negative=negative)
     rows = zip(*columns, strict=True)
     return tuple(found[texts] for texts in rows for _ in range(run.images_per_prompt))
 

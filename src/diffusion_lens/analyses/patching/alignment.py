@@ -89,7 +89,7 @@ def align(model: HookedDiffusion, source: Run, base: Run) -> Alignment:
 def word_spans(model: HookedDiffusion, run: Run) -> Spans:
     """Every word of a run's prompt, in order, with its positions in the text stream."""
     prompt = run.prompts[0]
-    tokens = model.prompt_tokens(prompt, max_sequence_length=run.text_length)
+    tokens = model.prompt_tokens(prompt, run=run)
     owner: dict[int, str] = {}
     for word in sorted(words_of(prompt), key=len):  # longer words take the place of their parts
         try:

@@ -269,7 +269,7 @@ def _indices(tokens: Tokens, point: HookPoint) -> Indices | None:
 def _word_positions(model: HookedDiffusion, base: Run, words: Sequence[str]) -> tuple[int, ...]:
     if not base.prompts:
         raise PatchingError(f"no prompt was given to look up {list(words)}; give positions")
-    tokens = model.prompt_tokens(base.prompts[0], max_sequence_length=base.text_length)
+    tokens = model.prompt_tokens(base.prompts[0], run=base)
     found = [position for word in words for position in tokens.find(word)]
     return tuple(dict.fromkeys(found))
 

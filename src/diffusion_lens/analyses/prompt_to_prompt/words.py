@@ -16,7 +16,7 @@ from diffusion_lens.analyses.prompt_to_prompt.alignment import (
     word_tokens,
 )
 from diffusion_lens.authoring import PromptTokens
-from diffusion_lens.errors import RunError, WordError, refuse_unknown
+from diffusion_lens.errors import RunError, UnsupportedModelError, WordError, refuse_unknown
 
 EDITS = ("replace", "refine", "reweight")
 
@@ -91,6 +91,7 @@ def _parts(model: HookedDiffusion, run: Run, target: str) -> Iterator[_Part]:
     for number, part in enumerate(model.spec.text_parts):
         sides = []
         for tokens in (ours, theirs):
+            _refuse_framed(model, part, tokens, number, start)
             text = tokens.texts[number]
             spans = [
                 span
@@ -102,10 +103,27 @@ def _parts(model: HookedDiffusion, run: Run, target: str) -> Iterator[_Part]:
         start += part.length or 0
 
 
+def _refuse_framed(
+    model: HookedDiffusion, part: Any, tokens: PromptTokens, number: int, start: int
+) -> None:
+    """Refuse a prompt whose tokens are not those of the tokenizer alone, from the start on.
+
+    Raises:
+        UnsupportedModelError: If a template, registers or padding stand around them.
+    """
+    rows = [at for at, owner in zip(tokens.positions, tokens.parts, strict=True) if owner == number]
+    moved = rows != list(range(start, start + len(rows)))
+    if moved or part.template is not None or part.pieces is not None:
+        raise UnsupportedModelError(
+            f"{type(model.pipe).__name__} puts a template, registers or padding around its "
+            "prompts, and how tokens of two prompts pair up there is not described; edit with "
+            "`activation_patching`, `masactrl` or `sdedit`"
+        )
+
+
 def tokens_of(model: HookedDiffusion, run: Run, prompts: Sequence[str]) -> list[PromptTokens]:
     """The tokens of prompts, as many as the run keeps."""
-    kept = run.text_length
-    return [model.prompt_tokens(prompt, max_sequence_length=kept) for prompt in prompts]
+    return [model.prompt_tokens(prompt, run=run) for prompt in prompts]
 
 
 def word_columns(
