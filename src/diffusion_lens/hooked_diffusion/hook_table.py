@@ -11,6 +11,7 @@ import torch
 
 from diffusion_lens.activation_cache import readable_bytes
 from diffusion_lens.architectures.catalogue import find_absent
+from diffusion_lens.architectures.forms import patches
 from diffusion_lens.architectures.sources import AtModule, ProductWeights
 from diffusion_lens.engine.wiring import Wiring
 from diffusion_lens.engine.words import tokenizer_of
@@ -148,11 +149,12 @@ def _row(wiring: Wiring, point: HookPoint) -> HookRow:
 
 def _sides(wiring: Wiring, point: HookPoint, grid: tuple[int, ...]) -> dict[str, int]:
     """Height and width of what has them: the grid's, times the side of a patch (1 in a U-Net)."""
-    patch = getattr(wiring.denoiser, "config", {}).get("patch_size") or 1
-    if not {"height", "width"} <= set(point.axes) or not isinstance(patch, int):
+    if not {"height", "width"} <= set(point.axes):
         return {}
+    config = getattr(wiring.denoiser, "config", {})
+    rows, columns = patches(config)[-2:] if config.get("patch_size") else (1, 1)
     height, width = grid[-2:]
-    return {"height": height * patch, "width": width * patch}
+    return {"height": height * rows, "width": width * columns}
 
 
 def _channels(wiring: Wiring, point: HookPoint) -> dict[str, int | None]:
