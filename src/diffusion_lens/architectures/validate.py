@@ -83,7 +83,7 @@ def _named(spec: BlockSpec) -> Iterator[Named]:
         for name, projection in attention.projections.items():
             yield Named(f"{at}.projections[{name!r}]", "", projection.module, "module")
         for name, modules in attention.before_rope.items():
-            for module in modules:
+            for module in filter(None, modules):
                 yield Named(f"{at}.before_rope[{name!r}]", "", module, "module")
         for name, gate in attention.gates.items():
             yield from _of_gate(f"{at}.gates[{name!r}]", gate)
@@ -91,7 +91,8 @@ def _named(spec: BlockSpec) -> Iterator[Named]:
         at = f"mlps[{name!r}]"
         if mlp.module is not None:
             yield Named(f"{at}.module", "", mlp.module, "module")
-        yield Named(f"{at}.down", "", mlp.down, "module")
+        if mlp.down is not None:
+            yield Named(f"{at}.down", "", mlp.down, "module")
         if mlp.gate is not None:
             yield from _of_gate(f"{at}.gate", mlp.gate)
 

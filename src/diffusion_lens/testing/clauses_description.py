@@ -69,6 +69,8 @@ def neurons_enter_the_last_layer(subject: Subject, findings: Findings) -> None:
     """What takes an MLP's neurons returns the MLP's output."""
     for block in subject.blocks:
         for stream, mlp in block.spec.mlps.items():
+            if mlp.down is None:  # no neurons to read
+                continue
             if mlp.module is None:
                 fused = {one.module for one in block.spec.attentions[0].projections.values()}
                 at, ends = block.inside(mlp.down), mlp.down in fused
