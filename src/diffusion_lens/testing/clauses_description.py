@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from diffusion_lens.architectures.spec import Attention, BlockSite
+from diffusion_lens.hook_points import HookContext
+from diffusion_lens.testing.clauses_products import head_factors
 from diffusion_lens.testing.comparing import close
 from diffusion_lens.testing.report import Findings
 from diffusion_lens.testing.subject import Subject, disturbed
@@ -57,12 +58,20 @@ def products_are_described(subject: Subject, findings: Findings) -> None:
 
 
 def turns_are_turns(subject: Subject, findings: Findings) -> None:
-    """A query or key before its rotary embedding is as long as behind it, head by head."""
+    """A query or key before its rotary embedding turns into that behind it, and into no other.
+
+    Rotary embeddings are linear: scaling each head before one must scale that head behind it.
+    """
     for block in subject.blocks:
         for attention in block.spec.attentions:
-            for stream in attention.before_rope:
-                for which in "qk":
-                    _is_a_turn(subject, findings, block, attention, stream, which)
+            base = f"{block.prefix}.{attention.name}"
+            names = {f"{base}.{stream}.hook_{w}" for stream in attention.before_rope for w in "qk"}
+            behind = sorted(name for name in names if name in subject.points)
+            before = subject.record(behind).values() if behind else {}
+            for name in behind:
+                point = f"{name}_pre_rope"
+                if point in subject.sample and not subject.points[point].dead:
+                    _turns_into(subject, findings, name, before)
 
 
 def neurons_enter_the_last_layer(subject: Subject, findings: Findings) -> None:
@@ -123,32 +132,24 @@ def time_is_time(subject: Subject, findings: Findings) -> None:
         )
 
 
-def _is_a_turn(
-    subject: Subject,
-    findings: Findings,
-    block: BlockSite,
-    attention: Attention,
-    stream: str,
-    which: str,
-) -> None:
-    base = f"{block.prefix}.{attention.name}.{stream}.hook_{which}"
-    values = subject.record([base, f"{base}_pre_rope"]).values()
-    behind, before = values[base].float(), values[f"{base}_pre_rope"].float()
-    shared = behind.shape[2] // before.shape[2]  # heads that share one key
-    before = before.repeat_interleave(shared, 2)
-    if before.shape != behind.shape:
-        findings.check(
-            False,
-            8,
-            f"{base}_pre_rope",
-            expected=f"the axes of {base}",
-            found=f"{tuple(before.shape)} in place of {tuple(behind.shape)}",
-        )
-        return
-    lengths = [value.norm(dim=-1) for value in (before, behind)]
-    compared = close(lengths[0], lengths[1], subject.tolerance.sum)
-    expected = f"vectors as long as those of {base}"
-    findings.check(**vars(compared), clause=8, where=f"{base}_pre_rope", expected=expected)
+def _turns_into(subject: Subject, findings: Findings, name: str, before: dict[str, Tensor]) -> None:
+    """Scale each head before rotary embedding, and look at all queries and keys behind it."""
+    point = f"{name}_pre_rope"
+
+    def scale(activation: Tensor, _hook: HookContext) -> Tensor:
+        return activation * head_factors(activation.shape[2]).to(activation)[:, None]
+
+    after = subject.record(before, [(point, scale)]).values()
+    for other, value in before.items():
+        expected = value
+        if other == name:
+            shown = subject.record([point]).values()[point].shape[2]
+            factors = head_factors(shown).repeat_interleave(value.shape[2] // shown)
+            expected = value * factors.to(value)[:, None]
+        compared = close(after[other], expected, subject.tolerance.sum)
+        what = "each head as it is scaled there" if other == name else "no change"
+        said = f"{what} at {other}"
+        findings.check(**vars(compared), clause=8, where=point, expected=said)
 
 
 def _returns_the_same(subject: Subject, inner: str, outer: str) -> bool:
