@@ -12,16 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from diffusion_lens import HookedDiffusion
-from diffusion_lens.architectures.shipped import SHIPPED
+from diffusion_lens.architectures.shipped import RUN, SHIPPED
 from diffusion_lens.architectures.spec import DenoiserSpec
 from diffusion_lens.testing import TINY_FAMILIES, tiny_denoiser
 
 PAGE = Path(__file__).parents[1] / "docs" / "families.md"
 BEGIN, END = "<!-- families: begin -->", "<!-- families: end -->"
 HEAD = (
-    "| family | denoiser | tiny model | streams | points of a block | text patterns | concepts | "
-    "absent, and why |",
-    "|---|---|---|---|---|---|---|---|",
+    "| family | denoiser | tiny model | pipeline | streams | points of a block | text patterns | "
+    "concepts | absent, and why |",
+    "|---|---|---|---|---|---|---|---|---|",
 )
 
 
@@ -42,6 +42,7 @@ def _row(spec: DenoiserSpec, name: str, model: HookedDiffusion) -> str:
         spec.family,
         f"`{spec.denoiser}`",
         f"`{name}`",
+        "run" if spec in RUN else "read",
         ", ".join(streams),
         str(len(kinds)),
         "yes" if model.text_pattern_sites() else "no",
