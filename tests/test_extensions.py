@@ -14,11 +14,11 @@ from diffusion_lens.architectures.flux import FLUX
 from diffusion_lens.errors import ExtensionError, UnsupportedModelError
 from diffusion_lens.testing import tiny_denoiser
 
-BRIA = "BriaTransformer2DModel"
+UNSHIPPED = "LatteTransformer3DModel"
 GOOD = f"""
 from dataclasses import replace
 from diffusion_lens.architectures import architecture_of
-SPEC = replace(architecture_of("FluxTransformer2DModel"), denoiser={BRIA!r}, family="good")
+SPEC = replace(architecture_of("FluxTransformer2DModel"), denoiser={UNSHIPPED!r}, family="good")
 def maps(model): return "maps"
 """
 
@@ -75,23 +75,25 @@ def test_a_broken_package_is_named_once_and_in_nobodys_way(source: str, packages
     packages.install("bad", source, analyses="maps=maps", architectures="abad=SPEC")
     packages.install("good", GOOD, analyses="more=maps", architectures="bria=SPEC")
     with pytest.warns(UserWarning, match="'abad' of bad in diffusion_lens.architectures") as told:
-        assert registry.architecture_of(BRIA).family == "good"
+        assert registry.architecture_of(UNSHIPPED).family == "good"
     assert len(told) == 1
-    assert registry.architecture_of(BRIA).family == "good"  # a second warning would be an error
+    assert (
+        registry.architecture_of(UNSHIPPED).family == "good"
+    )  # a second warning would be an error
     assert by_name.analysis("attention_maps") is analyses.attention_maps
     assert by_name.analysis("more")(None) == "maps"
     with pytest.warns(UserWarning, match="'maps' of bad in diffusion_lens.analyses"):
         assert set(by_name.analyses()) == {*by_name.SHIPPED, "more"}
-    assert list(registry.architectures())[-1] == BRIA  # behind those of this package
+    assert list(registry.architectures())[-1] == UNSHIPPED  # behind those of this package
     with pytest.raises(ExtensionError, match=r"'maps' of bad in diffusion_lens\.analyses"):
         by_name.analysis("maps")
 
 
 def test_what_is_not_found_may_be_in_a_broken_package(packages: Packages) -> None:
     packages.install("bad", BROKEN["an exception"], architectures="abad=SPEC")
-    said = r"no architecture .* for Bria.* Left out: .*'abad' of bad.*RuntimeError: plugin broken"
+    said = r"no architecture .* for Latte.* Left out: .*'abad' of bad.*RuntimeError: plugin broken"
     with pytest.warns(UserWarning, match="abad"), pytest.raises(UnsupportedModelError, match=said):
-        registry.architecture_of(BRIA)
+        registry.architecture_of(UNSHIPPED)
 
 
 def test_a_model_of_a_known_family_is_wrapped_beside_a_broken_package(packages: Packages) -> None:
@@ -103,23 +105,23 @@ def test_a_model_of_a_known_family_is_wrapped_beside_a_broken_package(packages: 
 
 def test_a_package_is_found_that_was_installed_after_the_first_look(packages: Packages) -> None:
     with pytest.raises(UnsupportedModelError, match="no architecture is registered"):
-        registry.architecture_of(BRIA)
+        registry.architecture_of(UNSHIPPED)
     packages.install("good", GOOD, architectures="bria=SPEC")
-    assert registry.architecture_of(BRIA).family == "good"
+    assert registry.architecture_of(UNSHIPPED).family == "good"
 
 
 def test_two_packages_of_one_denoiser_are_refused_naming_both(packages: Packages) -> None:
     packages.install("first", GOOD, architectures="bria=SPEC")
     packages.install("second", GOOD, architectures="bria2=SPEC")
     said = r"is described 2 times: .*'bria' of first and by the entry point 'bria2' of second"
-    for ask in (lambda: registry.architecture_of(BRIA), registry.architectures):
+    for ask in (lambda: registry.architecture_of(UNSHIPPED), registry.architectures):
         with pytest.raises(ExtensionError, match=said):
             ask()
     assert registry.architecture_of("FluxTransformer2DModel") is FLUX
 
 
 def test_a_package_that_describes_a_shipped_family_is_refused(packages: Packages) -> None:
-    source = GOOD.replace(BRIA, "FluxTransformer2DModel")
+    source = GOOD.replace(UNSHIPPED, "FluxTransformer2DModel")
     packages.install("second", source, architectures="flux=SPEC")
     with pytest.raises(ExtensionError, match=r"by diffusion_lens and by .* 'flux' of second"):
         HookedDiffusion(tiny_denoiser("flux")[0])
@@ -127,10 +129,10 @@ def test_a_package_that_describes_a_shipped_family_is_refused(packages: Packages
 
 def test_a_registered_description_does_not_stand_in_anothers_place(packages: Packages) -> None:
     packages.install("good", GOOD, architectures="bria=SPEC")
-    mine = replace(FLUX, denoiser=BRIA, family="mine")
+    mine = replace(FLUX, denoiser=UNSHIPPED, family="mine")
     with pytest.raises(ExtensionError, match=r"'bria' of good and by this call of `register_arch"):
         registry.register_architecture(mine)
-    assert registry.architecture_of(BRIA).family == "good"
+    assert registry.architecture_of(UNSHIPPED).family == "good"
     shipped = replace(FLUX, family="mine")
     with pytest.raises(ExtensionError, match=r"by diffusion_lens and by this call of"):
         registry.register_architecture(shipped)
@@ -138,7 +140,7 @@ def test_a_registered_description_does_not_stand_in_anothers_place(packages: Pac
 
 
 def test_a_package_that_comes_after_a_registered_description_is_seen(packages: Packages) -> None:
-    registry.register_architecture(replace(FLUX, denoiser=BRIA, family="mine"))
+    registry.register_architecture(replace(FLUX, denoiser=UNSHIPPED, family="mine"))
     packages.install("good", GOOD, architectures="bria=SPEC")
     with pytest.raises(ExtensionError, match=r"by `register_architecture` and by .*'bria' of good"):
         registry.architectures()
@@ -146,21 +148,21 @@ def test_a_package_that_comes_after_a_registered_description_is_seen(packages: P
 
 def test_a_description_is_replaced_where_that_is_said(packages: Packages) -> None:
     packages.install("good", GOOD, architectures="bria=SPEC")
-    mine = replace(FLUX, denoiser=BRIA, family="mine")
+    mine = replace(FLUX, denoiser=UNSHIPPED, family="mine")
     assert registry.register_architecture(mine, replace=True) is mine
-    assert registry.architecture_of(BRIA) is mine
-    assert registry.architectures()[BRIA] is mine
+    assert registry.architecture_of(UNSHIPPED) is mine
+    assert registry.architectures()[UNSHIPPED] is mine
 
 
 CELL = """
 def describe(steps):
-    return replace(FLUX, denoiser=BRIA, order=lambda path: (len(path), {number}, steps))
+    return replace(FLUX, denoiser=UNSHIPPED, order=lambda path: (len(path), {number}, steps))
 registered = register(describe({steps}))
 """
 
 
 def run_cell(number: int = 0, steps: int = 0) -> object:
-    given = {"replace": replace, "FLUX": FLUX, "BRIA": BRIA}
+    given = {"replace": replace, "FLUX": FLUX, "UNSHIPPED": UNSHIPPED}
     given["register"] = registry.register_architecture
     exec(textwrap.dedent(CELL.format(number=number, steps=steps)), given)
     return given["registered"]
@@ -169,7 +171,7 @@ def run_cell(number: int = 0, steps: int = 0) -> object:
 def test_a_cell_that_runs_twice_registers_twice(packages: Packages) -> None:
     run_cell()
     again = run_cell()
-    assert registry.architecture_of(BRIA) is again
+    assert registry.architecture_of(UNSHIPPED) is again
     for changed in ({"number": 1}, {"steps": 1}):
         with pytest.raises(ExtensionError, match=r"`register_architecture` and by this call"):
             run_cell(**changed)
@@ -180,4 +182,4 @@ def test_a_package_may_register_while_it_is_imported(packages: Packages) -> None
         GOOD + "\nfrom diffusion_lens import register_architecture\nregister_architecture(SPEC)\n"
     )
     module = packages.install("good", source, architectures="bria=SPEC")
-    assert registry.architecture_of(BRIA) is sys.modules[module].SPEC
+    assert registry.architecture_of(UNSHIPPED) is sys.modules[module].SPEC

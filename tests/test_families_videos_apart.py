@@ -1,5 +1,8 @@
 """What single video families have of their own, and what is refused in them."""
 
+# diffusers and transformers annotate more narrowly than they take.
+# pyright: reportArgumentType=false
+
 from __future__ import annotations
 
 from dataclasses import replace

@@ -1,5 +1,8 @@
 """Words in prompts that the families' pipelines treat in ways of their own."""
 
+# diffusers and transformers annotate more narrowly than they take.
+# pyright: reportArgumentType=false
+
 from __future__ import annotations
 
 from typing import Any

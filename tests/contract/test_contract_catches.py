@@ -13,6 +13,7 @@ from diffusion_lens.architectures.spec import BlockSpec, Gate, Mid
 from diffusion_lens.engine import attention as attention_engine
 from diffusion_lens.engine import firing, readers
 from diffusion_lens.engine.steps import StepTracker
+from diffusion_lens.errors import UnsupportedModelError
 from diffusion_lens.testing import ContractReport, inspect_architecture, tiny_denoiser
 
 Change = Callable[[BlockSpec], BlockSpec]
@@ -312,5 +313,5 @@ def test_a_module_that_does_not_exist_is_refused_at_once(describe: Callable[...,
 
     describe("UNet2DConditionModel", block="BasicTransformerBlock", change=missing)
     denoiser, inputs = tiny_denoiser("sd1")
-    with pytest.raises(AttributeError, match="nowhere"):
+    with pytest.raises(UnsupportedModelError, match=r"down: no module `ff\.nowhere`"):
         inspect_architecture(denoiser, inputs)

@@ -1,5 +1,8 @@
 """One wrong field at a time in a right description: the contract, or wrapping, says which."""
 
+# diffusers and transformers annotate more narrowly than they take.
+# pyright: reportArgumentType=false, reportOperatorIssue=false
+
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any

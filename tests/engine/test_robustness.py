@@ -388,8 +388,8 @@ def test_edited_updates_keep_to_the_range_of_float16() -> None:
     def keep(residual: Tensor, _hook: HookContext) -> None:
         seen.append(residual.clone())
 
-    last = "blocks.0.img.hook_resid_post"
-    updates = ("blocks.0.img.hook_attn_update", "blocks.0.img.hook_mlp_update")
+    last = "blocks.0.txt.hook_resid_post"  # which the block clips; the image's it does not
+    updates = ("blocks.0.txt.hook_attn_update", "blocks.0.txt.hook_mlp_update")
     with HookedDiffusion(denoiser).hooks([*((name, large) for name in updates), (last, keep)]):
         denoiser(**halves)
     assert torch.equal(seen[0], torch.full_like(seen[0], 65_504))

@@ -1,5 +1,8 @@
 """Tiny pipelines of LTX-Video and ConsisID."""
 
+# diffusers and transformers annotate more narrowly than they take.
+# pyright: reportArgumentType=false
+
 from __future__ import annotations
 
 import diffusers

@@ -1,5 +1,8 @@
 """Tiny tokenizers and text encoders of the classes that video pipelines load."""
 
+# diffusers and transformers annotate more narrowly than they take.
+# pyright: reportAttributeAccessIssue=false
+
 from __future__ import annotations
 
 from typing import Any

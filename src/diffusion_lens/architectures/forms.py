@@ -149,7 +149,7 @@ def joint(
             outputs={name: gives.index(name) for name in own},
             gates={name: one.gates[0] for name, one in own.items() if one.gates[0] is not None},
             before_rope={
-                name: own[name].before_rope for name in order if own[name].before_rope is not None
+                name: norms for name in order if (norms := own[name].before_rope) is not None
             },
             products=products(block),
             sizes=None if sizes is None else sizes(block.get_submodule(attention)),
@@ -260,7 +260,7 @@ def sequential(
         heads_joined: Whether q and k are normed for all heads side by side.
     """
     order = tuple(order)
-    norms = tuple(f"{attention}.{path}" for path in before_rope or ())
+    norms = before_rope and (f"{attention}.{before_rope[0]}", f"{attention}.{before_rope[1]}")
     mid = Mid("resid_mid", norm, ("attn",), beside=beside)
 
     def describe(block: nn.Module) -> BlockSpec:

@@ -104,14 +104,15 @@ class StreamHooks:
     def collect(self, sublayer: str, raw: Tensor) -> None:
         """Take a sublayer's raw output: form its update and run the hooks on it."""
         gate = self._gate(sublayer)
-        has_factor = gate is not None and gate.has_factor
-        update = self._factor(gate, raw) * raw if gate and has_factor else raw
-        if update.shape != raw.shape:
-            raise EngineError(
-                f"{self.block.path}: the gate on {sublayer!r} has shape "
-                f"{tuple(self._gates[gate].shape)} where the output has {tuple(raw.shape)}: this "
-                f"way of calling {self.called} is not described. {AS_OUTPUTS}"
-            )
+        update = raw
+        if gate is not None and gate.has_factor:
+            update = self._factor(gate, raw) * raw
+            if update.shape != raw.shape:
+                raise EngineError(
+                    f"{self.block.path}: the gate on {sublayer!r} has shape "
+                    f"{tuple(self._gates[gate].shape)} where the output has {tuple(raw.shape)}: "
+                    f"this way of calling {self.called} is not described. {AS_OUTPUTS}"
+                )
         fire = self.fires.get(("update", sublayer))
         after = update if fire is None else fire(update)
         self._updates[sublayer] = after
@@ -180,9 +181,9 @@ class StreamHooks:
             if path is None:
                 continue
             gate = self._gate(sublayer)
-            normed = gate is not None and gate.norm is not None
-            source = module.get_submodule(gate.norm if normed else path)
-            yield source.register_forward_hook(self._take(sublayer, None if normed else place))
+            norm = None if gate is None else gate.norm
+            source = module.get_submodule(norm or path)
+            yield source.register_forward_hook(self._take(sublayer, None if norm else place))
 
     def _take(self, sublayer: str, place: int | None) -> Callable:
         mlp = self.block.spec.mlps[self.name]

@@ -216,8 +216,8 @@ def _executed(
         videos = [_pictures(frames) for frames in ([] if out.frames is None else out.frames)]
         return tuple(filter(None, videos)) or _pictures(out.images), out.made_by.as_dict()
     level = 0.5 if level is None else level
-    sides = {name: run.settings.get(name) for name in ("height", "width")}
-    height, width = fitted_size(model, image, **sides)
+    asked = run.settings.get
+    height, width = fitted_size(model, image, height=asked("height"), width=asked("width"))
     run = run.with_(height=height, width=width)
     latents = model.encode_image(image, height=height, width=width)
     if len(latents) == 1 and run.samples > 1:

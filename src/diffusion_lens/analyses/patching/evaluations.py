@@ -49,11 +49,17 @@ def follow(model: HookedDiffusion, pair: Pair) -> Trajectory:
     latents: dict[int, Tensor] = {}
     times: dict[int, Tensor] = {}
     noise_levels: dict[int, Any] = {}
+    timestep = model.spec.timestep
 
     def read(value: Tensor, hook: HookContext) -> None:
         evaluation: Any = hook.evaluation
+        if isinstance(evaluation.arguments[model.spec.latents], list):
+            raise PatchingError(
+                f"{model.name} takes its samples one by one, so that patched rows cannot share a "
+                "batch; patch it with `run_with_hooks` and `interventions.replace_with`"
+            )
         inputs[hook.step] = value.clone()
-        times[hook.step] = torch.as_tensor(evaluation.arguments["timestep"]).reshape(-1)[0].clone()
+        times[hook.step] = torch.as_tensor(evaluation.arguments[timestep]).reshape(-1)[0].clone()
         noise_levels[hook.step] = evaluation.noise_level()
 
     def sample(value: Tensor, hook: HookContext) -> None:
@@ -65,7 +71,7 @@ def follow(model: HookedDiffusion, pair: Pair) -> Trajectory:
     hooks = [(f"hook_latents[branch={BRANCH}]", read), ("hook_sample", sample)]
     with pair.clean.encoding(model):
         model.run_with_hooks(run, fwd_hooks=hooks, output_type="latent")
-    return Trajectory(inputs, latents, times, noise_levels, (model.spec.latents, "timestep"))
+    return Trajectory(inputs, latents, times, noise_levels, (model.spec.latents, timestep))
 
 
 @dataclass(frozen=True, eq=False)
