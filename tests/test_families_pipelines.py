@@ -18,11 +18,20 @@ from tests.tiny_pipelines import PIPELINES, tiny_pipeline
 from tests.tiny_pipelines.families import HEIGHT, WIDTH
 
 FAST = ("flux2", "flux2_klein", "z_image", "qwen_image")
-FAMILIES = [
-    pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in PIPELINES
-]
+SLOW = ("krea2", "chroma", "pixart", "lumina2")
+"""Checked at each `make check`; the others are `exhaustive`."""
+
+
+def mark(name: str) -> Any:
+    """When a family's tests run."""
+    if name in FAST:
+        return ()
+    return pytest.mark.slow if name in SLOW else pytest.mark.exhaustive
+
+
+FAMILIES = [pytest.param(name, marks=mark(name)) for name in PIPELINES]
 GUIDED = [
-    pytest.param(name, marks=[] if name in FAST else pytest.mark.slow)
+    pytest.param(name, marks=mark(name))
     for name, one in PIPELINES.items()
     if one.guided is not None
 ]

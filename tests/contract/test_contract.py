@@ -1,5 +1,7 @@
 """Every family keeps the contract of STYLE: read-only, once, p @ v, edits, heads, sums, streams."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -15,12 +17,27 @@ from diffusion_lens.testing.tolerances import TOLERANCES
 
 QUICK = ("sd3",)
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+MOST_USED = ("sd1", "sdxl", "sd35_medium", "flux", "cogvideox", "flux2", "z_image", "qwen_image")
+MOST_USED += ("wan", "krea2", "ltx_video")
+"""Those checked in both precisions at each `make check`; of the others bfloat16 is `exhaustive`."""
+
+LINEAR = ("sana", "sana_video")
+"""Without a pattern in self-attention, nothing of clause 3 is left to check there."""
+
+UNCHECKED = {"flux3": ("hook_timestep_emb: the call has no argument 'timestep'",)}
+
+
+def _mark(family: str, precision: str) -> Any:
+    if family in QUICK:
+        return ()
+    usual = precision == "float32" or family in MOST_USED
+    return pytest.mark.slow if usual else pytest.mark.exhaustive
 
 
 @pytest.mark.parametrize(
     ("family", "precision"),
     [
-        pytest.param(family, precision, marks=() if family in QUICK else pytest.mark.slow)
+        pytest.param(family, precision, marks=_mark(family, precision))
         for family in TINY_FAMILIES
         for precision in PRECISIONS
     ],
@@ -30,8 +47,8 @@ def test_every_family_keeps_the_contract(family: str, precision: str) -> None:
     weights = {name: value.clone() for name, value in denoiser.state_dict().items()}
     report = check_architecture(denoiser, inputs)
     assert report.ok
-    assert set(report.checked) == set(CLAUSES)
-    assert report.skipped == ()
+    assert set(report.checked) | ({3} if family in LINEAR else set()) == set(CLAUSES)
+    assert report.skipped == UNCHECKED.get(family, ())
     assert all(torch.equal(weights[name], value) for name, value in denoiser.state_dict().items())
 
 
