@@ -316,6 +316,7 @@ def near(one: Any, other: Any) -> bool:
     return bool(np.abs(np.asarray(one, int) - np.asarray(other, int)).max() <= 1)
 
 
+@pytest.mark.slow
 def test_ablate_leaves_both_images_a_table_a_result_and_a_report(tmp_path: Path) -> None:
     sites = "blocks.*.cross_attn.img.hook_z"
     given = ("--sites", sites, "--axes", "block", "--axes", "head", "--seeds", "3,4", *FAST)

@@ -102,6 +102,7 @@ SPACE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "name"), SPACE)
 def test_means_are_over_samples_and_space_in_every_family(family: str, name: str) -> None:
     found = swept(family, sites=name, axes=("point",), value="mean")
@@ -117,6 +118,7 @@ def test_means_are_over_samples_and_space_in_every_family(family: str, name: str
     assert_close(found.samples[0], expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("value", ["mean", "resample"])
 def test_reference_runs_are_batches_of_batch_size(
@@ -232,6 +234,7 @@ def test_residuals_pooled_text_and_mlps_can_be_ablated_too() -> None:
     assert found.effects.min() > 0
 
 
+@pytest.mark.slow
 def test_every_branch_is_ablated_where_none_is_said() -> None:
     both = swept("sd", branch=None)
     site = Site(HEADS["sd"], heads=[0])
@@ -262,6 +265,7 @@ def test_results_save_plot_and_say_what_they_are(tmp_path: Path) -> None:
     assert "intact" in str(found.plot().to_dict())
 
 
+@pytest.mark.slow
 def test_toys_lose_the_colour_without_the_text() -> None:
     """A metric of images alone: what the program that grades toys says, intact and ablated."""
     from diffusion_lens.analyses.patching import graded
@@ -314,6 +318,7 @@ def test_what_cannot_be_is_refused(more: dict[str, Any], message: str) -> None:
     assert not {"patch", "patched", "pair"} & set(re.findall(r"\w+", str(caught.value)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", ["mean", "resample"])
 def test_negative_prompts_are_those_of_the_run(value: str) -> None:
     given = {"value": value, "others": OTHERS[0]}

@@ -28,9 +28,9 @@ UNCHECKED = {"flux3": ("hook_timestep_emb: the call has no argument 'timestep'",
 
 
 def _mark(family: str, precision: str) -> Any:
-    if family in QUICK:
+    if family in QUICK and precision == "float32":
         return ()
-    usual = precision == "float32" or family in MOST_USED
+    usual = precision == "float32" or family in (*QUICK, *MOST_USED)
     return pytest.mark.slow if usual else pytest.mark.exhaustive
 
 
