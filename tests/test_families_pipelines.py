@@ -17,8 +17,8 @@ from diffusion_lens.errors import WordError
 from tests.tiny_pipelines import PIPELINES, tiny_pipeline
 from tests.tiny_pipelines.families import HEIGHT, WIDTH
 
-FAST = ("flux2", "flux2_klein", "z_image", "qwen_image")
-SLOW = ("krea2", "chroma", "pixart", "lumina2")
+FAST = ("flux2", "z_image")
+SLOW = ("flux2_klein", "qwen_image", "krea2")
 """Checked at each `make check`; the others are `exhaustive`."""
 
 

@@ -19,8 +19,15 @@ from tests.pipelines import latents_of, traces
 from tests.tiny_videos.families import TINY_VIDEOS, tiny_video
 from tests.tiny_videos.settings import NEGATIVE, PROMPT, TinyVideo
 
+MARKS: dict[str, Any] = {
+    "wan": (),
+    "ltx_video": pytest.mark.slow,
+    "hunyuan_video": pytest.mark.slow,
+}
+"""When a family's tests run; the others are `exhaustive`."""
+
 FAMILIES = [
-    name if name == "wan" else pytest.param(name, marks=pytest.mark.slow) for name in TINY_VIDEOS
+    pytest.param(name, marks=MARKS.get(name, pytest.mark.exhaustive)) for name in TINY_VIDEOS
 ]
 every_family = pytest.mark.parametrize("family", FAMILIES)
 

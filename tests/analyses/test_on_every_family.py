@@ -22,12 +22,15 @@ from tests.tiny_pipelines.families import HEIGHT, WIDTH
 from tests.tiny_videos.families import TINY_VIDEOS, tiny_video
 
 PROMPT, OTHER = "a red cat on the glass table", "a red dog on the glass table"
-FAST = ("flux2", "qwen_image")
+FAST = ("qwen_image",)
+SLOW = ("flux2", "z_image", "krea2", "chroma", "pixart", "wan", "ltx_video", "hunyuan_video")
 GIVEN_AN_IMAGE = ("wan_i2v", "wan_ti2v_image", "chrono_edit", "consisid")
 
 
 def _marked(names: Iterable[str]) -> list[Any]:
-    return [pytest.param(name, marks=[] if name in FAST else pytest.mark.slow) for name in names]
+    rare = pytest.mark.exhaustive
+    marks = dict.fromkeys(SLOW, pytest.mark.slow) | dict.fromkeys(FAST, ())
+    return [pytest.param(name, marks=marks.get(name, rare)) for name in names]
 
 
 VIDEOS = [name for name in TINY_VIDEOS if name not in (*GIVEN_AN_IMAGE, "hunyuan_video_15")]
@@ -115,6 +118,7 @@ def test_attributions_of_the_last_residual_are_finite_and_not_zero(name: str) ->
     assert float(torch.as_tensor(found.effects).abs().sum()) > 0
 
 
+@pytest.mark.slow
 def test_patching_refuses_samples_that_come_one_by_one() -> None:
     model = shared("z_image")
     sweep = {"seeds": 1, "show_progress": False, **settings("z_image")}
