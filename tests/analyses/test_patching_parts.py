@@ -23,7 +23,13 @@ from diffusion_lens.analyses.patching import (
 )
 from diffusion_lens.analyses.patching.alignment import align, word_spans
 from diffusion_lens.engine.restart import Replay
-from diffusion_lens.errors import ArgumentError, EngineError, PatchingError, ResultError
+from diffusion_lens.errors import (
+    ArgumentError,
+    EngineError,
+    PatchingError,
+    ResultError,
+    UnsupportedModelError,
+)
 from tests.pipelines import shared_pipe, short
 
 CLEAN, CORRUPTED = "a red cat on a table", "a blue dog on a table"
@@ -361,3 +367,10 @@ class TestReplay:
         message = "cannot be told apart"
         with replay.starting_at("1", torch.tensor([0])), pytest.raises(EngineError, match=message):
             net(torch.randn(1, 2))
+
+
+def test_videos_are_refused_before_anything_runs() -> None:
+    video = HookedDiffusion(shared_pipe("cogvideox"))
+    said = r"which CogVideoXPipeline does not take: videos cannot be swept yet\. Patch one part at"
+    with pytest.raises(UnsupportedModelError, match=said):
+        activation_patching(video, "a cat", "a dog", sites="blocks.0.img.hook_resid_post")
