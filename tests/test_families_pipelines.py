@@ -18,7 +18,7 @@ from tests.tiny_pipelines import PIPELINES, tiny_pipeline
 from tests.tiny_pipelines.families import HEIGHT, WIDTH
 
 FAST = ("flux2", "z_image")
-SLOW = ("flux2_klein", "qwen_image", "krea2")
+SLOW = ("qwen_image", "krea2")
 """Checked at each `make check`; the others are `exhaustive`."""
 
 

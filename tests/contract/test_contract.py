@@ -19,7 +19,10 @@ QUICK = ("sd3",)
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 MOST_USED = ("sd1", "sdxl", "sd35_medium", "flux", "cogvideox", "flux2", "z_image", "qwen_image")
 MOST_USED += ("wan", "krea2", "ltx_video")
-"""Those checked in both precisions at each `make check`; of the others bfloat16 is `exhaustive`."""
+"""Checked whole at each `make check`, of the others the first block; the rest is `exhaustive`."""
+
+HALF = ("sd3", "flux", "wan", "krea2")
+"""Those checked in bfloat16, too."""
 
 LINEAR = ("sana", "sana_video")
 """Without a pattern in self-attention, nothing of clause 3 is left to check there."""
@@ -30,7 +33,7 @@ UNCHECKED = {"flux3": ("hook_timestep_emb: the call has no argument 'timestep'",
 def _mark(family: str, precision: str) -> Any:
     if family in QUICK and precision == "float32":
         return ()
-    usual = precision == "float32" or family in (*QUICK, *MOST_USED)
+    usual = family in (MOST_USED if precision == "float32" else HALF)
     return pytest.mark.slow if usual else pytest.mark.exhaustive
 
 
@@ -50,6 +53,16 @@ def test_every_family_keeps_the_contract(family: str, precision: str) -> None:
     assert set(report.checked) | ({3} if family in LINEAR else set()) == set(CLAUSES)
     assert report.skipped == UNCHECKED.get(family, ())
     assert all(torch.equal(weights[name], value) for name, value in denoiser.state_dict().items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "family", [name for name in TINY_FAMILIES if name not in (*QUICK, *MOST_USED)]
+)
+def test_the_first_block_of_every_family_keeps_the_contract(family: str) -> None:
+    denoiser, inputs = tiny_denoiser(family)
+    first = ("blocks.0.", "hook_")
+    assert check_architecture(denoiser, inputs, points=lambda name: name.startswith(first)).ok
 
 
 @pytest.mark.slow
