@@ -37,6 +37,7 @@ class Evaluation:
         self.rows = tracker.branch_rows(run, arguments, self.batch)
         self._scheduled = tracker.scheduled(run, arguments.get(self.spec.timestep))
         self._grids: dict[int, tuple[int, ...]] = {}
+        self._text_length: int | None = None
 
     def noise_level(self) -> NoiseLevel:
         """Where on the noise schedule the latents lie."""
@@ -95,7 +96,15 @@ class Evaluation:
         return found | self.tracker.companion_tokens
 
     def text_length(self) -> int:
-        """Number of text tokens; image prompts, which may come beside the text, apart."""
+        """Number of text tokens; image prompts, which may come beside the text, apart.
+
+        Masks that say it are waited for once in an evaluation, not at every block.
+        """
+        if self._text_length is None:
+            self._text_length = self._counted_text()
+        return self._text_length
+
+    def _counted_text(self) -> int:
         if self.spec.text_length is not None:
             lengths = set(self.spec.text_length(self.tracker.denoiser, self.arguments))
             if len(lengths) > 1:
