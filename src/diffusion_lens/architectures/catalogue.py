@@ -50,7 +50,7 @@ def find_blocks(denoiser: nn.Module, spec: DenoiserSpec) -> list[BlockSite]:
             f"({', '.join(spec.blocks)}); is it the diffusers class of that name?"
         )
     found.sort(key=lambda item: spec.order(item[0]))
-    blocks = [
+    return [
         BlockSite(
             index=index,
             path=path,
@@ -60,13 +60,12 @@ def find_blocks(denoiser: nn.Module, spec: DenoiserSpec) -> list[BlockSite]:
         )
         for index, (path, module) in enumerate(found)
     ]
-    validate(spec, denoiser, blocks)
-    return blocks
 
 
 def find_points(denoiser: nn.Module, spec: DenoiserSpec) -> dict[str, HookPoint]:
     """Every hook point of a denoiser by name, outside the blocks first, then block by block."""
     blocks = find_blocks(denoiser, spec)
+    validate(spec, denoiser, blocks)
     points = [_at_module(point) for point in spec.outside(denoiser)]
     image = next(point for point in points if point.name == "hook_noise_pred")
     for which in ("sample", "guided_pred", "pred_x0"):
