@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from diffusion_lens.architectures.spec import Gate
 from diffusion_lens.errors import EngineError
 
+AS_OUTPUTS = "Hook the outputs (hook_attn_out, hook_mlp_out) in place of the updates."
+
 
 def factor_of(gate: Gate, block: nn.Module, given: Any) -> Tensor:
     """The factor, as the block's own forward forms it.
@@ -36,8 +38,7 @@ def _piece(gate: Gate, block: nn.Module, given: Any) -> Tensor:
         raise EngineError(
             f"{type(block).__name__} was given a modulation of shape {tuple(given.shape)}, where "
             f"its description counts {gate.pieces} pieces before the last axis: this way of "
-            "calling it is not described. Hook the outputs (hook_attn_out, hook_mlp_out) in place "
-            "of the updates"
+            f"calling it is not described. {AS_OUTPUTS}"
         )
     factor = each.select(-2, gate.index or 0)
     if gate.table is None:

@@ -65,13 +65,18 @@ def on_tokens(maps: str, fire: Fire) -> Fire:
 
 def on_batch_first(fire: Fire, *, positions_first: bool) -> Fire:
     """Hooks with the batch before the positions, whatever the order of the value."""
+    return on_swapped(0, 1, fire) if positions_first else fire
+
+
+def on_swapped(one: int, other: int, fire: Fire) -> Fire:
+    """Hooks on a value with two of its axes exchanged."""
 
     def swapped(value: Tensor) -> Tensor:
-        shown = value.transpose(0, 1)
+        shown = value.transpose(one, other)
         after = fire(shown)
-        return value if after is shown else after.transpose(0, 1)
+        return value if after is shown else after.transpose(one, other)
 
-    return swapped if positions_first else fire
+    return swapped
 
 
 def on_columns(

@@ -42,6 +42,7 @@ from diffusion_lens.engine.projection import (
     on_columns,
     on_fused_outputs,
     on_result,
+    on_swapped,
     on_tokens,
     same_length,
     stream_slice,
@@ -301,15 +302,9 @@ def _before_rope(at: BlockHooks, source: BeforeRope, run: Fire) -> Handle:
     if attention.heads_joined:
         heads, _ = attention.head_sizes(at.part(attention.module))
         return on_output(at.part(path), None, _unjoined(transform, heads))
-    if not attention.heads_first:
-        return on_output(at.part(path), None, transform)
-
-    def transposed(value: Tensor) -> Tensor:
-        shown = value.transpose(1, 2)
-        after = transform(shown)
-        return value if after is shown else after.transpose(1, 2)
-
-    return on_output(at.part(path), None, transposed)
+    if attention.heads_first:
+        transform = on_swapped(1, 2, transform)
+    return on_output(at.part(path), None, transform)
 
 
 def _unjoined(transform: Fire, heads: int) -> Fire:

@@ -19,11 +19,9 @@ from torch.utils.hooks import RemovableHandle
 from diffusion_lens.architectures.spec import BlockSite, Gate, Mid, Stream
 from diffusion_lens.engine.borders import on_argument, on_output
 from diffusion_lens.engine.calls import Calls
-from diffusion_lens.engine.gates import factor_of
+from diffusion_lens.engine.gates import AS_OUTPUTS, factor_of
 from diffusion_lens.engine.projection import Fire, on_batch_first, stream_slice, tokens_of
 from diffusion_lens.errors import EngineError
-
-AS_OUTPUTS = "Hook the outputs (hook_attn_out, hook_mlp_out) in place of the updates."
 
 
 class StreamHooks:

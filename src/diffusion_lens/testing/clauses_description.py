@@ -67,32 +67,40 @@ def turns_are_turns(subject: Subject, findings: Findings) -> None:
             base = f"{block.prefix}.{attention.name}"
             names = {f"{base}.{stream}.hook_{w}" for stream in attention.before_rope for w in "qk"}
             behind = sorted(name for name in names if name in subject.points)
-            before = subject.record(behind).values() if behind else {}
-            for name in behind:
-                point = f"{name}_pre_rope"
-                if point in subject.sample and not subject.points[point].dead:
-                    _turns_into(subject, findings, name, before)
+            tried = [name for name in behind if _is_tried(subject, f"{name}_pre_rope")]
+            before = subject.record(behind).values() if tried else {}
+            for name in tried:
+                _turns_into(subject, findings, name, before)
 
 
 def neurons_enter_the_last_layer(subject: Subject, findings: Findings) -> None:
     """What takes an MLP's neurons returns the MLP's output."""
-    for block in subject.blocks:
-        for stream, mlp in block.spec.mlps.items():
-            if mlp.down is None:  # no neurons to read
-                continue
-            if mlp.module is None:
-                fused = {one.module for one in block.spec.attentions[0].projections.values()}
-                at, ends = block.inside(mlp.down), mlp.down in fused
-            else:
-                at = block.inside(mlp.module)
-                ends = _returns_the_same(subject, block.inside(mlp.down), at)
-            findings.check(
-                ends,
-                8,
-                f"{block.prefix}.{stream}.mlp.hook_post",
-                expected=f"{block.inside(mlp.down)} to return what {at} does",
-                found="something else",
-            )
+    mlps = [
+        (block, stream, mlp)
+        for block in subject.blocks
+        for stream, mlp in block.spec.mlps.items()
+        if mlp.down is not None  # else there are no neurons to read
+    ]
+    paths = {
+        block.inside(path) for block, _, mlp in mlps for path in (mlp.down, mlp.module) if path
+    }
+    returned = _returned(subject, paths)
+    for block, stream, mlp in mlps:
+        down = block.inside(mlp.down or "")
+        if mlp.module is None:
+            fused = {one.module for one in block.spec.attentions[0].projections.values()}
+            at, ends = down, mlp.down in fused
+        else:
+            at = block.inside(mlp.module)
+            ones, others = returned[down], returned[at]
+            ends = len(ones) == len(others) and all(map(torch.equal, ones, others))
+        findings.check(
+            ends,
+            8,
+            f"{block.prefix}.{stream}.mlp.hook_post",
+            expected=f"{down} to return what {at} does",
+            found="something else",
+        )
 
 
 def middles_are_named(subject: Subject, findings: Findings) -> None:
@@ -132,19 +140,24 @@ def time_is_time(subject: Subject, findings: Findings) -> None:
         )
 
 
+def _is_tried(subject: Subject, point: str) -> bool:
+    return point in subject.sample and not subject.points[point].dead
+
+
 def _turns_into(subject: Subject, findings: Findings, name: str, before: dict[str, Tensor]) -> None:
     """Scale each head before rotary embedding, and look at all queries and keys behind it."""
     point = f"{name}_pre_rope"
+    heads: list[int] = []
 
     def scale(activation: Tensor, _hook: HookContext) -> Tensor:
-        return activation * head_factors(activation.shape[2]).to(activation)[:, None]
+        heads.append(activation.shape[2])
+        return activation * head_factors(heads[0]).to(activation)[:, None]
 
     after = subject.record(before, [(point, scale)]).values()
     for other, value in before.items():
         expected = value
         if other == name:
-            shown = subject.record([point]).values()[point].shape[2]
-            factors = head_factors(shown).repeat_interleave(value.shape[2] // shown)
+            factors = head_factors(heads[0]).repeat_interleave(value.shape[2] // heads[0])
             expected = value * factors.to(value)[:, None]
         compared = close(after[other], expected, subject.tolerance.sum)
         what = "each head as it is scaled there" if other == name else "no change"
@@ -152,17 +165,16 @@ def _turns_into(subject: Subject, findings: Findings, name: str, before: dict[st
         findings.check(**vars(compared), clause=8, where=point, expected=said)
 
 
-def _returns_the_same(subject: Subject, inner: str, outer: str) -> bool:
-    """Whether two modules return the same in every call."""
-    seen: dict[str, list[Tensor]] = {inner: [], outer: []}
+def _returned(subject: Subject, paths: set[str]) -> dict[str, list[Tensor]]:
+    """What modules return in each of their calls of one evaluation."""
+    seen: dict[str, list[Tensor]] = {path: [] for path in paths}
     with contextlib.ExitStack() as stack:
         for path, outputs in seen.items():
             module = subject.denoiser.get_submodule(path)
             handle = module.register_forward_hook(lambda _m, _a, out, to=outputs: to.append(out))
             stack.callback(handle.remove)
         subject.run()
-    ones, others = seen[inner], seen[outer]
-    return len(ones) == len(others) and all(map(torch.equal, ones, others))
+    return seen
 
 
 class _Counting(TorchFunctionMode):
