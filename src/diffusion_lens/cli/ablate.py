@@ -6,14 +6,21 @@ from typing import Annotated
 
 import typer
 
-from diffusion_lens.border import Count
 from diffusion_lens.cli.ablated_run import ablated_images
-from diffusion_lens.cli.best_part import best_part
-from diffusion_lens.cli.checks import one_of, refuse_unread, within
+from diffusion_lens.cli.best_part import best_label
+from diffusion_lens.cli.checks import one_of, refuse_unread
 from diffusion_lens.cli.command import Call, command
 from diffusion_lens.cli.folders import Finding
 from diffusion_lens.cli.loading import seeds_of
 from diffusion_lens.cli.metric import metric_of, refuse_unknown_metric
+from diffusion_lens.cli.options import (
+    AnyBranch,
+    BatchSize,
+    Positions,
+    Sites,
+    SweepSeeds,
+    Window,
+)
 
 METRICS = ("latent_distance", "graded")
 PUT_IN = {"zero": "zeros", "mean": "the mean", "resample": "another run's value"}
@@ -23,10 +30,7 @@ PUT_IN = {"zero": "zeros", "mean": "the mean", "resample": "another run's value"
 def ablate(
     call: Call,
     prompt: Annotated[str, typer.Argument(help="The prompt whose run is ablated.")],
-    sites: Annotated[
-        list[str],
-        typer.Option(help="A name, a pattern or a Site's text form. Repeatable."),
-    ] = ["blocks.*.*.*.hook_z"],  # noqa: B006 (typer copies it)
+    sites: Sites = ["blocks.*.*.*.hook_z"],  # noqa: B006 (typer copies it)
     axes: Annotated[
         list[str],
         typer.Option(help="What is ablated apart: block, stream, head, pos, step … Repeatable."),
@@ -49,21 +53,14 @@ def ablate(
         str | None,
         typer.Option(help="For the metric graded: which part of the prompt; all of it."),
     ] = None,
-    seeds: Annotated[
-        str, typer.Option(help="How many samples (8: the seeds 0 to 7), or which: 3,5 or 4:8.")
-    ] = "8",
+    seeds: SweepSeeds = "8",
     steps: Annotated[
         str | None, typer.Option(help="Steps to ablate: 3, 3,5 or 0:8; all by default.")
     ] = None,
-    window: Annotated[
-        int | None,
-        typer.Option(help="Steps of one window; 1 by default.", callback=within(Count)),
-    ] = None,
-    positions: Annotated[
-        list[str] | None, typer.Option(help="Along the axis pos: words. Repeatable.")
-    ] = None,
-    branch: Annotated[str, typer.Option(help="cond, uncond or all.")] = "cond",
-    batch_size: Annotated[int, typer.Option(help="Rows of a batch.", callback=within(Count))] = 16,
+    window: Window = None,
+    positions: Positions = None,
+    branch: AnyBranch = "cond",
+    batch_size: BatchSize = 16,
 ) -> Finding:
     """Take out one part after another, and score how far the run moves."""
     refuse_unknown_metric(metric, METRICS, of_toy=call.is_toy)
@@ -96,9 +93,7 @@ def ablate(
     )
     typer.echo(str(result))
     drawn = call.run(ablated_images, prompt, result=result, sites=sites, **more)
-    where = ", ".join(
-        f"{axis} {label}" for axis, label in best_part(result).items() if axis != "effect"
-    )
+    where = best_label(result)
     captions = {
         "intact": f"intact: {prompt}",
         "ablated": f"with {PUT_IN[value]} at {where}" if where else f"with {PUT_IN[value]}",

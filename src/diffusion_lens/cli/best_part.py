@@ -21,6 +21,12 @@ def best_part(result: Effects) -> dict[str, Any]:
     return {name: best[0][name] for name in (*result.axes, "effect")} if best else {}
 
 
+def best_label(result: Effects) -> str:
+    """What a caption calls that part: its labels."""
+    labels = best_part(result).items()
+    return ", ".join(f"{axis} {label}" for axis, label in labels if axis != "effect")
+
+
 def sites_of(
     model: HookedDiffusion,
     sites: Sequence[str],

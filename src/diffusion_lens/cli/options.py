@@ -89,3 +89,16 @@ Samples = Annotated[
         callback=checks.within(Count),
     ),
 ]
+Sites = Annotated[
+    list[str], typer.Option(help="A name, a pattern or a Site's text form. Repeatable.")
+]
+SweepSeeds = Annotated[
+    str, typer.Option(help="How many samples (8: the seeds 0 to 7), or which: 3,5 or 4:8.")
+]
+Window = Annotated[
+    int | None,
+    typer.Option(help="Steps of one window; 1 by default.", callback=checks.within(Count)),
+]
+Positions = Annotated[list[str] | None, typer.Option(help="Along the axis pos: words. Repeatable.")]
+AnyBranch = Annotated[str, typer.Option(help="cond, uncond or all.")]
+BatchSize = Annotated[int, typer.Option(help="Rows of a batch.", callback=checks.within(Count))]

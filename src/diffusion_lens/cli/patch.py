@@ -6,13 +6,20 @@ from typing import Annotated
 
 import typer
 
-from diffusion_lens.border import Count
-from diffusion_lens.cli.best_part import best_part
-from diffusion_lens.cli.checks import refuse_unread, within
+from diffusion_lens.cli.best_part import best_label
+from diffusion_lens.cli.checks import refuse_unread
 from diffusion_lens.cli.command import Call, command
 from diffusion_lens.cli.folders import Finding
 from diffusion_lens.cli.loading import seeds_of
 from diffusion_lens.cli.metric import metric_of, refuse_unknown_metric
+from diffusion_lens.cli.options import (
+    AnyBranch,
+    BatchSize,
+    Positions,
+    Sites,
+    SweepSeeds,
+    Window,
+)
 from diffusion_lens.cli.patched_run import WHOLE_RUN, patched_images
 
 METRICS = ("latent_recovery", "latent_projection", "x0_distance", "graded")
@@ -23,10 +30,7 @@ def patch(
     call: Call,
     clean: Annotated[str, typer.Argument(help="The prompt whose values are put in.")],
     corrupted: Annotated[str, typer.Argument(help="The prompt whose run is patched.")],
-    sites: Annotated[
-        list[str],
-        typer.Option(help="A name, a pattern or a Site's text form. Repeatable."),
-    ] = ["blocks.*.*.hook_resid_post"],  # noqa: B006 (typer copies it)
+    sites: Sites = ["blocks.*.*.hook_resid_post"],  # noqa: B006 (typer copies it)
     axes: Annotated[
         list[str],
         typer.Option(help="What is patched apart: block, stream, head, pos, step … Repeatable."),
@@ -42,21 +46,14 @@ def patch(
         str, typer.Option(help="teacher-forced, on-trajectory or window.")
     ] = "teacher-forced",
     direction: Annotated[str, typer.Option(help="denoise or noise.")] = "denoise",
-    seeds: Annotated[
-        str, typer.Option(help="How many samples (8: the seeds 0 to 7), or which: 3,5 or 4:8.")
-    ] = "8",
+    seeds: SweepSeeds = "8",
     steps: Annotated[
         str | None, typer.Option(help="Steps to patch: 3, 3,5 or 0:8; all by default.")
     ] = None,
-    window: Annotated[
-        int | None,
-        typer.Option(help="Steps of one window; 1 by default.", callback=within(Count)),
-    ] = None,
-    positions: Annotated[
-        list[str] | None, typer.Option(help="Along the axis pos: words. Repeatable.")
-    ] = None,
-    branch: Annotated[str, typer.Option(help="cond, uncond or all.")] = "cond",
-    batch_size: Annotated[int, typer.Option(help="Rows of a batch.", callback=within(Count))] = 16,
+    window: Window = None,
+    positions: Positions = None,
+    branch: AnyBranch = "cond",
+    batch_size: BatchSize = 16,
 ) -> Finding:
     """Put parts of one run in the place of those of another, and score what changes."""
     refuse_unknown_metric(metric, METRICS, of_toy=call.is_toy)
@@ -97,9 +94,7 @@ def patch(
         positions=positions or None,
     )
     captions = {"clean": f"clean: {clean}", "corrupted": f"corrupted: {corrupted}"}
-    captions["patched"] = "patched, in a whole run, at " + ", ".join(
-        f"{axis} {label}" for axis, label in best_part(result).items() if axis != "effect"
-    )
+    captions["patched"] = f"patched, in a whole run, at {best_label(result)}"
     said = [WHOLE_RUN] if mode == "teacher-forced" else []
     return Finding(
         f"Patching: “{clean}” into “{corrupted}”",
