@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +36,15 @@ def cleaned(pipe: Any, prompt: str) -> str:
     """A prompt in small letters, and cleaned where the pipeline does so by itself."""
     usual = inspect.signature(type(pipe).__call__).parameters["clean_caption"].default
     return pipe._text_preprocessing(prompt, clean_caption=usual)[0]
+
+
+def without_entities(pipe: Any, prompt: str) -> str:
+    """A prompt as the pipeline's own module cleans it: entities, white space, broken letters."""
+    for kind in type(pipe).__mro__:
+        clean = getattr(sys.modules.get(kind.__module__), "prompt_clean", None)
+        if clean is not None:
+            return clean(prompt)
+    return prompt
 
 
 def flux2(pipe: Any, prompt: str) -> str:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from diffusion_lens.architectures import forms
+from diffusion_lens.architectures import chats, forms
 from diffusion_lens.architectures.spec import DenoiserSpec, TextPart
 from diffusion_lens.errors import EngineError
 
@@ -49,15 +48,6 @@ def text_length(_denoiser: Any, arguments: Mapping[str, Any]) -> list[int]:
     return [int(text.shape[1])] * len(text)
 
 
-def cleaned(pipe: Any, prompt: str) -> str:
-    """A prompt as the pipeline's own module cleans it: entities, white space, broken letters."""
-    for kind in type(pipe).__mro__:
-        clean = getattr(sys.modules.get(kind.__module__), "prompt_clean", None)
-        if clean is not None:
-            return clean(prompt)
-    return prompt
-
-
 WAN = DenoiserSpec(
     denoiser="WanTransformer3DModel",
     family="Wan 2.1 / 2.2",
@@ -81,7 +71,7 @@ WAN = DenoiserSpec(
     text="encoder_hidden_states",
     grid=forms.grid_of_latents(),
     default_grid=forms.native(21, 30, 52),
-    text_parts=(TextPart("tokenizer", template=cleaned),),
+    text_parts=(TextPart("tokenizer", template=chats.without_entities),),
     text_tokens=TEXT_TOKENS,
     text_length=text_length,
     guidance="calls",
