@@ -29,7 +29,7 @@ GIVEN_AN_IMAGE = ("wan_i2v", "wan_ti2v_image", "chrono_edit", "consisid")
 
 def _marked(names: Iterable[str]) -> list[Any]:
     rare = pytest.mark.exhaustive
-    marks = dict.fromkeys(SLOW, pytest.mark.slow) | dict.fromkeys(FAST, ())
+    marks: dict[str, Any] = {**dict.fromkeys(SLOW, pytest.mark.slow), **dict.fromkeys(FAST, ())}
     return [pytest.param(name, marks=marks.get(name, rare)) for name in names]
 
 
