@@ -507,7 +507,7 @@ def test_check_prints_the_contract() -> None:
     points = ["--points", "blocks.0.cross_attn.hook_pattern"]
     shown = works("check", PIPELINE, *points)
     assert shown.startswith("contract of UNet2DConditionModel")
-    assert shown.count(": holds, ") == 7
+    assert shown.count(": holds, ") == 8
 
 
 def test_demo_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

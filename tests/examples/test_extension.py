@@ -29,11 +29,11 @@ assert len(circle.plot().data) == 1
 
 USE_THE_ARCHITECTURE = """
 import torch
-from diffusers import BriaTransformer2DModel
+from diffusion_lens_example.own_transformer import OwnTransformer2DModel
 from diffusion_lens.testing import check_architecture
 
 torch.manual_seed(0)
-transformer = BriaTransformer2DModel(
+transformer = OwnTransformer2DModel(
     in_channels=16, num_layers=1, num_single_layers=1, attention_head_dim=12,
     num_attention_heads=3, joint_attention_dim=20, axes_dims_rope=[4, 4, 4],
 ).eval()
@@ -76,4 +76,4 @@ def test_its_analysis_is_found_by_name_and_runs(installed: Path, tmp_path: Path)
 @pytest.mark.slow
 def test_its_architecture_is_known_and_keeps_the_contract(installed: Path, tmp_path: Path) -> None:
     shown = run(USE_THE_ARCHITECTURE, installed, tmp_path)
-    assert shown.startswith("contract of BriaTransformer2DModel")
+    assert shown.startswith("contract of OwnTransformer2DModel")

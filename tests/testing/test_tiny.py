@@ -6,18 +6,22 @@ import torch
 from diffusion_lens import HookedDiffusion
 from diffusion_lens.testing import TINY_FAMILIES, tiny_denoiser
 
+OF_A_FIXED_WIDTH = ("hunyuan_video_15",)
+"""Families with a text projection of 2048 features whatever their configuration says."""
+
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", TINY_FAMILIES)
 def test_tiny_denoisers_are_small_and_sharp(family: str) -> None:
     denoiser, inputs = tiny_denoiser(family)
-    assert 30_000 <= sum(weight.numel() for weight in denoiser.parameters()) <= 300_000
+    most = 5_000_000 if family in OF_A_FIXED_WIDTH else 500_000
+    assert 30_000 <= sum(weight.numel() for weight in denoiser.parameters()) <= most
     model = HookedDiffusion(denoiser)
     with torch.no_grad(), model.caching(["**.hook_pattern", "**.hook_*_update"]) as cache:
         denoiser(**inputs)
     for name in model.hook_names("**.hook_pattern"):
         pattern = cache[name][0]
-        assert pattern.amax(-1).mean() > 3 / pattern.shape[-1]
+        assert pattern.amax(-1).mean() > min(0.5, 3 / pattern.shape[-1])
     for name in model.hook_names("**.hook_*_update"):
         assert cache[name].std() > 0.05
 

@@ -16,9 +16,12 @@ GATES = forms.adaptive("norm1")
 _JOINT = forms.joint(
     TXT_IMG,
     {
-        "img": replace(forms.IMAGE, down="ff.out_projection", gates=GATES),
+        "img": replace(forms.IMAGE, down="ff.out_projection", gates=GATES, before_rope=None),
         "txt": replace(
-            forms.TEXT, down="ff_context.out_projection", gates=forms.adaptive("norm1_context")
+            forms.TEXT,
+            down="ff_context.out_projection",
+            gates=forms.adaptive("norm1_context"),
+            before_rope=None,
         ),
     },
 )
@@ -55,7 +58,7 @@ AURAFLOW = DenoiserSpec(
     blocks={
         "AuraFlowJointTransformerBlock": joint_block,
         "AuraFlowSingleTransformerBlock": forms.sequential(
-            TXT_IMG, mlp=("ff", "ff.out_projection"), gates=GATES, beside=True
+            TXT_IMG, mlp=("ff", "ff.out_projection"), gates=GATES, before_rope=None, beside=True
         ),
     },
     outside=outside,

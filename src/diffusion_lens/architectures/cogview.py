@@ -21,7 +21,9 @@ IN_TURN = forms.shared(MIDS, GATES, calls=IMG_TXT)
 COGVIEW3_PLUS = DenoiserSpec(
     denoiser="CogView3PlusTransformer2DModel",
     family="CogView 3+",
-    blocks={"CogView3PlusTransformerBlock": forms.shared(MIDS, GATES, clamped=True)},
+    blocks={
+        "CogView3PlusTransformerBlock": forms.shared(MIDS, GATES, before_rope=None, clamped=True)
+    },
     outside=forms.points(("channel", "height", "width"), embedding="time_condition_embed"),
     latents="hidden_states",
     text="encoder_hidden_states",

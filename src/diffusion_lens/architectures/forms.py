@@ -294,6 +294,7 @@ def shared(
     gates: Mapping[str, Gates],
     *,
     calls: Sequence[str] = (),
+    before_rope: tuple[str, str] | None = ("attn1.norm_q", "attn1.norm_k"),
     heads_first: bool = True,
     concepts: Concepts | None = None,
     clamped: bool = False,
@@ -305,11 +306,12 @@ def shared(
         gates: Of each stream.
         calls: The streams in the order in which the MLP is called for each; none where one call
             serves both.
+        before_rope: What returns q and k before rotary embedding; None where there is none.
         heads_first: Whether q and k have their head axis before the positions.
         concepts: How the block takes concept tokens.
         clamped: Whether the block keeps the streams in the range of float16.
     """
-    norms, down = ("attn1.norm_q", "attn1.norm_k"), "ff.net.2"
+    down = "ff.net.2"
 
     def mlp(name: str) -> Mlp:
         if calls:
@@ -325,7 +327,7 @@ def shared(
             projections=dict.fromkeys(TXT_IMG, Projection("attn1.to_out.0", TXT_IMG)),
             outputs={"img": 0, "txt": 1},
             gates={name: both[0] for name, both in gates.items() if both[0] is not None},
-            before_rope=dict.fromkeys(TXT_IMG, norms),
+            before_rope=dict.fromkeys(TXT_IMG, before_rope) if before_rope else {},
             heads_first=heads_first,
         )
         streams = {

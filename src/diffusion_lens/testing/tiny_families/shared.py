@@ -47,6 +47,7 @@ def cogvideox(draw: Draw, batch: int) -> Made:
 def consisid(draw: Draw, batch: int) -> Made:
     """ConsisID, without a face."""
     from diffusers import ConsisIDTransformer3DModel
+    from diffusers.models.embeddings import get_3d_rotary_pos_embed
 
     transformer = ConsisIDTransformer3DModel(
         num_attention_heads=2,
@@ -61,11 +62,13 @@ def consisid(draw: Draw, batch: int) -> Made:
         sample_frames=5,
         max_text_seq_length=TEXT_TOKENS,
         is_train_face=False,
+        use_rotary_positional_embeddings=True,
     )
     return transformer, {
         "hidden_states": draw(batch, 2, 4, 8, 12),
         "encoder_hidden_states": draw(batch, TEXT_TOKENS, 24),
         "timestep": step_500(batch),
+        "image_rotary_emb": get_3d_rotary_pos_embed(16, ((0, 0), (4, 6)), (4, 6), 2),
     }
 
 

@@ -1,0 +1,294 @@
+"""What an attention module of a block is: its streams, heads, projections, norms before rope."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from diffusion_lens.architectures.spec import Attention, Gate, Projection
+from diffusion_lens.describing.origins import (
+    ADDED,
+    CUT,
+    HANDED_ON,
+    JOINED,
+    MULTIPLIED,
+    SCALED,
+    first_tensor,
+    is_plain_norm,
+    last_layer,
+    made_from,
+    made_in,
+    passes_on,
+    segments,
+)
+from diffusion_lens.describing.products import Product
+from diffusion_lens.describing.streams import Streams
+from diffusion_lens.describing.terms import inside
+from diffusion_lens.describing.tracing import Call, Op, Trace, Value
+
+MOVED = HANDED_ON | CUT | JOINED | {"stack", "repeat_interleave", "setitem"}
+"""Torch calls that put numbers elsewhere and change none."""
+
+
+@dataclass
+class Found:
+    """An attention module as far as it is read.
+
+    Attributes:
+        name: As in hook points.
+        call: The module's call.
+        products: Its products, in order.
+        main: The one of the streams' own keys; None for linear attention.
+        queries: Streams along the queries, in order.
+        keys: Streams along the keys, in order.
+        sizes: Number of heads and width of a head.
+        projections: For each query stream what takes its z.
+        before_rope: For each stream what gives its q and k before rotary embedding.
+        heads_first: As in `Attention`.
+        heads_joined: As in `Attention`.
+        gated: As in `Attention`.
+        context: As in `Attention`.
+        outputs: For each stream its place in the output.
+        gates: For each stream its gate.
+    """
+
+    name: str
+    call: Call
+    products: list[Product]
+    main: Product | None
+    queries: tuple[str, ...]
+    keys: tuple[str, ...]
+    sizes: tuple[int, int]
+    projections: dict[str, Projection] = field(default_factory=dict)
+    before_rope: dict[str, tuple[str | None, str]] = field(default_factory=dict)
+    heads_first: bool = False
+    heads_joined: bool = False
+    gated: bool = False
+    context: str | None = None
+    outputs: dict[str, int | None] = field(default_factory=dict)
+    gates: dict[str, Gate] = field(default_factory=dict)
+
+    def described(self, block: Call) -> Attention:
+        """As the description of an architecture has it."""
+        module = self.call.module
+        heads, d_head = self.sizes
+        told = (getattr(module, "heads", None), getattr(module, "inner_dim", None))
+        return Attention(
+            name=self.name,
+            module=inside(self.call.path, block),
+            queries=self.queries,
+            keys=self.keys,
+            projections=self.projections,
+            outputs=self.outputs,
+            gates=self.gates,
+            before_rope=self.before_rope,
+            heads_first=self.heads_first,
+            heads_joined=self.heads_joined,
+            products=tuple("" if one is self.main else "+".join(one.keys) for one in self.products),
+            context=self.context,
+            sizes=None if told == (heads, heads * d_head) else (heads, d_head),
+            gated=self.gated,
+        )
+
+
+def attentions(trace: Trace, streams: Streams, made: Sequence[Product]) -> list[Found]:
+    """The attention modules of a block, in order of their calls."""
+    by_module: dict[Call, list[Product]] = {}
+    for one in made:
+        by_module.setdefault(one.module, []).append(one)
+    linear = _linear(trace, streams, by_module)
+    found: list[Found] = []
+    for call in sorted([*by_module, *linear], key=lambda call: call.first):
+        taken = {one.name for one in found}
+        if call in linear:
+            found.append(_linear_attention(call, linear[call], streams, taken))
+        else:
+            found.append(_attention(call, by_module[call], streams, taken))
+    return found
+
+
+def _attention(call: Call, made: list[Product], streams: Streams, taken: set[str]) -> Found:
+    own = [one for one in made if not set(one.keys) - {"img", "txt"}]
+    main = own[0] if own else made[0]
+    query = main.taken[0]
+    sizes = (query.shape[1], query.shape[3])
+    name = _name(main.queries, main.keys, taken)
+    found = Found(name, call, made, main, main.queries, main.keys, sizes)
+    if set(main.keys) - set(main.queries):
+        found.context = _context(call, main)
+    _find_projections(found, main, streams.block)
+    _find_rope(found, main, streams)
+    return found
+
+
+def _linear(trace: Trace, streams: Streams, described: Container[Call]) -> dict[Call, Op]:
+    """Modules that multiply two things that they make of a stream, and how they do so first."""
+    found: dict[Call, Op] = {}
+    for op in trace.within(streams.block):
+        if op.name not in MULTIPLIED or op.scope is None or op.scope in described:
+            continue
+        if len(op.takes) >= 2 and all(map(streams.own, op.takes[:2])):
+            found.setdefault(op.scope, op)
+    return found
+
+
+def _linear_attention(call: Call, op: Op, streams: Streams, taken: set[str]) -> Found:
+    layer = last_layer(call)
+    order = tuple(sorted(streams.behind(first_tensor(call))))
+    heads = op.takes[0].shape[1] if op.takes[0].tensor.ndim == 4 else 1
+    width = 0 if layer is None else first_tensor(layer).shape[-1]
+    sizes = (heads, width // heads)
+    found = Found(_name(order, order, taken), call, [], None, order, order, sizes)
+    if layer is not None:
+        projection = Projection(inside(layer.path, streams.block), order)
+        found.projections = dict.fromkeys(order, projection)
+    return found
+
+
+def _name(queries: Sequence[str], keys: Sequence[str], taken: set[str]) -> str:
+    """The name of an attention module, by what meets in it."""
+    if set(queries) & set(keys):
+        return "self_attn" if "attn" in taken else "attn"
+    return "cross_attn"
+
+
+def _context(call: Call, product: Product) -> str | None:
+    """The module's argument that keys come from and queries do not."""
+    query, key, _ = product.taken
+    mine = {value: place[0] for place, value in call.takes.items()}
+
+    def arguments(value: Value) -> set[str | int]:
+        found, waiting, seen = set(), [value], set()
+        while waiting:
+            one = waiting.pop()
+            if one.number in seen:
+                continue
+            seen.add(one.number)
+            if one in mine:
+                found.add(mine[one])
+            elif one.made_by is not None and made_in(one, call):
+                waiting.extend(one.made_by.takes)
+        return found
+
+    only = arguments(key) - arguments(query)
+    return str(sorted(map(str, only))[0]) if only else None
+
+
+def _find_projections(found: Found, main: Product, block: Call) -> None:
+    """Follow z to the layers that take it."""
+    heads, d_head = found.sizes
+    width = heads * d_head
+    z = main.op.gives[0]
+    flat = z.tensor.transpose(1, 2).flatten(2)
+    waiting, seen = [(z, False)], set()
+    while waiting:
+        value, gated = waiting.pop(0)
+        if value.number in seen:
+            continue
+        seen.add(value.number)
+        takers = [
+            call
+            for call, _ in value.taken_by
+            if call.lies_in(block) and _is_layer(call.module) and value.shape[-1] >= width
+        ]
+        if takers and value.tensor.ndim >= 3:
+            found.gated = found.gated or gated
+            for call in takers:
+                _project(found, main, block, call, value, flat, width)
+            continue
+        for op in value.used_by:
+            if op.gives[0].number > block.last:
+                continue
+            factor = op.name in SCALED and len(op.takes) == 2
+            if op.name in MOVED | ADDED or op.name in SCALED:
+                waiting += [(one, gated or factor) for one in op.gives]
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """Whether a module has weights of its own and is no norm."""
+    own = next(module.parameters(recurse=False), None) is not None
+    return isinstance(module, nn.Linear) or (own and not is_plain_norm(module))
+
+
+def _project(
+    found: Found, main: Product, block: Call, call: Call, value: Value, flat: Any, width: int
+) -> None:
+    """Note a layer that takes z, and the streams along it."""
+    given = value.tensor[..., :width]
+    given = given.reshape(given.shape[0], -1, width)
+    length, at = given.shape[1], 0
+    if given.shape[0] == flat.shape[0] and length < flat.shape[1]:
+        starts = range(flat.shape[1] - length + 1)
+        same = [one for one in starts if torch.equal(given, flat[:, one : one + length])]
+        at = same[0] if same else 0
+    streams = segments(list(main.query[at : at + length]))
+    fused = value.shape[-1] > width
+    for stream in streams:
+        path = inside(call.path, block)
+        found.projections.setdefault(stream, Projection(path, streams, fused))
+
+
+def _find_rope(found: Found, main: Product, streams: Streams) -> None:
+    """The modules whose outputs are queries and keys before they are turned."""
+    per_stream: dict[tuple[str, str], tuple[Call, Value]] = {}
+    turned_ones: set[tuple[str, str]] = set()
+    for which, value in zip("qk", main.taken, strict=False):
+        for call, given, turned in _last_modules(value, found.call):
+            for stream in streams.behind(given):
+                per_stream.setdefault((stream, which), (call, given))
+                turned_ones |= {(stream, which)} if turned else set()
+    if not turned_ones:
+        return
+    for stream in dict.fromkeys((*found.queries, *found.keys)):
+        query, key = per_stream.get((stream, "q")), per_stream.get((stream, "k"))
+        if key is None or (query is None and (stream, "k") not in turned_ones):
+            continue
+        if query is None and stream in found.queries:
+            continue
+        first = None if query is None else inside(query[0].path, streams.block)
+        found.before_rope[stream] = (first, inside(key[0].path, streams.block))
+        _note_axes(found, (query or key)[1])
+
+
+def _note_axes(found: Found, given: Value) -> None:
+    heads, _ = found.sizes
+    if given.tensor.ndim == 4:
+        found.heads_first = given.shape[1] == heads and given.shape[2] != heads
+    else:
+        found.heads_joined = True
+
+
+def _last_modules(value: Value, within: Call) -> list[tuple[Call, Value, bool]]:
+    """The modules that a query or key came from, and whether it was turned since."""
+    found, waiting, seen = [], [(value, False)], set()
+    while waiting:
+        one, turned = waiting.pop()
+        if (one.number, turned) in seen:
+            continue
+        seen.add((one.number, turned))
+        calls = [
+            call
+            for call, _ in one.returned_by
+            if call.lies_in(within) and not passes_on(call.module) and not _turns(call.module)
+        ]
+        if calls:
+            found.append((calls[-1], one, turned))
+            continue
+        op = one.made_by
+        if op is None or not made_in(one, within):
+            continue
+        still = op.name in MOVED
+        waiting += [(source, turned or not still) for source in made_from(op)]
+        if op.name == "setitem":
+            waiting += [(source, True) for source in op.takes[1:]]
+    return found
+
+
+def _turns(module: nn.Module) -> bool:
+    """Whether a module is a rotary embedding."""
+    kind = type(module).__name__
+    return "Rot" in kind or "Rope" in kind
