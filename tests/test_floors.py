@@ -20,6 +20,7 @@ FLOORS: tuple[frozenset[str], ...] = (
     frozenset({"authoring"}),
     frozenset({"hooked_diffusion"}),
     frozenset({"concept_streams"}),
+    frozenset({"describing"}),
     frozenset({"engine"}),
     frozenset({"architectures", "activation_cache", "reducers"}),
     frozenset({"hook_points", "extensions"}),

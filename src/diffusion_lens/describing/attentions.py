@@ -129,11 +129,20 @@ def _linear(trace: Trace, streams: Streams, described: Container[Call]) -> dict[
     """Modules that multiply two things that they make of a stream, and how they do so first."""
     found: dict[Call, Op] = {}
     for op in trace.within(streams.block):
-        if op.name not in MULTIPLIED or op.scope is None or op.scope in described:
+        if op.scope is None or op.scope in described or not multiplies_streams(op):
             continue
-        if len(op.takes) >= 2 and all(map(streams.own, op.takes[:2])):
+        if all(map(streams.own, op.takes[:2])):
             found.setdefault(op.scope, op)
     return found
+
+
+def multiplies_streams(op: Op) -> bool:
+    """Whether a torch call multiplies two matrices that an attention module made, no weight."""
+    if op.name not in MULTIPLIED or op.scope is None or len(op.takes) < 2:
+        return False
+    both = op.takes[:2]
+    made = all(one.tensor.ndim >= 3 and not one.parameter for one in both)
+    return made and hasattr(op.scope.module, "to_q")
 
 
 def _linear_attention(call: Call, op: Op, streams: Streams, taken: set[str]) -> Found:

@@ -13,6 +13,7 @@ from diffusion_lens.describing.attentions import Found, attentions
 from diffusion_lens.describing.origins import ADDED, CASTS, argument_of, first_tensor, last_layer
 from diffusion_lens.describing.products import products
 from diffusion_lens.describing.residuals import Added, Residual
+from diffusion_lens.describing.rows import Rows
 from diffusion_lens.describing.streams import Streams
 from diffusion_lens.describing.terms import Term, gate_of, inside, terms
 from diffusion_lens.describing.tracing import Call, Place, Trace, Value
@@ -30,11 +31,18 @@ class Reading:
         spec: Its description.
         doubts: What could not be read, each as a sentence; such a block is not described by this
             alone.
+        rows: For each of its arguments whose tokens belong to streams, which they are.
     """
 
     call: Call
     spec: BlockSpec
+    rows: Mapping[Place, Rows]
     doubts: list[str] = field(default_factory=list)
+
+    @property
+    def joins(self) -> bool:
+        """Whether image queries meet text keys in it."""
+        return any("img" in one.queries and "txt" in one.keys for one in self.spec.attentions)
 
     @property
     def precision(self) -> torch.dtype:
@@ -86,7 +94,9 @@ class _Reader:
                 found[name] = self._stream(name, one, rows.order, first=rows.axis == 0)
         found |= self._not_returned(found)
         specs = tuple(one.described(self.block) for one in self.attentions)
-        return Reading(self.block, BlockSpec(found, specs, self.mlps), self.doubts)
+        return Reading(
+            self.block, BlockSpec(found, specs, self.mlps), self.streams.arguments, self.doubts
+        )
 
     def _not_returned(self, found: Mapping[str, Stream]) -> dict[str, Stream]:
         """Streams that come in and ask, and that the block does not hand on."""

@@ -85,13 +85,13 @@ def differences(blocks: Iterable[BlockSite], readings: Iterable[Reading]) -> lis
             found[f"{block.path}: described, and not run"] = None
             continue
         kind = type(reading.call.module).__name__
-        ours, theirs = _plain(block.spec, reading), _plain(reading.spec, reading)
+        ours, theirs = as_compared(block.spec, reading), as_compared(reading.spec, reading)
         for field, said, seen in _unequal("", ours, theirs):
             found[f"{kind}, {field}: described as {said!r}, read as {seen!r}"] = None
     return list(found)
 
 
-def _plain(spec: BlockSpec, reading: Reading) -> dict[str, Any]:
+def as_compared(spec: BlockSpec, reading: Reading) -> dict[str, Any]:
     """A description as nested mappings in which equal things look equal."""
     return {
         "streams": {name: _stream(one, reading) for name, one in spec.streams.items()},
