@@ -75,16 +75,17 @@ def find_points(denoiser: nn.Module, spec: DenoiserSpec) -> dict[str, HookPoint]
     for block in blocks:
         last = block is blocks[-1] and spec.text_ends_in_last_block
         points.extend(block_points(denoiser, block, text_is_dead=last))
-    return {point.name: point for point in points}
+    return {point.name: point for point in points if point.name not in spec.withheld}
 
 
 def find_absent(denoiser: nn.Module, spec: DenoiserSpec) -> tuple[Absent, ...]:
     """Names that do not exist in some block, with the reason."""
-    return tuple(
-        Absent(f"{block.prefix}.{name}", reason)
+    absent = {
+        f"{block.prefix}.{name}": reason
         for block in find_blocks(denoiser, spec)
         for name, reason in block.spec.absent.items()
-    )
+    }
+    return tuple(Absent(name, reason) for name, reason in (absent | dict(spec.withheld)).items())
 
 
 def native_points(denoiser: nn.Module, pattern: object) -> dict[str, HookPoint]:

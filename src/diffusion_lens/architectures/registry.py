@@ -94,6 +94,12 @@ def architecture_of(class_name: str) -> DenoiserSpec:
     return first
 
 
+def is_known(class_name: str) -> bool:
+    """Whether a denoiser class is described."""
+    declared, _ = _declared(anew=class_name not in _REGISTERED)
+    return class_name in _REGISTERED or any(one.value.denoiser == class_name for one in declared)
+
+
 def _declared(*, anew: bool = False) -> Found:
     """What other packages declare; nothing while they are imported for it."""
     if _IMPORTING:

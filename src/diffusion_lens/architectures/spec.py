@@ -385,6 +385,8 @@ class DenoiserSpec:
         timestep: The denoiser's argument that takes the timestep.
         between: For each stream that the denoiser itself changes between a block and the next, what
             it does there, from the denoiser and the block's number; empty where it hands all on.
+        withheld: Full names of hook points that are not offered, with the reason: those of a
+            provisional description at which the contract failed.
     """
 
     denoiser: str
@@ -411,3 +413,4 @@ class DenoiserSpec:
     text_beside: tuple[str, ...] = ()
     image_length: Callable[[Any, Mapping[str, Any]], int] | None = None
     between: Callable[[Any, int], Mapping[str, str]] = lambda _denoiser, _block: {}
+    withheld: Mapping[str, str] = field(default_factory=dict)

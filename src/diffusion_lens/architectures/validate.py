@@ -62,14 +62,14 @@ def _wrong_outside(spec: DenoiserSpec, denoiser: nn.Module) -> Iterator[str]:
         named.append(Named(f"outside {point.name}", "", point.module, "module"))
         if point.argument is not None and not point.module:
             named.append(Named(f"outside {point.name}", "", str(point.argument[0]), "argument"))
-    yield from _missing(denoiser, named)
+    yield from missing_parts(denoiser, named)
 
 
 def _wrong_in_block(spec: BlockSpec, block: nn.Module) -> Iterator[str]:
-    yield from _missing(block, _named(spec))
+    yield from missing_parts(block, named_parts(spec))
 
 
-def _named(spec: BlockSpec) -> Iterator[Named]:
+def named_parts(spec: BlockSpec) -> Iterator[Named]:
     """Everything that a block's description names."""
     for name, stream in spec.streams.items():
         yield Named(f"streams[{name!r}].argument", "", stream.argument, "argument")
@@ -108,7 +108,7 @@ def _of_gate(field: str, gate: Gate) -> Iterator[Named]:
         yield Named(f"{field}.norm", "", gate.norm, "module")
 
 
-def _missing(module: nn.Module, named: Iterable[Named]) -> Iterator[str]:
+def missing_parts(module: nn.Module, named: Iterable[Named]) -> Iterator[str]:
     """What is not there, each as a line of a message."""
     for field, owner, name, kind in named:
         if kind == "module":
@@ -120,11 +120,19 @@ def _missing(module: nn.Module, named: Iterable[Named]) -> Iterator[str]:
         elif kind == "parameter":
             known = [path for path, _ in module.named_parameters()]
         else:
-            known = _arguments(module.get_submodule(owner))
+            known = _arguments(_owner(module, owner))
         if name not in known:
             near = closest(name, known)
             hint = f"; closest: {near[0]}" if near else ""
             yield f"{type(module).__name__}, {field}: no {kind} `{name}`{hint}"
+
+
+def _owner(module: nn.Module, path: str) -> nn.Module:
+    """The module at a path; the one given, where that is wrong, as another line says."""
+    try:
+        return module.get_submodule(path)
+    except AttributeError:
+        return module
 
 
 def _arguments(module: nn.Module) -> list[str]:

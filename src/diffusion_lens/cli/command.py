@@ -17,6 +17,7 @@ from diffusion_lens.cli.loading import (
     is_toy,
     listed_numbers,
     load,
+    load_pipeline,
     settings_of,
     step_count,
     whole_numbers,
@@ -72,6 +73,11 @@ class Call:
     def model(self) -> HookedDiffusion:
         """The model."""
         return load(self.name, device=self.device, torch_dtype=self.torch_dtype)
+
+    @cached_property
+    def pipeline(self) -> Any:
+        """The model's pipeline, whose denoiser need not be of a known class."""
+        return load_pipeline(self.name, device=self.device, torch_dtype=self.torch_dtype)
 
     @cached_property
     def settings(self) -> dict[str, Any]:

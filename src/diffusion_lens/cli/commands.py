@@ -15,6 +15,7 @@ COMMANDS = (
     "edit",
     "excite",
     "check",
+    "describe",
     "cite",
 )
 HRV = ("build", "show", "weaken", "steer")

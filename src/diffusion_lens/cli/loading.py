@@ -6,7 +6,7 @@ import copy
 import inspect
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +28,33 @@ ALIKE = 0.7
 
 def load(model: str, *, device: str | None = None, torch_dtype: str | None = None) -> Any:
     """The model of a MODEL argument."""
+    from diffusion_lens.hooked_diffusion import HookedDiffusion
+
+    return _loaded(HookedDiffusion.from_pretrained, model, device, torch_dtype)
+
+
+def load_pipeline(model: str, *, device: str | None = None, torch_dtype: str | None = None) -> Any:
+    """The pipeline of a MODEL argument, whose denoiser need not be known."""
+    from diffusers import DiffusionPipeline
+
+    if is_toy(model):
+        return load(model, device=device, torch_dtype=torch_dtype).pipe
+    return _loaded(DiffusionPipeline.from_pretrained, model, device, torch_dtype)
+
+
+def _loaded(
+    loader: Callable[..., Any], model: str, device: str | None, torch_dtype: str | None
+) -> Any:
     _refuse_what_is_nowhere(model)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
     import torch
 
-    from diffusion_lens.hooked_diffusion import HookedDiffusion
-
     if is_toy(model):
         torch.set_num_threads(1)  # on matrices of this size threads only wait for each other
     dtype = None if torch_dtype is None else getattr(torch, torch_dtype)
     try:
-        held = HookedDiffusion.from_pretrained(model, torch_dtype=dtype)
+        held = loader(model, torch_dtype=dtype)
     except DiffusionLensError:
         raise
     except Exception as error:  # loaders let through whatever a damaged file makes them stumble on

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -90,6 +91,10 @@ class _Reader:
                 continue
             if rows.unmoved:
                 self.doubts.append(f"no input moves {rows.unmoved} tokens of `{one.argument[0]}`")
+            if rows.both:
+                self.doubts.append(
+                    f"image and text both move {rows.both} tokens of `{one.argument[0]}`, not all"
+                )
             for name in dict.fromkeys(rows.order):
                 found[name] = self._stream(name, one, rows.order, first=rows.axis == 0)
         found |= self._not_returned(found)
@@ -224,10 +229,8 @@ class _Reader:
             if op.name in CASTS and op.scope is self.block
             for value in op.gives
         ]
-        for value, copied in (
-            (state, self.block in state.cast_in),
-            *((one, True) for one in casts),
-        ):
+        itself = self.block in state.cast_in  # what a cast to its own precision gives back
+        for value, copied in ((state, itself), *((one, True) for one in casts)):
             for call, place in value.taken_by:
                 if call.inside is self.block:
                     return call, _position(call, place), copied
@@ -248,7 +251,5 @@ def _only(place: Place) -> int | None:
 
 def _position(call: Call, place: Place) -> int:
     """Position of an argument among those that a module's forward takes."""
-    import inspect
-
     names = list(inspect.signature(type(call.module).forward).parameters)[1:]
     return names.index(str(place[0])) if str(place[0]) in names else 0

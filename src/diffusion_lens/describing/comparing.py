@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from diffusion_lens.architectures.catalogue import find_blocks
 from diffusion_lens.architectures.spec import (
-    Attention,
     BlockSite,
-    BlockSpec,
     DenoiserSpec,
-    Stream,
 )
 from diffusion_lens.describing.blocks import Reading
 from diffusion_lens.describing.denoisers import DenoiserReading, read_denoiser
+from diffusion_lens.describing.plain import as_compared, unequal
 
 IMAGE_PROMPTS = ("encoder_hidden_states_image",)
 """Arguments of denoisers that take image prompts."""
@@ -86,57 +82,6 @@ def differences(blocks: Iterable[BlockSite], readings: Iterable[Reading]) -> lis
             continue
         kind = type(reading.call.module).__name__
         ours, theirs = as_compared(block.spec, reading), as_compared(reading.spec, reading)
-        for field, said, seen in _unequal("", ours, theirs):
+        for field, said, seen in unequal("", ours, theirs):
             found[f"{kind}, {field}: described as {said!r}, read as {seen!r}"] = None
     return list(found)
-
-
-def as_compared(spec: BlockSpec, reading: Reading) -> dict[str, Any]:
-    """A description as nested mappings in which equal things look equal."""
-    return {
-        "streams": {name: _stream(one, reading) for name, one in spec.streams.items()},
-        "attentions": {one.name: _attention(one, reading) for one in spec.attentions},
-        "order of attentions": [one.name for one in spec.attentions],
-        "mlps": {name: _fields(one) for name, one in spec.mlps.items()},
-    }
-
-
-def _stream(stream: Stream, reading: Reading) -> dict[str, Any]:
-    found = _fields(stream)
-    if not stream.returned:
-        del found["output"]
-    if reading.precision != torch.float16:
-        del found["clamped"]  # whatever is not float16 has no such bounds
-    if stream.entrance is not None and reading.enters_unchanged(stream):
-        found["entrance"] = None
-    return found
-
-
-def _attention(attention: Attention, reading: Reading) -> dict[str, Any]:
-    found = _fields(attention)
-    module = reading.call.module.get_submodule(attention.module)
-    found["sizes"] = attention.head_sizes(module)
-    found["outputs"] = {name: at for name, at in attention.outputs.items() if at is not None}
-    if not attention.before_rope:
-        del found["heads_first"], found["heads_joined"]
-    return found
-
-
-def _fields(value: Any) -> Any:
-    """A dataclass as a mapping, and so on inward."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {one.name: _fields(getattr(value, one.name)) for one in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {name: _fields(one) for name, one in value.items()}
-    if isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
-        return dict(enumerate(map(_fields, value)))
-    return value
-
-
-def _unequal(at: str, said: Any, seen: Any) -> Iterator[tuple[str, Any, Any]]:
-    if isinstance(said, Mapping) and isinstance(seen, Mapping):
-        for name in dict.fromkeys((*said, *seen)):
-            where = f"{at}.{name}" if at else str(name)
-            yield from _unequal(where, said.get(name), seen.get(name))
-    elif said != seen:
-        yield at, said, seen

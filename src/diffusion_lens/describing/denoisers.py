@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_lens.describing.blocks import Reading, read_block
+from diffusion_lens.describing.plain import as_compared
 from diffusion_lens.describing.residuals import residuals
 from diffusion_lens.describing.rows import disturbed, label_rows
 from diffusion_lens.describing.streams import Streams
-from diffusion_lens.describing.tracing import Place, Trace, copied, replaced, tensors, trace
+from diffusion_lens.describing.tracing import Call, Place, Trace, copied, replaced, tensors, trace
 
 
 @dataclass
@@ -40,24 +41,67 @@ def read_denoiser(
     inputs: Mapping[str, Any],
     paths: Sequence[str],
     streams: Mapping[str, Sequence[str]],
+    *,
+    all_of_them: bool = True,
 ) -> DenoiserReading:
     """Read the blocks at some paths.
 
     Args:
         denoiser: The model, in evaluation mode.
-        inputs: The keyword arguments of one call; every intermediate tensor of it is held.
+        inputs: The keyword arguments of one call; every intermediate tensor of the blocks that are
+            read is held.
         paths: The blocks.
         streams: For each stream the arguments of the denoiser that it is made from.
+        all_of_them: Whether each block is read; else the first and the last of those that consist
+            of the same modules stand for all.
     """
-    found = trace(denoiser, inputs, kept=frozenset(paths).__contains__)
+    alike = {path: (path,) for path in paths} if all_of_them else _alike(denoiser, paths)
+    read = {path for ones in alike.values() for path in ones}
+    found = trace(
+        denoiser,
+        inputs,
+        kept=frozenset(paths).__contains__,
+        passed=(frozenset(paths) - read).__contains__,
+    )
     calls = [call for call in found.calls if call.path in frozenset(paths)]
-    ways = {call: residuals(found, call) for call in calls}
+    ways = {call: residuals(found, call) for call in calls if call.path in read}
+    first_of = {call.path: call for call in ways}
+    ways = {call: ways.get(call) or ways[first_of[alike[call.path][0]]] for call in calls}
     places = {name: _places(inputs, arguments) for name, arguments in streams.items()}
     image = _places(inputs, streams["img"])
     labels = label_rows(found, ways, places, batch=_samples(inputs, image))
-    blocks = [read_block(found, Streams.of(call, ways[call], labels)) for call in calls]
+    own = {
+        call.path: read_block(found, Streams.of(call, ways[call], labels))
+        for call in calls
+        if call.path in read
+    }
+    blocks = [
+        own.get(call.path) or _like(call, [own[one] for one in alike[call.path]]) for call in calls
+    ]
     ends = _text_ends(found, Streams.of(calls[-1], ways[calls[-1]], labels)) if calls else None
     return DenoiserReading(blocks, ends)
+
+
+def _alike(denoiser: nn.Module, paths: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """For each block the first and the last of its list that consist of the same modules."""
+    kinds: dict[object, list[str]] = {}
+    for path in paths:
+        module = denoiser.get_submodule(path)
+        parts = tuple((name, type(one)) for name, one in module.named_modules())
+        kinds.setdefault((path.rpartition(".")[0], parts), []).append(path)
+    ends = {path: (ones[0], ones[-1]) for ones in kinds.values() for path in ones}
+    return {path: tuple(dict.fromkeys(ends[path])) for path in paths}
+
+
+def _like(call: Call, ones: Sequence[Reading]) -> Reading:
+    """A block that was not read, by those that consist of the same modules."""
+    first, last = ones[0], ones[-1]
+    doubts = list(dict.fromkeys([*first.doubts, *last.doubts]))
+    if as_compared(first.spec, first) != as_compared(last.spec, last):
+        doubts.append(
+            f"{first.call.path} and {last.call.path} consist of the same modules and run otherwise"
+        )
+    return Reading(call, first.spec, first.rows, doubts)
 
 
 def _text_ends(found: Trace, last: Streams) -> bool | None:

@@ -20,8 +20,7 @@ from diffusion_lens.describing.surroundings import (
     in_one_row,
     tokens_of,
 )
-from diffusion_lens.describing.tracing import trace
-from diffusion_lens.errors import UnsupportedModelError
+from diffusion_lens.errors import DiffusionLensError, UnsupportedModelError
 
 NO_MEETING = "image and text do not meet here"
 
@@ -65,8 +64,9 @@ class Description:
 def describe(denoiser: nn.Module, given: Mapping[str, Any]) -> Description:
     """Read off one call what a denoiser consists of.
 
-    Every intermediate tensor of the call is held, so it should be short: few layers, or a small
-    image. In float16 more is seen: casts, and values kept within bounds.
+    Every intermediate tensor is held of the first and the last of blocks that consist of the same
+    modules, so the call should be one for a small image. In float16 more is seen: casts, and values
+    kept within bounds.
 
     Args:
         denoiser: The model, in evaluation mode.
@@ -75,11 +75,24 @@ def describe(denoiser: nn.Module, given: Mapping[str, Any]) -> Description:
     Raises:
         UnsupportedModelError: If nothing in it attends to image and text.
     """
+    try:
+        return _described(denoiser, given)
+    except DiffusionLensError:
+        raise
+    except Exception as error:  # a model may do what the reading of one has no idea of
+        kind = type(denoiser).__name__
+        raise UnsupportedModelError(
+            f"what runs in {kind} could not be read ({type(error).__name__}: {error}); describe "
+            "the class by hand (docs/architecture.md)"
+        ) from error
+
+
+def _described(denoiser: nn.Module, given: Mapping[str, Any]) -> Description:
     kind = type(denoiser).__name__
     inputs = read_inputs(kind, given)
-    found = trace(denoiser, given, kept=lambda _path: False)
-    paths = find_block_paths(found)
-    every = read_denoiser(denoiser, given, paths, inputs.streams).blocks if paths else []
+    paths = find_block_paths(denoiser, given)
+    few = {"all_of_them": False}
+    every = read_denoiser(denoiser, given, paths, inputs.streams, **few).blocks if paths else []
     kept = [one.call.path for one in every if one.joins]
     if not kept:
         raise UnsupportedModelError(
@@ -87,22 +100,21 @@ def describe(denoiser: nn.Module, given: Mapping[str, Any]) -> Description:
             f"{len(paths)} modules in lists that hold attention; describe the class by hand "
             "(docs/architecture.md)"
         )
-    reading = read_denoiser(denoiser, given, kept, inputs.streams)
+    reading = read_denoiser(denoiser, given, kept, inputs.streams, **few)
     left_out = [one.call.path for one in every if not one.joins]
     latents = given[inputs.latents]
     axes = axes_of(latents, getattr(denoiser.config, "in_channels", None))
     tokens = tokens_of(reading.blocks, "img")
     grid = grid_of(denoiser, inputs, max(tokens)) if len(tokens) == 1 else None
-    if grid is None and axes == ("pos", "channel"):
+    if grid is None and axes == ("pos", "channel") and tokens == {latents.shape[1]}:
         grid = in_one_row(inputs.latents)
-    first = next(call for call in found.calls if call.path == kept[0])
     return Description(
         denoiser,
         inputs,
         reading,
         dict.fromkeys(_lists(left_out, kept), NO_MEETING),
         axes,
-        embedding_of_time(found, inputs, first),
+        embedding_of_time(denoiser, inputs, kept),
         grid,
         reading.doubts,
     )

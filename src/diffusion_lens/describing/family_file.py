@@ -11,7 +11,8 @@ from diffusion_lens.architectures.spec import BlockSpec
 from diffusion_lens.describing.blocks import Reading
 from diffusion_lens.describing.description import Description
 from diffusion_lens.describing.in_forms import in_a_form
-from diffusion_lens.describing.source import Calling, Code, written
+from diffusion_lens.describing.pipelines import ALONE
+from diffusion_lens.describing.source import WIDTH, Calling, Code, written
 
 FROM_A_PIPELINE = {
     "default_grid": "the token grid at the model's native size: forms.native(height, width)",
@@ -34,11 +35,15 @@ def family_file(found: Description, answers: Mapping[str, Any] | None = None) ->
     kind = type(found.denoiser).__name__
     constant = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", re.sub(r"Transformer\dDModel$", "", kind))
     name = constant.upper()
-    spec = Calling("DenoiserSpec", (), _fields(found, dict(answers or {})))
+    told = dict(answers or {})
+    if told.get("branches") == ALONE["branches"]:
+        told = {name: one for name, one in told.items() if name not in ALONE}
+    spec = Calling("DenoiserSpec", (), _fields(found, told))
     body = f"{name} = {written(spec, 0, len(name) + 3)}\n"
     head = f'"""{kind}: written from one call of it; to be reviewed."""'
-    open_ones = "".join(f"# To decide: {doubt}\n" for doubt in found.doubts)
-    return f"{head}\n\n{_imports(body)}\n\n{open_ones}{body}"
+    settled = "then delete this line"
+    asked = "".join(f"{written(_todo(f'{doubt}: {settled}'))}\n" for doubt in found.doubts)
+    return f"{head}\n\n{_imports(asked + body)}\n\n{asked}{body}"
 
 
 def _fields(found: Description, answers: dict[str, Any]) -> dict[str, Any]:
@@ -144,7 +149,14 @@ def _imports(body: str) -> str:
     orders = [name for name in ("IMG_TXT", "TXT_IMG") if name in body]
     if orders:
         lines.append(f"from diffusion_lens.architectures.forms import {', '.join(orders)}")
-    lines.append(f"from diffusion_lens.architectures.spec import {', '.join(sorted(names))}")
+    lines.append(_import("diffusion_lens.architectures.spec", sorted(names)))
     if "todo(" in body:
         lines.append("from diffusion_lens.architectures.todo import todo")
     return "\n".join(lines)
+
+
+def _import(module: str, names: list[str]) -> str:
+    line = f"from {module} import {', '.join(names)}"
+    if len(line) <= WIDTH:
+        return line
+    return "\n".join([f"from {module} import (", *(f"    {name}," for name in names), ")"])

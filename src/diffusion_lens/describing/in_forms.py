@@ -15,7 +15,7 @@ from diffusion_lens.architectures import forms
 from diffusion_lens.architectures.forms import IMG_TXT, TXT_IMG, Own
 from diffusion_lens.architectures.spec import Attention, BlockSpec, Gate, Stream
 from diffusion_lens.describing.blocks import Reading
-from diffusion_lens.describing.comparing import as_compared
+from diffusion_lens.describing.plain import as_compared
 from diffusion_lens.describing.source import Calling, Code, of_dataclass, written
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -14,11 +15,12 @@ from diffusion_lens.errors import UnsupportedModelError, listing
 UNTOLD = "the description of this class is provisional"
 
 
-def provisional(found: Description) -> DenoiserSpec:
+def provisional(found: Description, answers: Mapping[str, Any]) -> DenoiserSpec:
     """The description of one denoiser, for itself alone.
 
     Args:
         found: What was read of it. Blocks that left anything open are not offered.
+        answers: What a run of its pipeline said, field by field.
 
     Raises:
         UnsupportedModelError: If no block is without doubt, or the token grid is not known.
@@ -61,6 +63,7 @@ def provisional(found: Description) -> DenoiserSpec:
         default_grid=_native(found),
         text_parts=(TextPart("tokenizer", untold=UNTOLD),),
         text_tokens=_tokens(text),
+        **{name: one for name, one in answers.items() if name != "text_tokens"},
         order=lambda path: (order.index(path),) if path in order else (len(order),),
         text_ends_in_last_block=bool(found.reading.text_ends),
         apart={**found.apart, **doubted},

@@ -149,13 +149,9 @@ class _Backwards:
         assert value.made_by is not None
         source = value.made_by.takes[0]
         cut = value.made_by.name in CUT
-        if (
-            cut
-            and value.tensor.ndim == source.tensor.ndim >= 3
-            and rows_of(value.tensor) < rows_of(source.tensor)
-        ):
-            ahead = value.tensor.storage_offset() - source.tensor.storage_offset()
-            row += ahead // max(source.tensor.stride(1), 1)
+        part, whole = value.tensor, source.tensor
+        if cut and part.ndim == whole.ndim >= 3 and rows_of(part) < rows_of(whole):
+            row += int(part.storage_offset() - whole.storage_offset()) // whole.stride(1)
         way = self.walk(source, row)
         if way is None:
             return None

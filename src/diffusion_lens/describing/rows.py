@@ -31,12 +31,14 @@ class Rows:
     Attributes:
         names: The stream of each token.
         axis: The axis of the tokens.
-        unmoved: How many tokens no input moves; they are counted to a neighbour.
+        unmoved: How many tokens no input moves; they are counted to the text where there is any.
+        both: How many of the image's tokens text moves, too, where it is not all of them.
     """
 
     names: tuple[str, ...]
     axis: int = 1
     unmoved: int = 0
+    both: int = 0
 
     @property
     def order(self) -> tuple[str, ...]:
@@ -158,14 +160,16 @@ def _named(masks: Mapping[str, Tensor], batch: int) -> Rows | None:
     """The streams along an argument's tokens; None where nothing moves it."""
     shape = next(iter(masks.values())).shape
     axis = 0 if shape[1] == batch != shape[0] else 1
-    each: list[str] = []
+    each, both = [], 0
     for at in range(shape[axis]):
         # A token that several inputs move is the image's where that is one of them: text reaches
         # image tokens by modulation, and not the other way.
         found = [name for name, mask in masks.items() if bool(mask.select(axis, at).any())]
+        both += {"img", "txt"} <= set(found)
         each.append("img" if "img" in found else "+".join(found))
     known = [name for name in each if name]
     if not known:
         return None
     fill = "txt" if "txt" in known else known[0]
-    return Rows(tuple(name or fill for name in each), axis, len(each) - len(known))
+    both = both if both < each.count("img") else 0
+    return Rows(tuple(name or fill for name in each), axis, len(each) - len(known), both)

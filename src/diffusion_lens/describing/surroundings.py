@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusion_lens.architectures import forms
 from diffusion_lens.describing.blocks import Reading
 from diffusion_lens.describing.inputs import Inputs
 from diffusion_lens.describing.source import Calling, Code
-from diffusion_lens.describing.tracing import Call, Trace, Value
+from diffusion_lens.describing.tracing import Call, Value, trace
 
 AXES = {
     3: ("pos", "channel"),
@@ -52,23 +52,24 @@ def axes_of(latents: Any, channels: int | None) -> tuple[str, ...] | None:
     return axes
 
 
-def embedding_of_time(found: Trace, inputs: Inputs, first_block: Call) -> str | None:
+def embedding_of_time(denoiser: nn.Module, inputs: Inputs, blocks: Sequence[str]) -> str | None:
     """Path of the first module with layers whose output is made of the timestep, and of no stream.
 
     None where there is none.
     """
+    found = trace(
+        denoiser, inputs.given, kept=lambda _path: False, passed=frozenset(blocks).__contains__
+    )
     top = found.calls[0]
     streams = {name for names in inputs.streams.values() for name in names}
-    for call in found.calls:
-        if call.first >= first_block.first or call is top or len(call.gives) != 1:
+    for call in found.calls[1:]:
+        if call.path in blocks:
+            return None
+        layers = any(next(one.parameters(), None) is not None for one in call.module.children())
+        given = list(call.gives.values())
+        if len(given) != 1 or given[0].tensor.ndim != 2 or not layers:
             continue
-        value = next(iter(call.gives.values()))
-        layers = sum(1 for _ in call.module.children()) and any(
-            True for _ in call.module.parameters()
-        )
-        if value.tensor.ndim != 2 or not layers:
-            continue
-        made_from = _arguments_behind(value, top)
+        made_from = _arguments_behind(given[0], top)
         if inputs.timestep in made_from and not made_from & streams:
             return call.path
     return None

@@ -127,15 +127,22 @@ class Trace:
         return [op for op in self.ops if op.scope is call or (op.scope and op.scope.lies_in(call))]
 
 
-def trace(denoiser: nn.Module, inputs: Mapping[str, Any], *, kept: Callable[[str], bool]) -> Trace:
+def trace(
+    denoiser: nn.Module,
+    inputs: Mapping[str, Any],
+    *,
+    kept: Callable[[str], bool],
+    passed: Callable[[str], bool] = lambda _path: False,
+) -> Trace:
     """Evaluate a denoiser once and write it down.
 
     Args:
-        denoiser: The model. Every intermediate tensor is held, so give it a short input.
+        denoiser: The model. Every tensor that is written down is held, so give it a short input.
         inputs: The keyword arguments.
-        kept: Whether a copy of the arguments of the module at a path is kept.
+        kept: Whether a copy of what the module at a path takes and gives is kept.
+        passed: Whether what runs inside the module at a path is not written down.
     """
-    writing = _Writing(denoiser, kept)
+    writing = _Writing(denoiser, kept, passed)
     handles = [
         handle
         for path, module in denoiser.named_modules()
@@ -175,10 +182,8 @@ def copied(value: Any) -> Any:
         return value.detach().clone()
     if isinstance(value, dict):
         return {key: copied(inner) for key, inner in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*map(copied, value))
     if isinstance(value, list | tuple):
-        return type(value)(map(copied, value))
+        return _like(value, [copied(inner) for inner in value])
     return value
 
 
@@ -189,11 +194,16 @@ def replaced(value: Any, place: Place, new: Any) -> Any:
     first, rest = place[0], place[1:]
     if isinstance(value, dict):
         return {**value, first: replaced(value[first], rest, new)}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.replace(
-            value, **{str(first): replaced(getattr(value, str(first)), rest, new)}
-        )
-    items = [replaced(one, rest, new) if at == first else one for at, one in enumerate(value)]
+    if isinstance(value, list | tuple):
+        items = [replaced(one, rest, new) if at == first else one for at, one in enumerate(value)]
+        return _like(value, items)
+    return dataclasses.replace(
+        value, **{str(first): replaced(getattr(value, str(first)), rest, new)}
+    )
+
+
+def _like(value: Any, items: list[Any]) -> Any:
+    """A list or tuple of the same kind with other items."""
     return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
 
 
@@ -211,8 +221,15 @@ def bound(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
 class _Writing(TorchFunctionMode):
     """Writes down what runs while it is on."""
 
-    def __init__(self, denoiser: nn.Module, kept: Callable[[str], bool]) -> None:
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        kept: Callable[[str], bool],
+        passed: Callable[[str], bool],
+    ) -> None:
         super().__init__()
+        self.passed = passed
+        self.passing: Call | None = None
         named = [*denoiser.named_parameters(), *denoiser.named_buffers()]
         self.parameters = {id(tensor): path for path, tensor in named}
         self.kept = kept
@@ -228,7 +245,7 @@ class _Writing(TorchFunctionMode):
     ) -> Any:
         """Run a torch call and write it down."""
         kwargs = kwargs or {}
-        if self.silent:
+        if self.silent or self.passing:
             return function(*args, **kwargs)
         name = getattr(function, "__name__", "")
         takes = tuple(self.value(one) for _, one in (*tensors(args), *tensors(kwargs)))
@@ -265,6 +282,8 @@ class _Writing(TorchFunctionMode):
         """The forward pre-hook of the module at a path."""
 
         def enter(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if self.passing:
+                return
             takes = {at: self.value(one) for at, one in tensors(bound(module, args, kwargs))}
             inside = self.running[-1] if self.running else None
             call = Call(path, module, takes, inside, self.count)
@@ -276,11 +295,15 @@ class _Writing(TorchFunctionMode):
                 value.taken_by.append((call, at))
             self.calls.append(call)
             self.running.append(call)
+            self.passing = call if self.passed(path) else None
 
         return enter
 
-    def leaving(self, _module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
+    def leaving(self, module: nn.Module, _args: Any, _kwargs: Any, output: Any) -> None:
         """A forward hook of every module."""
+        if self.passing and self.passing.module is not module:
+            return
+        self.passing = None
         call = self.running.pop()
         call.last = self.count
         if call.given is not None:

@@ -8,7 +8,9 @@ import torch
 from torch import nn
 
 from diffusion_lens.architectures.catalogue import find_points, native_points
-from diffusion_lens.architectures.registry import architecture_of
+from diffusion_lens.architectures.registry import architecture_of, architectures
+from diffusion_lens.architectures.relatives import closest_relative
+from diffusion_lens.architectures.spec import DenoiserSpec
 from diffusion_lens.engine.companion import Companion
 from diffusion_lens.engine.denoisers import DENOISERS, denoisers_of, further_denoisers
 from diffusion_lens.errors import UnsupportedModelError, listing
@@ -25,12 +27,15 @@ class ModelParts:
         companion: What runs beside the main pass.
     """
 
-    def __init__(self, pipe: Any, which: str | None = None) -> None:
+    def __init__(
+        self, pipe: Any, which: str | None = None, spec: DenoiserSpec | None = None
+    ) -> None:
         """Look up the denoiser.
 
         Args:
             pipe: A diffusers pipeline, or a denoiser that is called by hand.
             which: The pipeline's attribute that holds it; None for the first that there is.
+            spec: Its description; None for the one that is registered for its class.
 
         Raises:
             UnsupportedModelError: If there is no denoiser of a known architecture.
@@ -38,7 +43,7 @@ class ModelParts:
         self.pipe = None if isinstance(pipe, nn.Module) else pipe
         self.which = which
         self._bare = pipe if isinstance(pipe, nn.Module) else None
-        self.spec = architecture_of(type(self.denoiser).__name__)
+        self.spec = spec or _registered(self.denoiser)
         self.companion: Companion | None = None
         self._points: tuple[object, dict[str, HookPoint]] | None = None
         self.points  # noqa: B018 (an unknown kind of block is an error now, not in the first run)
@@ -119,3 +124,20 @@ class ModelParts:
     def n_blocks(self) -> int:
         """Number of transformer blocks."""
         return 1 + max(point.block for point in self.points.values() if point.block is not None)
+
+
+def _registered(denoiser: nn.Module) -> DenoiserSpec:
+    """The description of a denoiser's class.
+
+    Raises:
+        UnsupportedModelError: If there is none; the message names the family that it is built like.
+    """
+    try:
+        return architecture_of(type(denoiser).__name__)
+    except UnsupportedModelError as error:
+        relative = closest_relative(denoiser, architectures().values())
+        built = "" if relative is None else f" It is built most like {relative}."
+        raise UnsupportedModelError(
+            f"{error}{built} `HookedDiffusion(..., describe=True)` describes it on the spot, "
+            "`diffusion-lens describe` writes a description to review."
+        ) from None

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary, WeakSet
 
 from torch import nn
 
+from diffusion_lens.architectures.spec import DenoiserSpec
 from diffusion_lens.engine.branches import check_stated
 from diffusion_lens.engine.companion import Companion
 from diffusion_lens.engine.model_parts import ModelParts
@@ -38,9 +39,11 @@ class Wiring(ModelParts):
         registrations: The hooks that are on.
     """
 
-    def __init__(self, pipe: Any, which: str | None = None) -> None:
+    def __init__(
+        self, pipe: Any, which: str | None = None, spec: DenoiserSpec | None = None
+    ) -> None:
         """Look up the denoiser, and follow it; see `ModelParts`."""
-        super().__init__(pipe, which)
+        super().__init__(pipe, which, spec)
         self.tracker = StepTracker(self.pipe, self.denoiser, self.spec)
         self.tracker.on_call.append(self._before_a_call)
         self.tracker.on_end.append(self._after_a_call)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_lens.activation_cache import ActivationCache
+from diffusion_lens.architectures.spec import DenoiserSpec
 from diffusion_lens.border import Size, public
 from diffusion_lens.border.devices import Device
 from diffusion_lens.border.pictures import Pictures
@@ -26,6 +27,7 @@ from diffusion_lens.hooked_diffusion.denoise import Prediction, denoise
 from diffusion_lens.hooked_diffusion.generating import generate, refuse_unknown_settings
 from diffusion_lens.hooked_diffusion.hooking import Hook, Hooking
 from diffusion_lens.hooked_diffusion.naming import Naming
+from diffusion_lens.hooked_diffusion.on_request import described_on_request
 from diffusion_lens.hooked_diffusion.output import Output
 from diffusion_lens.hooked_diffusion.run import DEFAULT_SEED, Run
 from diffusion_lens.hooked_diffusion.silence import refuse_silent
@@ -48,7 +50,15 @@ class HookedDiffusion(Naming, Hooking):
     """
 
     @public
-    def __init__(self, pipe: Any, *, name: str | None = None, denoiser: str | None = None) -> None:
+    def __init__(
+        self,
+        pipe: Any,
+        *,
+        name: str | None = None,
+        denoiser: str | None = None,
+        describe: bool | Mapping[str, Any] = False,
+        spec: DenoiserSpec | None = None,
+    ) -> None:
         """Wrap a ready pipeline: with LoRA, quantised, offloaded, compiled, image-to-image, ….
 
         Args:
@@ -57,6 +67,12 @@ class HookedDiffusion(Naming, Hooking):
             denoiser: The pipeline's attribute whose steps are hooked, where there are several
                 (Wan 2.2: `"transformer"`, above a noise level, and `"transformer_2"`, below it);
                 None is the first. Wrap the pipeline once for each; steps keep their numbers.
+            describe: Whether a denoiser class that is not known is described on the spot, from a
+                short run of the pipeline at a small size; a mapping gives arguments of that run,
+                such as an image, or those of one call of a bare denoiser. The description is
+                provisional: it offers the hook points at which clauses 1 to 3, 6 and 7 of the
+                contract hold, and tells no words.
+            spec: A description to use in place of the one that is registered for the class.
 
         Raises:
             UnsupportedModelError: If there is no denoiser of a known architecture.
@@ -66,7 +82,9 @@ class HookedDiffusion(Naming, Hooking):
                 f"{pipe!r} is no pipeline; load an id or a folder with "
                 "`HookedDiffusion.from_pretrained(...)`, and wrap a pipeline once"
             )
-        self.wiring = Wiring(pipe, denoiser)
+        if spec is None and describe is not False:
+            spec = described_on_request(pipe, denoiser, describe)
+        self.wiring = Wiring(pipe, denoiser, spec)
         config = getattr(self.denoiser, "config", {})
         self.name = name or getattr(config, "_name_or_path", "") or type(self.denoiser).__name__
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_lens.architectures.catalogue import find_blocks
-from diffusion_lens.architectures.spec import BlockSite
+from diffusion_lens.architectures.spec import BlockSite, DenoiserSpec
 from diffusion_lens.errors import HookNeverFiredError, UnsupportedModelError
 from diffusion_lens.hook_points import HookContext, HookPoint, match_names
 from diffusion_lens.hooked_diffusion import HookedDiffusion
@@ -57,14 +57,19 @@ class Subject:
     """
 
     def __init__(
-        self, denoiser: nn.Module, inputs: Mapping[str, Any], *, points: Any = None
+        self,
+        denoiser: nn.Module,
+        inputs: Mapping[str, Any],
+        *,
+        points: Any = None,
+        spec: DenoiserSpec | None = None,
     ) -> None:
         """Run the denoiser once, unwrapped, and choose the sample."""
         self.denoiser = denoiser
         self.inputs = dict(inputs)
         self.torch_hooks_before = count_torch_hooks(denoiser)
         self.plain = self.run()
-        self.model = HookedDiffusion(denoiser)
+        self.model = HookedDiffusion(denoiser, spec=spec)
         self.blocks: list[BlockSite] = find_blocks(denoiser, self.model.spec)
         if self.model.dtype not in TOLERANCES:
             known = ", ".join(str(dtype) for dtype in TOLERANCES)
