@@ -46,10 +46,16 @@ def _row(spec: DenoiserSpec, name: str, model: HookedDiffusion) -> str:
         ", ".join(streams),
         str(len(kinds)),
         "yes" if model.text_pattern_sites() else "no",
-        "yes" if spec.concepts is not None else "no",
+        _concepts(spec),
         _absent(model, spec),
     )
     return f"| {' | '.join(cells)} |"
+
+
+def _concepts(spec: DenoiserSpec) -> str:
+    if spec.concepts is not None:
+        return "yes"
+    return f"no: {spec.without_concepts}" if spec.without_concepts else "no"
 
 
 def _absent(model: HookedDiffusion, spec: DenoiserSpec) -> str:

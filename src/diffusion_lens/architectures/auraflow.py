@@ -10,7 +10,14 @@ from torch import nn
 
 from diffusion_lens.architectures import forms
 from diffusion_lens.architectures.forms import TXT_IMG
-from diffusion_lens.architectures.spec import BlockSpec, DenoiserSpec, ModulePoint, TextPart
+from diffusion_lens.architectures.spec import (
+    BlockSpec,
+    ConceptEntry,
+    Concepts,
+    DenoiserSpec,
+    ModulePoint,
+    TextPart,
+)
 
 GATES = forms.adaptive("norm1")
 _JOINT = forms.joint(
@@ -21,6 +28,7 @@ _JOINT = forms.joint(
             forms.TEXT, down="ff_context.out_projection", gates=forms.adaptive("norm1_context")
         ),
     },
+    concepts=Concepts(),
 )
 
 
@@ -55,7 +63,11 @@ AURAFLOW = DenoiserSpec(
     blocks={
         "AuraFlowJointTransformerBlock": joint_block,
         "AuraFlowSingleTransformerBlock": forms.sequential(
-            TXT_IMG, mlp=("ff", "ff.out_projection"), gates=GATES, beside=True
+            TXT_IMG,
+            mlp=("ff", "ff.out_projection"),
+            gates=GATES,
+            beside=True,
+            concepts=Concepts(by_default=False),
         ),
     },
     outside=outside,
@@ -70,4 +82,5 @@ AURAFLOW = DenoiserSpec(
     timestep_scale=1000.0,
     text_ends_in_last_block=True,
     text_length=text_length,
+    concepts=ConceptEntry(),
 )
