@@ -157,8 +157,18 @@ FAMILIES = {
     ),
     "krea2": Family("Krea 2", fused, text_first, refined=True),
 }
-FAST = ("flux2", "qwen_image", "z_image")
-EVERY = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in FAMILIES]
+FAST = ("flux2",)
+SLOW = ("qwen_image", "z_image", "chroma", "auraflow", "hunyuan_video", "lumina2", "krea2")
+"""The others are copies of these, and exhaustive."""
+
+
+def mark(name: str) -> Any:
+    """When a family's tests run."""
+    rare = pytest.mark.slow if name in SLOW else pytest.mark.exhaustive
+    return pytest.param(name, marks=() if name in FAST else rare)
+
+
+EVERY = [mark(name) for name in FAMILIES]
 
 
 @functools.cache
@@ -308,8 +318,7 @@ def test_blocks_run_again_by_hand_give_the_same(name: str, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(
-    "name",
-    [one for one in EVERY if not FAMILIES[one.values[0]].refined],  # type: ignore[index]
+    "name", [mark(name) for name, family in FAMILIES.items() if not family.refined]
 )
 def test_a_concept_that_is_a_token_of_the_prompt_asks_as_that_token_does(name: str) -> None:
     """Queries are the same, and so is the attention to the image, of which the rest is a share."""
