@@ -20,8 +20,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "families.md"
 BEGIN, END = "<!-- families: begin -->", "<!-- families: end -->"
 HEAD = (
     "| family | denoiser | tiny model | pipeline | streams | points of a block | text patterns | "
-    "concepts | absent, and why |",
-    "|---|---|---|---|---|---|---|---|---|",
+    "concepts | head relevance | absent, and why |",
+    "|---|---|---|---|---|---|---|---|---|---|",
 )
 
 
@@ -47,6 +47,7 @@ def _row(spec: DenoiserSpec, name: str, model: HookedDiffusion) -> str:
         str(len(kinds)),
         "yes" if model.text_pattern_sites() else "no",
         _concepts(spec),
+        "no" if spec.concepts is None and spec.to_context is None else "yes",
         _absent(model, spec),
     )
     return f"| {' | '.join(cells)} |"

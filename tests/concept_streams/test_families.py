@@ -400,7 +400,7 @@ REFUSED = {
     "bria_fibo": r"half of every block's text is new",
     "glm_image": r"holds the glyphs of quoted words",
     "hunyuan_video_15": r"three kinds of text are marked and joined",
-    "easy_animate": r"how its text enters is not described",
+    "easy_animate": r"what its text passes before it meets the image is not described",
 }
 
 
@@ -439,11 +439,4 @@ def test_every_other_family_with_a_text_stream_says_why_it_has_none() -> None:
         "ChronoEdit",
         "SkyReels-V2",
     }
-    undescribed = {
-        "EasyAnimate",
-        "ERNIE-Image",
-        "Ideogram 4",
-        "JoyImage-Edit",
-        "JoyImage-Edit Plus",
-    }
-    assert silent == crossed | undescribed
+    assert silent == crossed

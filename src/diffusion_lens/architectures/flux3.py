@@ -65,5 +65,5 @@ FLUX3 = replace(
     text_parts=(TextPart("tokenizer", template=chat),),
     apart=dict.fromkeys(("mode_blocks", "txt_mode_blocks"), ALONE),
     concepts=None,
-    without_concepts="what its text passes before it meets the image is not described",
+    without_concepts=forms.TEXT_UNKNOWN,
 )

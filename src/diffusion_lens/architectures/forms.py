@@ -36,6 +36,7 @@ ARGUMENTS = {"img": "hidden_states", "txt": "encoder_hidden_states"}
 TXT_IMG, IMG_TXT = ("txt", "img"), ("img", "txt")
 LINEAR = "linear attention: it sums over the keys before it meets a query, and has no pattern"
 EXPERTS = "a mixture of experts: each token's neurons lie in the experts that it is sent to"
+TEXT_UNKNOWN = "what its text passes before it meets the image is not described"
 TEXT_ANSWERS = "its text gives keys and values and has no queries of its own"
 PARALLEL = "attention and MLP run in parallel here, nothing lies between them"
 

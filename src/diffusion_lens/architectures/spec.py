@@ -406,6 +406,8 @@ class DenoiserSpec:
         text_ends_in_last_block: Whether the last block's text output is thrown away.
         concepts: How concept tokens enter; None where there are no concept streams.
         without_concepts: Why there are none, where text has a stream of its own.
+        to_context: Paths of what the text passes before cross-attention reads it, in order, each
+            module taking it alone; empty where it is read as it is, None where this is not said.
         order: Sort key of block paths that gives the order of execution; that of the modules where
             left out.
         level: How often the latents were halved before the block at a path.
@@ -435,6 +437,7 @@ class DenoiserSpec:
     text_ends_in_last_block: bool = False
     concepts: ConceptEntry | None = None
     without_concepts: str = ""
+    to_context: tuple[str, ...] | None = None
     order: Callable[[str], tuple[int, ...]] = lambda _path: (0,)
     level: Callable[[nn.Module, str], int] = lambda _denoiser, _path: 0
     apart: Mapping[str, str] = field(default_factory=dict)

@@ -14,6 +14,9 @@ from diffusion_lens.engine.observing import unobserved
 from diffusion_lens.engine.words import PromptTokens, tokenizer_of, word_tokens
 from diffusion_lens.errors import ConceptError
 
+ENCODING = ("text_encoder_out_layers", "clip_skip")
+"""Settings of a run that say how its prompts are encoded; concepts are encoded in the same way."""
+
 
 def encode_concepts(
     pipe: Any,

@@ -26,12 +26,9 @@ from diffusion_lens.analyses.concept_attention.presets import (
 )
 from diffusion_lens.analyses.concept_attention.result import ConceptMaps
 from diffusion_lens.analyses.edited_images import inference_steps
-from diffusion_lens.authoring import DEFAULT_SEED, ConceptStreams
+from diffusion_lens.authoring import DEFAULT_SEED, ENCODING, ConceptStreams
 from diffusion_lens.border import Amount, PipelineSetting, public
 from diffusion_lens.errors import ConceptError, HookNeverFiredError, listing, refuse_unknown
-
-ENCODING = ("text_encoder_out_layers", "clip_skip")
-"""Settings of a run that say how its prompts are encoded; concepts are encoded in the same way."""
 
 NOISE_LEVEL = 0.5
 """How far the paper noises a real image."""
