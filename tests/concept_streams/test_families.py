@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from diffusion_lens import HookedDiffusion
 from diffusion_lens.architectures import architectures
-from diffusion_lens.errors import ConceptError, UnsupportedModelError
+from diffusion_lens.concept_streams.entering import Entrance
+from diffusion_lens.errors import ConceptError, EngineError, UnsupportedModelError
 from diffusion_lens.testing import tiny_denoiser
 
 COUNT = 3
@@ -440,3 +441,89 @@ def test_every_other_family_with_a_text_stream_says_why_it_has_none() -> None:
         "SkyReels-V2",
     }
     assert silent == crossed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pooled", ["zeros", torch.ones(1, 20, dtype=torch.float64)])
+def test_hunyuan_videos_modulation_takes_pooled_text_of_their_own(pooled: Any) -> None:
+    model, inputs = subject("hunyuan_video")
+    denoiser: Any = model.denoiser
+    block = denoiser.transformer_blocks[0]
+    with (
+        calls_kept([block]) as calls,
+        model.concept_streams(concepts_of("hunyuan_video"), pooled=pooled),
+        model.caching("blocks.0.concept.hook_resid_*") as cache,
+    ):
+        predict("hunyuan_video")
+    vector = torch.zeros(1, 20, dtype=torch.float64) if isinstance(pooled, str) else pooled
+    with torch.no_grad():
+        temb, _ = denoiser.time_text_embed(
+            inputs["timestep"], vector.expand(2, -1), inputs["guidance"]
+        )
+        # The image keeps its own modulation; only the text's norm is told of another.
+        handle = block.norm1_context.register_forward_pre_hook(
+            lambda _module, args, kwargs: (args, {**kwargs, "emb": temb}), with_kwargs=True
+        )
+        rows = cache["blocks.0.concept.hook_resid_pre"][0]
+        expected = again("hunyuan_video", block, calls[block], rows)
+        handle.remove()
+    assert not torch.allclose(temb, calls[block]["temb"])
+    torch.testing.assert_close(cache["blocks.0.concept.hook_resid_post"][0], expected, **EXACT)
+
+
+@pytest.mark.slow
+def test_qwens_references_with_a_timestep_of_their_own_stay_the_images() -> None:
+    """Qwen-Image-Edit tells image tokens apart by an index, and has the batch of gates twice."""
+    from diffusers import QwenImageTransformer2DModel
+
+    alike, inputs = subject("qwen_image")
+    config = {key: one for key, one in alike.denoiser.config.items() if not key.startswith("_")}
+    denoiser: Any = QwenImageTransformer2DModel(**{**config, "zero_cond_t": True}).double().eval()
+    denoiser.load_state_dict(alike.denoiser.state_dict())
+    given = {**inputs, "img_shapes": [[(1, 2, 6), (1, 2, 6)]] * 2}
+    with torch.no_grad():
+        plain = denoiser(**given).sample
+    model = HookedDiffusion(denoiser)
+    with (
+        calls_kept([*denoiser.transformer_blocks]) as calls,
+        model.concept_streams(concepts_of("qwen_image")),
+        model.caching("**.concept.hook_resid_*") as cache,
+        torch.no_grad(),
+    ):
+        assert torch.equal(denoiser(**given).sample, plain)
+    for number, block in enumerate(denoiser.transformer_blocks):
+        rows = cache[f"blocks.{number}.concept.hook_resid_pre"][0]
+        with torch.no_grad():
+            expected = again("qwen_image", block, calls[block], rows)
+        found = cache[f"blocks.{number}.concept.hook_resid_post"][0]
+        torch.testing.assert_close(found, expected, **EXACT)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["flux2", "z_image", "krea2", "hunyuan_video"])
+def test_the_prediction_keeps_its_bits_in_half_precision(name: str, dtype: torch.dtype) -> None:
+    denoiser, inputs = tiny_denoiser(name, dtype=dtype)
+    with torch.no_grad():
+        plain = denoiser(**inputs, return_dict=False)[0]
+    model = HookedDiffusion(denoiser)
+    concepts = concepts_of(name).to(dtype)
+    finite: list[bool] = []
+    see = ("**.concept.**", lambda value, _hook: finite.append(bool(value.isfinite().all())))
+    with (
+        model.concept_streams(concepts, blocks=range(model.n_blocks)),
+        model.hooks([see]),
+        torch.no_grad(),
+    ):
+        found = denoiser(**inputs, return_dict=False)[0]
+    assert finite and all(finite)
+    pairs = zip(plain, found, strict=True)  # a list, or the batch
+    assert all(torch.equal(*pair) for pair in pairs)
+
+
+def test_text_that_has_not_come_in_through_its_modules_is_refused() -> None:
+    model, _ = subject("flux2")
+    assert model.spec.concepts is not None
+    entrance = Entrance(model.denoiser, model.spec.concepts)
+    with pytest.raises(EngineError, match="Linear, through which concepts enter with the text"):
+        entrance.run(concepts_of("flux2"), 0)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from diffusion_lens.architectures.spec import ConceptEntry
 from diffusion_lens.concept_streams.positions import placed_again
 from diffusion_lens.engine.handles import Handle
+from diffusion_lens.errors import EngineError
 
 BY_NAME = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -45,8 +46,16 @@ class Entrance:
         Args:
             rows: Their embeddings, axes batch, concept and what else the text's have.
             position: The text token whose place they take.
+
+        Raises:
+            EngineError: If one of the modules did not run for the text.
         """
         for module in self.modules:
+            if module not in self.kept:
+                raise EngineError(
+                    f"{type(module).__name__}, through which concepts enter with the text, did not "
+                    "run in this evaluation: this way of calling the denoiser is not described"
+                )
             given = self.kept.pop(module)
             name = next(iter(given))
             counts = {"txt": (given[name].shape[1], rows.shape[1])}
