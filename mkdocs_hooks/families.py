@@ -20,8 +20,8 @@ PAGE = Path(__file__).parents[1] / "docs" / "families.md"
 BEGIN, END = "<!-- families: begin -->", "<!-- families: end -->"
 HEAD = (
     "| family | denoiser | tiny model | pipeline | streams | points of a block | text patterns | "
-    "concepts | absent, and why |",
-    "|---|---|---|---|---|---|---|---|---|",
+    "concepts | head relevance | absent, and why |",
+    "|---|---|---|---|---|---|---|---|---|---|",
 )
 
 
@@ -46,10 +46,17 @@ def _row(spec: DenoiserSpec, name: str, model: HookedDiffusion) -> str:
         ", ".join(streams),
         str(len(kinds)),
         "yes" if model.text_pattern_sites() else "no",
-        "yes" if spec.concepts is not None else "no",
+        _concepts(spec),
+        "no" if spec.concepts is None and spec.to_context is None else "yes",
         _absent(model, spec),
     )
     return f"| {' | '.join(cells)} |"
+
+
+def _concepts(spec: DenoiserSpec) -> str:
+    if spec.concepts is not None:
+        return "yes"
+    return f"no: {spec.without_concepts}" if spec.without_concepts else "no"
 
 
 def _absent(model: HookedDiffusion, spec: DenoiserSpec) -> str:

@@ -14,7 +14,9 @@ from diffusion_lens.architectures.sources import HeadValues as HeadValues
 from diffusion_lens.architectures.spec import Attention as Attention
 
 # Concept streams
+from diffusion_lens.concept_streams.encoding import ENCODING as ENCODING
 from diffusion_lens.concept_streams.encoding import encode_concepts as encode_concepts
+from diffusion_lens.concept_streams.encoding import encoder_settings as encoder_settings
 from diffusion_lens.concept_streams.streams import ConceptStreams as ConceptStreams
 from diffusion_lens.concept_streams.streams import carriers as carriers
 
@@ -34,7 +36,9 @@ from diffusion_lens.engine.selection import put as put
 from diffusion_lens.engine.selection import selects as selects
 from diffusion_lens.engine.selection import take as take
 
-# Words of a prompt
+# Words of a prompt, and keys of words
+from diffusion_lens.engine.text_keys import text_context as text_context
+from diffusion_lens.engine.text_keys import text_keys as text_keys
 from diffusion_lens.engine.words import WORD as WORD
 from diffusion_lens.engine.words import PromptTokens as PromptTokens
 from diffusion_lens.engine.words import words_of as words_of

@@ -346,7 +346,8 @@ def test_foreign_keys_meet_the_queries_of_the_run(family: str) -> None:
         own = module.to_k(tokens)[None, None].unflatten(-1, (module.heads, -1))
         keys = [cache[names[1]]]
     else:
-        with model.concept_streams(["dog"]):
+        length = settings.get("max_sequence_length")
+        with model.concept_streams(["dog"], max_sequence_length=length):
             names += [f"{prefix}img.hook_k", f"{prefix}concept.hook_k"]
             _, cache = model.run_with_cache(prompt, names_filter=names, **settings)
         own, keys = cache[names[3]], [cache[names[1]], cache[names[2]]]

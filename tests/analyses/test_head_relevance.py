@@ -392,5 +392,8 @@ def test_the_published_table_is_whole() -> None:
 def test_a_model_without_text_heads_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = HookedDiffusion(shared_pipe("sd"))
     monkeypatch.setattr(type(model), "points", {})
-    with pytest.raises(UnsupportedModelError, match="U-Nets, Flux and SD3"):
+    with pytest.raises(
+        UnsupportedModelError,
+        match=r"no cross-attention to text and no concept streams.*head_patterns",
+    ):
         text_heads(model)

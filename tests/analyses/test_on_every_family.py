@@ -11,12 +11,13 @@ import torch
 
 from diffusion_lens import HookedDiffusion, Run, Site
 from diffusion_lens.analyses import (
+    ablation_sweep,
     activation_patching,
     attention_maps,
     attribution_patching,
     head_patterns,
 )
-from diffusion_lens.errors import PatchingError
+from diffusion_lens.analyses.patching import text_difference
 from tests.tiny_pipelines import PIPELINES, tiny_pipeline
 from tests.tiny_pipelines.families import HEIGHT, WIDTH
 from tests.tiny_videos.families import TINY_VIDEOS, tiny_video
@@ -35,7 +36,6 @@ def _marked(names: Iterable[str]) -> list[Any]:
 
 VIDEOS = [name for name in TINY_VIDEOS if name not in (*GIVEN_AN_IMAGE, "hunyuan_video_15")]
 FAMILIES = _marked((*PIPELINES, *VIDEOS))
-IMAGES = _marked(name for name in PIPELINES if name != "z_image")
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -98,29 +98,173 @@ def test_masses_of_a_word_are_those_of_its_patterns(name: str) -> None:
     assert found.mass.sum() == pytest.approx(float(by_hand.sum()), rel=1e-4)
 
 
-@pytest.mark.parametrize("name", IMAGES)
+@pytest.mark.parametrize("name", _marked(("qwen_image", "z_image", "pixart", "wan")))
+def test_maps_of_a_foreign_word_are_its_share_of_all_keys(name: str) -> None:
+    """Worked out again from queries and keys, with a softmax over them and the word's own."""
+    model, run = shared(name), {**settings(name), "num_inference_steps": 2}
+    found = attention_maps(
+        model, PROMPT, words=[], foreign="dog", blocks=[0], keep="head", steps=0, seed=0, **run
+    )
+    length = run.get("max_sequence_length")
+    if name in ("pixart", "wan"):
+        names = ["img.hook_q", "txt.hook_k"]
+        site = [f"blocks.0.cross_attn.{one}" for one in names]
+        _, cache = model.run_with_cache(PROMPT, names_filter=site, steps=0, seed=0, **run)
+        _, alone = model.run_with_cache("dog", names_filter=site[1], steps=0, seed=0, **run)
+        places = list(model.words("dog", "dog", max_sequence_length=length))
+        keys = [cache[site[1]][0], alone[site[1]][0][:, places]]
+        mask = model.prompt_tokens(PROMPT, run=Run(PROMPT, **run)).positions
+        keys[0] = keys[0][:, list(mask)] if name == "pixart" else keys[0]  # padding is masked
+    else:
+        names = ["img.hook_q", "txt.hook_k", "img.hook_k", "concept.hook_k"]
+        site = [f"blocks.0.attn.{one}" for one in names]
+        with model.concept_streams(["dog"], max_sequence_length=length):
+            _, cache = model.run_with_cache(PROMPT, names_filter=site, steps=0, seed=0, **run)
+        keys = [cache[one][0] for one in site[1:]]
+    grid = found.maps.shape[found.axes.index("token") + 1 :]
+    query = cache[site[0]][0][:, : grid.numel()].transpose(1, 2)
+    joined = torch.cat(keys, 1).transpose(1, 2)
+    pattern = (query @ joined.mT * query.shape[-1] ** -0.5).softmax(-1)[..., -keys[-1].shape[1] :]
+    # One map for each of the word's tokens.
+    expected = pattern[0].mT.unflatten(-1, grid)
+    torch.testing.assert_close(found.maps.reshape(expected.shape), expected, rtol=1e-3, atol=1e-5)
+
+
+def swept(name: str, **more: Any) -> dict[str, Any]:
+    """Arguments of a sweep over the last residual alone."""
+    return {"axes": ("block",), "seeds": 1, "show_progress": False, **settings(name), **more}
+
+
+def last_residual(name: str) -> str:
+    return f"blocks.{shared(name).n_blocks - 1}.img.hook_resid_post"
+
+
+@pytest.mark.parametrize("name", FAMILIES)
 def test_the_last_residual_decides_the_prediction(name: str) -> None:
-    model = shared(name)
-    last = f"blocks.{model.n_blocks - 1}.img.hook_resid_post"
-    sweep = {"axes": ("block",), "seeds": 1, "show_progress": False, **settings(name)}
-    found = activation_patching(model, PROMPT, OTHER, sites=[last], **sweep)
+    given = swept(name, sites=[last_residual(name)])
+    if name == "hunyuan_video":  # CLIP's words reach the last norm past all blocks
+        given["pooled_prompt_embeds"] = torch.zeros(1, 20)
+    found = activation_patching(shared(name), PROMPT, OTHER, **given)
     effects = torch.as_tensor(found.effects)
     torch.testing.assert_close(effects, torch.ones_like(effects), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", IMAGES)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_attributions_of_the_last_residual_are_finite_and_not_zero(name: str) -> None:
-    model = shared(name)
-    last = Site(f"blocks.{model.n_blocks - 1}.img.hook_resid_post")
-    sweep = {"axes": ("block",), "seeds": 1, "show_progress": False, **settings(name)}
-    found = attribution_patching(model, PROMPT, OTHER, sites=[last], **sweep)
+    given = swept(name, sites=[Site(last_residual(name))])
+    found = attribution_patching(shared(name), PROMPT, OTHER, **given)
     assert bool(torch.isfinite(torch.as_tensor(found.effects)).all())
     assert float(torch.as_tensor(found.effects).abs().sum()) > 0
 
 
+SWEPT = _marked(("z_image", "wan", "ltx_video", "hunyuan_video", "qwen_image", "skyreels_v2"))
+
+
+@pytest.mark.parametrize("name", SWEPT)
+def test_patches_of_single_steps_are_those_of_plain_hooks(name: str) -> None:
+    """Of both samples of a batch, with rows that start in the middle, against runs of one step."""
+    model, site = shared(name), "blocks.0.img.hook_resid_post"
+    given = swept(name, axes=("block", "step"), seeds=2, steps=[1], metric=_mean)
+    found = activation_patching(model, PROMPT, OTHER, sites=[site], least=1e-12, **given)
+    run = {key: given[key] for key in settings(name)}
+    for seed in range(2):
+        _, kept = model.run_with_cache(PROMPT, names_filter="hook_sample", seed=seed, **run)
+        latents = kept["hook_sample"][1]
+        _, source = _denoised(model, latents, PROMPT, run, site)
+        clean, _ = _denoised(model, latents, PROMPT, run, site)
+        base, _ = _denoised(model, latents, OTHER, run, site)
+        patched, _ = _denoised(model, latents, OTHER, run, site, put=source)
+        expected = (patched.mean() - base.mean()) / (clean.mean() - base.mean())
+        effect = torch.as_tensor(found.samples).flatten()[seed]
+        torch.testing.assert_close(effect.float(), expected, rtol=2e-2, atol=2e-3)
+
+
+@pytest.mark.parametrize("name", SWEPT)
+def test_patches_and_ablations_of_whole_runs_are_those_of_plain_hooks(name: str) -> None:
+    """In a window of one step, with runs that branch off there, and at every step."""
+    model, site = shared(name), "blocks.0.img.hook_attn_out"
+    given, run = swept(name, axes=("block", "step"), seeds=2, sites=[site]), settings(name)
+    run["output_type"] = "latent"
+    window: dict[str, Any] = {"mode": "window", "steps": [1], "metric": _mean, "least": 1e-12}
+    patched = activation_patching(model, PROMPT, OTHER, **given, **window)
+    ablated = ablation_sweep(model, PROMPT, **{**given, "axes": ("block",)})
+    for seed in range(2):
+
+        def final(prompt: str, *hooks: Any, seed: int = seed) -> torch.Tensor:
+            out = model.run_with_hooks(prompt, seed=seed, fwd_hooks=hooks, **run)
+            assert out.latents is not None
+            return out.latents
+
+        at = Site(site, steps=1, branch="cond")
+        _, source = model.run_with_cache(PROMPT, names_filter=[at], seed=seed, **run)
+        changed = final(OTHER, (at, lambda _value, _hook, put=source[site][0]: put))
+        ends = [final(prompt).mean() for prompt in (PROMPT, OTHER)]
+        expected = (changed.mean() - ends[1]) / (ends[0] - ends[1])
+        effect = torch.as_tensor(patched.samples).flatten()[seed]
+        torch.testing.assert_close(effect.float(), expected, rtol=2e-2, atol=2e-3)
+        without = final(PROMPT, (Site(site, branch="cond"), lambda value, _hook: value * 0))
+        distance = (without - final(PROMPT)).square().mean().sqrt()
+        effect = torch.as_tensor(ablated.samples).flatten()[seed]
+        torch.testing.assert_close(effect.float(), distance, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.slow
-def test_patching_refuses_samples_that_come_one_by_one() -> None:
-    model = shared("z_image")
-    sweep = {"seeds": 1, "show_progress": False, **settings("z_image")}
-    with pytest.raises(PatchingError, match=r"takes its samples one by one, .* `run_with_hooks`"):
-        activation_patching(model, PROMPT, OTHER, sites=["blocks.0.img.hook_resid_post"], **sweep)
+@pytest.mark.parametrize("name", ["wan", "ltx_video"])
+def test_metrics_of_images_see_the_frames_of_videos(name: str) -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def score(images: Any, texts: Any) -> torch.Tensor:
+        assert len(images) == len(texts)
+        seen.append(images.shape)
+        return torch.as_tensor(images, dtype=torch.float32).flatten(1).mean(1)
+
+    metric = text_difference(score, towards="a", away="b")
+    given = swept(name, sites=[last_residual(name)], steps=[1], metric=metric, mode="on-trajectory")
+    activation_patching(shared(name), PROMPT, OTHER, **given, least=1e-12)
+    video = tiny_video(name)
+    assert {shape[1:] for shape in seen} == {(*video.size, 3)}
+    assert {shape[0] for shape in seen} == {video.frames}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lumina2", "z_image", "qwen_image", "wan", "pixart"])
+def test_clean_latents_of_single_steps_are_those_of_the_pipeline(name: str) -> None:
+    """Also where the pipeline turns the prediction round before its scheduler sees it."""
+    found: list[torch.Tensor] = []
+
+    def keep(outcome: Any) -> torch.Tensor:
+        found.append(outcome.clean_latents)
+        return outcome.value.flatten(1).mean(1)
+
+    given = swept(name, sites=[last_residual(name)], steps=[1], metric=keep, least=1e-12)
+    activation_patching(shared(name), PROMPT, OTHER, **given)
+    _, cache = shared(name).run_with_cache(
+        PROMPT, names_filter=["hook_pred_x0"], steps=1, seed=0, **settings(name)
+    )
+    torch.testing.assert_close(found[0], cache["hook_pred_x0"][0], rtol=1e-3, atol=1e-4)
+
+
+def _mean(outcome: Any) -> torch.Tensor:
+    return outcome.value.flatten(1).mean(1)
+
+
+def _denoised(
+    model: HookedDiffusion,
+    latents: torch.Tensor,
+    prompt: str,
+    run: dict[str, Any],
+    site: str,
+    put: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The raw prediction of one step, and what the site held there."""
+    seen: list[torch.Tensor] = []
+
+    def change(value: torch.Tensor, _hook: Any) -> torch.Tensor | None:
+        seen.append(value.clone())
+        return put
+
+    found: list[torch.Tensor] = []
+    keep = ("hook_noise_pred", lambda value, _hook: found.append(value.clone()))
+    with model.hooks([(Site(site, branch="cond"), change), keep]):
+        model.denoise(latents, prompt=prompt, step=1, **run)
+    return found[0], seen[0]

@@ -359,18 +359,30 @@ class TestReplay:
             torch.testing.assert_close(net(given), expected)
         assert not any("forward" in vars(layer) for layer in net)
 
-    def test_rows_that_cannot_be_told_apart_are_refused(self) -> None:
+    def test_modules_whose_rows_cannot_be_told_apart_run_anew(self) -> None:
+        net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        replay = Replay(net, frozenset({"1"}))
+        given = torch.randn(1, 2)
+        with torch.no_grad(), replay.recording(2):
+            net(torch.randn(6, 2))
+        with torch.no_grad(), replay.starting_at("1", torch.tensor([0])):
+            found = net(given)
+        torch.testing.assert_close(found, net(given))
+
+    def test_rows_of_a_restart_that_cannot_be_told_apart_are_refused(self) -> None:
         net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
         replay = Replay(net, frozenset({"1"}))
         with torch.no_grad(), replay.recording(2):
             net(torch.randn(6, 2))
-        message = "cannot be told apart"
-        with replay.starting_at("1", torch.tensor([0])), pytest.raises(EngineError, match=message):
-            net(torch.randn(1, 2))
+        with pytest.raises(EngineError, match="cannot be told apart"):
+            replay.output("1", torch.tensor([0]))
 
 
-def test_videos_are_refused_before_anything_runs() -> None:
-    video = HookedDiffusion(shared_pipe("cogvideox"))
-    said = r"which CogVideoXPipeline does not take: videos cannot be swept yet\. Patch one part at"
+def test_pipelines_of_one_sample_are_refused_before_anything_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = HookedDiffusion(shared_pipe("sd"))
+    monkeypatch.setattr(type(model.pipe), "__call__", lambda self, prompt: None)
+    said = r"num_images_per_prompt or num_videos_per_prompt, and \w+ takes neither\. Patch one part"
     with pytest.raises(UnsupportedModelError, match=said):
-        activation_patching(video, "a cat", "a dog", sites="blocks.0.img.hook_resid_post")
+        activation_patching(model, "a cat", "a dog", sites="blocks.0.img.hook_resid_post")

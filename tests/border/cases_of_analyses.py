@@ -75,7 +75,9 @@ def of_maps(add: Add, world: World) -> None:
     add("ConceptMaps.overlay", concepts.overlay, concept="red", image=None)
     add("ConceptMaps.plot", concepts.plot, sample=0, image=None)
     shape = {"concepts": torch.zeros(1, 2, 4), "image": torch.zeros(1, 9, 4)}
-    add("concept_scores", analyses.concept_scores, **shape, softmax_over="concepts")
+    add(
+        "concept_scores", analyses.concept_scores, **shape, softmax_over="concepts", temperature=1.0
+    )
 
 
 def of_heads(add: Add, world: World) -> None:

@@ -40,7 +40,7 @@ def text_width(model: HookedDiffusion) -> int:
     """Width of the text embeddings that concepts are made of."""
     entry = model.spec.concepts
     assert entry is not None
-    return model.denoiser.get_submodule(entry.projection).in_features
+    return model.denoiser.get_submodule(entry.through[0]).in_features
 
 
 def nothing(_activation: Tensor, _hook: HookContext) -> None:

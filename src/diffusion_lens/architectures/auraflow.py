@@ -10,7 +10,14 @@ from torch import nn
 
 from diffusion_lens.architectures import forms
 from diffusion_lens.architectures.forms import TXT_IMG
-from diffusion_lens.architectures.spec import BlockSpec, DenoiserSpec, ModulePoint, TextPart
+from diffusion_lens.architectures.spec import (
+    BlockSpec,
+    ConceptEntry,
+    Concepts,
+    DenoiserSpec,
+    ModulePoint,
+    TextPart,
+)
 
 GATES = forms.adaptive("norm1")
 _JOINT = forms.joint(
@@ -24,6 +31,7 @@ _JOINT = forms.joint(
             before_rope=None,
         ),
     },
+    concepts=Concepts(),
 )
 
 
@@ -58,7 +66,12 @@ AURAFLOW = DenoiserSpec(
     blocks={
         "AuraFlowJointTransformerBlock": joint_block,
         "AuraFlowSingleTransformerBlock": forms.sequential(
-            TXT_IMG, mlp=("ff", "ff.out_projection"), gates=GATES, before_rope=None, beside=True
+            TXT_IMG,
+            mlp=("ff", "ff.out_projection"),
+            gates=GATES,
+            before_rope=None,
+            beside=True,
+            concepts=Concepts(by_default=False),
         ),
     },
     outside=outside,
@@ -73,4 +86,5 @@ AURAFLOW = DenoiserSpec(
     timestep_scale=1000.0,
     text_ends_in_last_block=True,
     text_length=text_length,
+    concepts=ConceptEntry(),
 )

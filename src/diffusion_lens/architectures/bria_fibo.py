@@ -33,4 +33,6 @@ BRIA_FIBO = replace(
     guidance="batched",
     branches=("uncond", "cond"),
     between=next_layer,
+    concepts=None,
+    without_concepts="half of every block's text is new from a layer of the text encoder",
 )

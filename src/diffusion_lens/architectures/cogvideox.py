@@ -25,7 +25,7 @@ JOINT_BLOCK = forms.shared(
         "img": (Gate("norm1", 2), Gate("norm2", 2)),
         "txt": (Gate("norm1", 3), Gate("norm2", 3)),
     },
-    concepts=Concepts(positions={"image_rotary_emb": ("img",)}),
+    concepts=Concepts(positions=forms.placed("image_rotary_emb", "img")),
 )
 
 
@@ -59,14 +59,11 @@ COGVIDEOX = DenoiserSpec(
     text_parts=(TextPart("tokenizer"),),
     text_tokens=226,
     text_ends_in_last_block=True,
-    concepts=ConceptEntry(
-        "patch_embed.text_proj", "time_embedding", pooled_argument=None, pooled="prompt"
-    ),
+    concepts=ConceptEntry(("patch_embed.text_proj",)),
 )
 CONSISID = replace(
     COGVIDEOX,
     denoiser="ConsisIDTransformer3DModel",
     family="ConsisID",
     blocks={"ConsisIDBlock": JOINT_BLOCK},
-    concepts=None,
 )

@@ -6,7 +6,14 @@ from dataclasses import replace
 
 from diffusion_lens.architectures import forms
 from diffusion_lens.architectures.forms import IMG_TXT
-from diffusion_lens.architectures.spec import DenoiserSpec, Gate, Mid, TextPart
+from diffusion_lens.architectures.spec import (
+    ConceptEntry,
+    Concepts,
+    DenoiserSpec,
+    Gate,
+    Mid,
+    TextPart,
+)
 
 MIDS = {
     "img": Mid("resid_mid", "norm2", ("attn",)),
@@ -16,13 +23,14 @@ GATES = {
     "img": (Gate("norm1", 1), Gate("norm1", 4)),
     "txt": (Gate("norm1", 6), Gate("norm1", 9)),
 }
-IN_TURN = forms.shared(MIDS, GATES, calls=IMG_TXT)
 
 COGVIEW3_PLUS = DenoiserSpec(
     denoiser="CogView3PlusTransformer2DModel",
     family="CogView 3+",
     blocks={
-        "CogView3PlusTransformerBlock": forms.shared(MIDS, GATES, before_rope=None, clamped=True)
+        "CogView3PlusTransformerBlock": forms.shared(
+            MIDS, GATES, before_rope=None, clamped=True, concepts=Concepts()
+        )
     },
     outside=forms.points(("channel", "height", "width"), embedding="time_condition_embed"),
     latents="hidden_states",
@@ -32,12 +40,20 @@ COGVIEW3_PLUS = DenoiserSpec(
     text_parts=(TextPart("tokenizer"),),
     text_tokens=224,
     text_ends_in_last_block=True,
+    concepts=ConceptEntry(("patch_embed.text_proj",)),
 )
 COGVIEW4 = replace(
     COGVIEW3_PLUS,
     denoiser="CogView4Transformer2DModel",
     family="CogView 4",
-    blocks={"CogView4TransformerBlock": IN_TURN},
+    blocks={
+        "CogView4TransformerBlock": forms.shared(
+            MIDS,
+            GATES,
+            calls=IMG_TXT,
+            concepts=Concepts(positions=forms.placed("image_rotary_emb", "img")),
+        )
+    },
     text_parts=(TextPart("tokenizer", padded=False, before=lambda _, count: -count % 16),),
     text_tokens=1024,
     guidance="calls",
@@ -51,4 +67,6 @@ GLM_IMAGE = replace(
         "GlmImageTransformerBlock": forms.shared(MIDS, GATES, calls=IMG_TXT, heads_first=False)
     },
     default_grid=forms.native(64, 64),
+    concepts=None,
+    without_concepts="its text stream holds the glyphs of quoted words, and not the prompt",
 )

@@ -75,4 +75,5 @@ EASY_ANIMATE = DenoiserSpec(
     text_parts=(TextPart("tokenizer", template=chat),),
     text_tokens=256,
     text_ends_in_last_block=True,
+    without_concepts=forms.TEXT_UNKNOWN,
 )

@@ -32,4 +32,5 @@ ERNIE_IMAGE = DenoiserSpec(
     text_parts=(TextPart("tokenizer"),),
     text_tokens=512,
     text_ends_in_last_block=True,
+    without_concepts=forms.TEXT_UNKNOWN,
 )

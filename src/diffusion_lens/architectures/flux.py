@@ -15,7 +15,7 @@ from diffusion_lens.architectures.spec import (
     TextPart,
 )
 
-ROPE = {"image_rotary_emb": TXT_IMG}
+ROPE = forms.placed("image_rotary_emb", *TXT_IMG)
 
 
 def products(block: Any) -> tuple[str, ...]:
@@ -62,5 +62,5 @@ FLUX = DenoiserSpec(
     branches=("cond", "uncond"),
     timestep_scale=1000.0,
     text_ends_in_last_block=True,
-    concepts=ConceptEntry(pooled="zeros"),
+    concepts=ConceptEntry(pooled_argument="pooled_projection", pooled="zeros"),
 )

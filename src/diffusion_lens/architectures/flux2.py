@@ -6,7 +6,9 @@ from dataclasses import replace
 
 from diffusion_lens.architectures import chats, forms
 from diffusion_lens.architectures.forms import TXT_IMG
-from diffusion_lens.architectures.spec import DenoiserSpec, Gate, TextPart
+from diffusion_lens.architectures.spec import ConceptEntry, Concepts, DenoiserSpec, Gate, TextPart
+
+ROPE = forms.placed("image_rotary_emb", *TXT_IMG)
 
 FLUX2 = DenoiserSpec(
     denoiser="Flux2Transformer2DModel",
@@ -27,6 +29,7 @@ FLUX2 = DenoiserSpec(
                     clamped=True,
                 ),
             },
+            concepts=Concepts(positions=ROPE),
         ),
         "Flux2SingleTransformerBlock": forms.parallel(
             TXT_IMG,
@@ -34,6 +37,7 @@ FLUX2 = DenoiserSpec(
             gate=Gate(index=2, pieces=3, argument="temb_mod"),
             within="hidden_states",
             clamped=True,
+            concepts=Concepts(positions=ROPE, by_default=False),
         ),
     },
     outside=forms.points(("pos", "channel"), embedding="time_guidance_embed"),
@@ -48,4 +52,5 @@ FLUX2 = DenoiserSpec(
     branches=("cond", "uncond"),
     timestep_scale=1000.0,
     text_ends_in_last_block=True,
+    concepts=ConceptEntry(),
 )

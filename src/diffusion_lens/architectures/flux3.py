@@ -64,4 +64,6 @@ FLUX3 = replace(
     outside=forms.points(("pos", "channel"), embedding=None),
     text_parts=(TextPart("tokenizer", template=chat),),
     apart=dict.fromkeys(("mode_blocks", "txt_mode_blocks"), ALONE),
+    concepts=None,
+    without_concepts=forms.TEXT_UNKNOWN,
 )

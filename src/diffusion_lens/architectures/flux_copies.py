@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from diffusion_lens.architectures import chats, forms
-from diffusion_lens.architectures.flux import DOUBLE, FLUX, SINGLE
+from diffusion_lens.architectures.flux import DOUBLE, FLUX, ROPE, SINGLE
 from diffusion_lens.architectures.forms import TXT_IMG
-from diffusion_lens.architectures.spec import Gate, TextPart
+from diffusion_lens.architectures.spec import ConceptEntry, Concepts, Gate, TextPart
 
 T5 = (TextPart("tokenizer"),)
 
@@ -18,12 +18,17 @@ CHROMA = replace(
     blocks={
         "ChromaTransformerBlock": DOUBLE,
         "ChromaSingleTransformerBlock": forms.parallel(
-            TXT_IMG, "proj_out", Gate("norm", 1), within="hidden_states", clamped=True
+            TXT_IMG,
+            "proj_out",
+            Gate("norm", 1),
+            within="hidden_states",
+            clamped=True,
+            concepts=Concepts(positions=ROPE, by_default=False),
         ),
     },
     outside=forms.points(("pos", "channel"), embedding="distilled_guidance_layer"),
     text_parts=T5,
-    concepts=None,
+    concepts=ConceptEntry(),
 )
 BRIA = replace(
     FLUX,
@@ -36,7 +41,7 @@ BRIA = replace(
     guidance="batched",
     branches=("uncond", "cond"),
     timestep_scale=1.0,
-    concepts=None,
+    concepts=ConceptEntry(),
 )
 LONGCAT = replace(
     FLUX,
@@ -49,7 +54,7 @@ LONGCAT = replace(
     outside=forms.points(("pos", "channel"), embedding="time_embed"),
     grid=forms.grid_of_ids("img_ids", shifted=True),
     text_parts=(TextPart("tokenizer", pieces=chats.quoted_apart, bare=True),),
-    concepts=None,
+    concepts=ConceptEntry(),
 )
 OVIS = replace(
     LONGCAT,
@@ -66,4 +71,5 @@ OVIS = replace(
             bare=True,
         ),
     ),
+    concepts=ConceptEntry(("context_embedder_norm", "context_embedder")),
 )

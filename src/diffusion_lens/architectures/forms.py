@@ -19,6 +19,8 @@ from diffusion_lens.architectures.spec import (
     Mid,
     Mlp,
     ModulePoint,
+    Placed,
+    Positions,
     Projection,
     Stream,
 )
@@ -34,6 +36,8 @@ ARGUMENTS = {"img": "hidden_states", "txt": "encoder_hidden_states"}
 TXT_IMG, IMG_TXT = ("txt", "img"), ("img", "txt")
 LINEAR = "linear attention: it sums over the keys before it meets a query, and has no pattern"
 EXPERTS = "a mixture of experts: each token's neurons lie in the experts that it is sent to"
+TEXT_UNKNOWN = "what its text passes before it meets the image is not described"
+TEXT_ANSWERS = "its text gives keys and values and has no queries of its own"
 PARALLEL = "attention and MLP run in parallel here, nothing lies between them"
 
 PRODUCT_POINTS = (
@@ -42,6 +46,19 @@ PRODUCT_POINTS = (
     "attn.hook_pattern",
 )
 """What self-attention has that is a product of queries and keys."""
+
+
+# -- positions of tokens ----------------------------------------------------------------------
+
+
+def placed(argument: str, *streams: str, axis: int = 0) -> Placed:
+    """An argument with rotary embeddings of these streams, one behind the other."""
+    return {argument: (Positions(streams, axis),)}
+
+
+def placed_apart(argument: str, *streams: str) -> Placed:
+    """An argument with a tuple of them, one part for each stream."""
+    return {argument: tuple(Positions((name,), part=at) for at, name in enumerate(streams))}
 
 
 # -- gates ------------------------------------------------------------------------------------
@@ -241,6 +258,7 @@ def sequential(
     positions_first: bool = False,
     projection: str = "to_out.0",
     heads_joined: bool = False,
+    concepts: Concepts | None = None,
 ) -> Block:
     """One attention, then one MLP, on one tensor that holds all streams.
 
@@ -258,6 +276,7 @@ def sequential(
         positions_first: Whether the tensor has axes pos, batch, d_model.
         projection: Takes the heads' values back to the residual width, by path from the attention.
         heads_joined: Whether q and k are normed for all heads side by side.
+        concepts: How the block takes concept tokens.
     """
     order = tuple(order)
     norms = before_rope and (f"{attention}.{before_rope[0]}", f"{attention}.{before_rope[1]}")
@@ -284,6 +303,7 @@ def sequential(
             },
             attentions=(met,),
             mlps={name: Mlp(*mlp, gates[1], order) for name in order},
+            concepts=concepts,
         )
 
     return describe

@@ -125,4 +125,5 @@ HIDREAM = DenoiserSpec(
     image_length=image_length,
     timestep="timesteps",
     between=next_layer,
+    without_concepts="the last third of every block's text is new from a layer of Llama",
 )

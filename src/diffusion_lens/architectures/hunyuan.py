@@ -11,10 +11,11 @@ from torch import nn
 
 from diffusion_lens.architectures import chats, forms
 from diffusion_lens.architectures.forms import IMG_TXT
-from diffusion_lens.architectures.spec import DenoiserSpec, Gate, TextPart
+from diffusion_lens.architectures.spec import ConceptEntry, Concepts, DenoiserSpec, Gate, TextPart
 from diffusion_lens.errors import WordError
 
 REFINED = "the text is refined before it meets the image"
+ROPE = {**forms.placed("freqs_cis", "img"), **forms.placed("image_rotary_emb", "img")}
 DOUBLE = forms.joint(
     IMG_TXT,
     {
@@ -22,8 +23,15 @@ DOUBLE = forms.joint(
         "txt": replace(forms.TEXT, gates=forms.adaptive("norm1_context")),
     },
     returns=IMG_TXT,
+    concepts=Concepts(positions=ROPE),
 )
-SINGLE = forms.parallel(IMG_TXT, projection="proj_out", gate=Gate("norm", 1), returns=IMG_TXT)
+SINGLE = forms.parallel(
+    IMG_TXT,
+    projection="proj_out",
+    gate=Gate("norm", 1),
+    returns=IMG_TXT,
+    concepts=Concepts(positions=ROPE, by_default=False),
+)
 
 
 def with_glyphs(denoiser: Any, arguments: Mapping[str, Any]) -> list[int]:
@@ -101,6 +109,7 @@ HUNYUAN_VIDEO = DenoiserSpec(
     branches=("cond", "uncond"),
     text_ends_in_last_block=True,
     apart={"context_embedder": REFINED},
+    concepts=ConceptEntry(pooled_argument="pooled_projection"),
 )
 HUNYUAN_IMAGE = replace(
     HUNYUAN_VIDEO,
@@ -121,6 +130,7 @@ HUNYUAN_IMAGE = replace(
     ),
     text_length=with_glyphs,
     text_tokens=1000,
+    concepts=ConceptEntry(),
 )
 HUNYUAN_VIDEO_15 = replace(
     HUNYUAN_VIDEO,
@@ -132,4 +142,6 @@ HUNYUAN_VIDEO_15 = replace(
     text_parts=(TextPart("tokenizer", untold=JOINED),),
     text_tokens=1985,
     text_length=joined_length,
+    concepts=None,
+    without_concepts="three kinds of text are marked and joined before they meet the image",
 )

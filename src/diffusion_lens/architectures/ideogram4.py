@@ -75,4 +75,5 @@ IDEOGRAM4 = DenoiserSpec(
     timestep_scale=-1000.0,
     text_length=text_length,
     image_length=image_length,
+    without_concepts=forms.TEXT_UNKNOWN,
 )

@@ -75,6 +75,7 @@ JOY_IMAGE_EDIT = DenoiserSpec(
     branches=("cond", "uncond"),
     text_ends_in_last_block=True,
     image_length=image_length,
+    without_concepts=forms.TEXT_UNKNOWN,
 )
 JOY_IMAGE_EDIT_PLUS = replace(
     JOY_IMAGE_EDIT,

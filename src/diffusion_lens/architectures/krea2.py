@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from diffusion_lens.architectures import forms
 from diffusion_lens.architectures.forms import TXT_IMG
-from diffusion_lens.architectures.spec import DenoiserSpec, TextPart
+from diffusion_lens.architectures.spec import ConceptEntry, Concepts, DenoiserSpec, TextPart
 
 
 def _grid(_denoiser, arguments, _level):
@@ -24,6 +24,7 @@ KREA2 = DenoiserSpec(
             gates=forms.chunked(2, 5, 6, argument="temb", table="scale_shift_table"),
             sizes=lambda attention: (attention.num_heads, attention.head_dim),
             gated=True,
+            concepts=Concepts(positions=forms.placed("image_rotary_emb", *TXT_IMG)),
         )
     },
     outside=forms.points(
@@ -48,4 +49,5 @@ KREA2 = DenoiserSpec(
     timestep_scale=1000.0,
     text_ends_in_last_block=True,
     apart={"text_fusion": "the text is refined before it meets the image"},
+    concepts=ConceptEntry(("text_fusion", "txt_in")),
 )

@@ -34,4 +34,5 @@ LTX_VIDEO = DenoiserSpec(
     default_grid=forms.native(21, 16, 22),
     text_parts=(TextPart("tokenizer"),),
     text_tokens=128,
+    to_context=("caption_projection",),
 )

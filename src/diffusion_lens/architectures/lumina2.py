@@ -9,7 +9,7 @@ from torch import nn
 
 from diffusion_lens.architectures import forms
 from diffusion_lens.architectures.forms import TXT_IMG
-from diffusion_lens.architectures.spec import DenoiserSpec, Gate, TextPart
+from diffusion_lens.architectures.spec import ConceptEntry, Concepts, DenoiserSpec, Gate, TextPart
 
 REFINED = "each stream is refined by itself before they meet"
 
@@ -31,6 +31,7 @@ LUMINA2 = DenoiserSpec(
                 (Gate("norm1", 1, activation="tanh"), Gate("norm1", 3, activation="tanh")),
                 ("norm2", "ffn_norm2"),
             ),
+            concepts=Concepts(positions=forms.placed("image_rotary_emb", *TXT_IMG, axis=1)),
         )
     },
     outside=forms.points(
@@ -56,4 +57,8 @@ LUMINA2 = DenoiserSpec(
     text_ends_in_last_block=True,
     text_length=text_length,
     apart=dict.fromkeys(("noise_refiner", "context_refiner"), REFINED),
+    concepts=ConceptEntry(
+        ("time_caption_embed.caption_embedder", "context_refiner"),
+        positions=forms.placed("image_rotary_emb", "txt", axis=1),
+    ),
 )

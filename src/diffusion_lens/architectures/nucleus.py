@@ -34,4 +34,6 @@ NUCLEUS = replace(
     text_parts=(TextPart("processor", template=lambda pipe, text: pipe._format_prompt(text)),),
     text_tokens=1024,
     text_ends_in_last_block=False,
+    concepts=None,
+    without_concepts=forms.TEXT_ANSWERS,
 )

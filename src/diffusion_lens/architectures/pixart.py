@@ -30,4 +30,5 @@ PIXART = DenoiserSpec(
     default_grid=default_grid,
     text_parts=(TextPart("tokenizer", template=chats.cleaned, assumed=("clean_caption",)),),
     text_tokens=300,
+    to_context=("caption_projection",),
 )

@@ -32,4 +32,5 @@ PRX = DenoiserSpec(
     ),
     text_tokens=256,
     timestep_scale=1000.0,
+    without_concepts=forms.TEXT_ANSWERS,
 )

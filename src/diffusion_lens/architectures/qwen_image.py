@@ -9,8 +9,13 @@ from typing import Any
 from torch import nn
 
 from diffusion_lens.architectures import chats, forms
-from diffusion_lens.architectures.forms import TXT_IMG
-from diffusion_lens.architectures.spec import DenoiserSpec, TextPart
+from diffusion_lens.architectures.forms import IMG_TXT, TXT_IMG
+from diffusion_lens.architectures.spec import (
+    ConceptEntry,
+    Concepts,
+    DenoiserSpec,
+    TextPart,
+)
 
 
 def grid(_denoiser: nn.Module, arguments: Mapping[str, Any], _level: int) -> tuple[int, ...]:
@@ -42,6 +47,13 @@ QWEN_IMAGE = DenoiserSpec(
                     clamped=True,
                 ),
             },
+            concepts=Concepts(
+                positions={
+                    **forms.placed_apart("image_rotary_emb", *IMG_TXT),
+                    **forms.placed("modulate_index", "img", axis=1),
+                },
+                masks=("encoder_hidden_states_mask",),
+            ),
         )
     },
     outside=forms.points(("pos", "channel"), embedding="time_text_embed"),
@@ -62,4 +74,5 @@ QWEN_IMAGE = DenoiserSpec(
     branches=("cond", "uncond"),
     timestep_scale=1000.0,
     text_ends_in_last_block=True,
+    concepts=ConceptEntry(("txt_norm", "txt_in")),
 )

@@ -40,6 +40,7 @@ SANA = replace(
         )
     },
     outside=forms.points(("channel", "height", "width"), embedding="time_embed.emb"),
+    to_context=("caption_projection", "caption_norm"),
 )
 SANA_VIDEO = replace(
     SANA,

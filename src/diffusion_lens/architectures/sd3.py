@@ -110,5 +110,5 @@ SD3 = DenoiserSpec(
     text_parts=(TextPart("tokenizer", 77), TextPart("tokenizer_3", prompt="prompt_3")),
     text_tokens=77 + 256,
     text_ends_in_last_block=True,
-    concepts=ConceptEntry(pooled="prompt"),
+    concepts=ConceptEntry(pooled_argument="pooled_projection"),
 )

@@ -197,6 +197,28 @@ class Stream:
 
 
 @dataclass(frozen=True)
+class Positions:
+    """An argument that holds something for each token: rotary embeddings, as a rule.
+
+    It is a tensor, or a tuple of tensors that are alike.
+
+    Attributes:
+        streams: The streams along the tokens, in order.
+        axis: The tokens' axis.
+        part: Which of the tuple this is about, where its parts belong to streams of their own; None
+            for all of them.
+    """
+
+    streams: tuple[str, ...]
+    axis: int = 0
+    part: int | None = None
+
+
+Placed = Mapping[str, tuple[Positions, ...]]
+"""Arguments with positions by name; several entries where the parts of a tuple differ."""
+
+
+@dataclass(frozen=True)
 class Concepts:
     """How a block takes concept tokens in place of its text.
 
@@ -206,17 +228,17 @@ class Concepts:
     Attributes:
         attention: Name of the joint attention.
         modulation: The block's argument that takes the modulation vector.
-        positions: Arguments with rotary embeddings (a tensor or a tuple of them, token by token),
-            and the streams along them: concepts take the position of the first text token.
-        masks: Arguments to leave out.
+        positions: Arguments with something for each token: concepts take what one token of the text
+            has.
+        masks: Arguments to leave out, where the block is given them.
         by_default: Whether concepts pass through the block without being asked to. ConceptAttention
-            stops before blocks whose weights text and image share.
+            stops before blocks whose weights text and image share, where there are others.
     """
 
     attention: str = "attn"
     modulation: str = "temb"
-    positions: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    masks: tuple[str, ...] = ()
+    positions: Placed = field(default_factory=dict)
+    masks: tuple[str, ...] = ("attention_mask",)
     by_default: bool = True
 
 
@@ -336,17 +358,25 @@ class ConceptEntry:
     """How concept tokens enter a denoiser.
 
     Attributes:
-        projection: Path of the module that brings text embeddings to the residual width.
-        modulation: Path of the module that makes the modulation vector.
+        through: Paths of what the text passes on its way to the first block, in order; of a list of
+            modules each. Concepts pass the same, with the arguments that these are called with for
+            the text, which is their first argument. Where one mixes tokens (a refiner), it takes
+            the concepts as one text.
+        positions: Their arguments with something for each token of the text.
+        masks: Their arguments to leave out, where they are given.
+        modulation: Path of the module that makes the modulation vector (the first of what it
+            returns, where that is a tuple).
         pooled_argument: Its argument that takes the pooled text embedding; None where it takes
             none, so that concepts share the image's modulation.
         pooled: What the published method gives it for concepts: `"zeros"` or `"prompt"`.
     """
 
-    projection: str = "context_embedder"
+    through: tuple[str, ...] = ("context_embedder",)
+    positions: Placed = field(default_factory=dict)
+    masks: tuple[str, ...] = ("attention_mask",)
     modulation: str = "time_text_embed"
-    pooled_argument: str | None = "pooled_projection"
-    pooled: str = "zeros"
+    pooled_argument: str | None = None
+    pooled: str = "prompt"
 
 
 @dataclass(frozen=True)
@@ -375,6 +405,9 @@ class DenoiserSpec:
             where that counts from the clean image.
         text_ends_in_last_block: Whether the last block's text output is thrown away.
         concepts: How concept tokens enter; None where there are no concept streams.
+        without_concepts: Why there are none, where text has a stream of its own.
+        to_context: Paths of what the text passes before cross-attention reads it, in order, each
+            module taking it alone; empty where it is read as it is, None where this is not said.
         order: Sort key of block paths that gives the order of execution; that of the modules where
             left out.
         level: How often the latents were halved before the block at a path.
@@ -405,6 +438,8 @@ class DenoiserSpec:
     grid_from: str | None = None
     text_ends_in_last_block: bool = False
     concepts: ConceptEntry | None = None
+    without_concepts: str = ""
+    to_context: tuple[str, ...] | None = None
     order: Callable[[str], tuple[int, ...]] = lambda _path: (0,)
     level: Callable[[nn.Module, str], int] = lambda _denoiser, _path: 0
     apart: Mapping[str, str] = field(default_factory=dict)

@@ -170,4 +170,5 @@ UNET = DenoiserSpec(
     default_grid=default_grid,
     text_parts=(TextPart("tokenizer"),),
     text_tokens=77,
+    to_context=(),
 )

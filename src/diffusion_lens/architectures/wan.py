@@ -76,6 +76,7 @@ WAN = DenoiserSpec(
     text_length=text_length,
     guidance="calls",
     branches=("cond", "uncond"),
+    to_context=("condition_embedder.text_embedder",),
 )
 CHRONO_EDIT = replace(WAN, denoiser="ChronoEditTransformer3DModel", family="ChronoEdit")
 SKYREELS_V2 = replace(

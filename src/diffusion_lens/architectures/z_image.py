@@ -9,7 +9,7 @@ from torch import nn
 
 from diffusion_lens.architectures import chats, forms
 from diffusion_lens.architectures.forms import IMG_TXT
-from diffusion_lens.architectures.spec import DenoiserSpec, TextPart
+from diffusion_lens.architectures.spec import ConceptEntry, Concepts, DenoiserSpec, TextPart
 
 MULTIPLE = 32
 REFINED = "each stream is refined by itself before they meet"
@@ -40,6 +40,9 @@ Z_IMAGE = DenoiserSpec(
                 forms.chunked(1, 3, 4, module="adaLN_modulation", activation="tanh"),
                 ("attention_norm2", "ffn_norm2"),
             ),
+            concepts=Concepts(
+                positions=forms.placed("freqs_cis", *IMG_TXT, axis=1), masks=("attn_mask",)
+            ),
         )
     },
     outside=forms.points(
@@ -59,4 +62,9 @@ Z_IMAGE = DenoiserSpec(
     timestep_scale=-1000.0,
     text_ends_in_last_block=True,
     apart=dict.fromkeys(("noise_refiner", "context_refiner", "siglip_refiner"), REFINED),
+    concepts=ConceptEntry(
+        ("cap_embedder", "context_refiner"),
+        positions=forms.placed("freqs_cis", "txt", axis=1),
+        masks=("attn_mask",),
+    ),
 )

@@ -40,7 +40,8 @@ def concept_attention(
     preset: Annotated[
         str,
         typer.Option(
-            help="Which published way: paper, flux-release, flux-diffusers, sd3 or cogvideox."
+            help="Which published way: paper, flux-release, flux-diffusers, sd3, cogvideox or "
+            "flux2."
         ),
     ] = "paper",
     space: Annotated[

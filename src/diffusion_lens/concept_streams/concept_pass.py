@@ -13,7 +13,6 @@ see (the published code for SD3 does), they attend to image and concepts as well
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,7 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_lens.architectures.spec import Attention, BlockSite
+from diffusion_lens.concept_streams.entering import Entrance, bound
 from diffusion_lens.concept_streams.idle_stream import image_layers, left_out
+from diffusion_lens.concept_streams.positions import placed_again
 from diffusion_lens.concept_streams.view import CONCEPT, IMAGE_PRODUCT, joined
 from diffusion_lens.engine.attention import AttentionHooks
 from diffusion_lens.engine.evaluation import Evaluation
@@ -47,10 +48,12 @@ class ConceptInput:
         embeddings: Text embeddings, axes batch, concept, d_text; a batch of 1 serves every image.
         pooled: The pooled text embedding of their modulation: `"zeros"`, `"prompt"` (that of each
             image), or a tensor with axes batch, d_pooled.
+        position: The text token whose position they take; negative counts from the end.
     """
 
     embeddings: Tensor
     pooled: str | Tensor
+    position: int = 0
 
 
 class Captured(NamedTuple):
@@ -101,6 +104,7 @@ class ConceptPass:
         self.denoiser = tracker.denoiser
         assert tracker.spec.concepts is not None
         self.entry = tracker.spec.concepts
+        self.entrance = Entrance(self.denoiser, self.entry)
         self.given = given
         self.views = dict(views)
         self.taps: list[Tap] = []
@@ -172,6 +176,7 @@ class ConceptPass:
         if isinstance(self.given.pooled, Tensor) or self.given.pooled != "prompt":
             module = self.denoiser.get_submodule(self.entry.modulation)
             yield module.register_forward_pre_hook(self._keep_pooled, with_kwargs=True)
+        yield from self.entrance.attach()
         for block, view in self.views.items():
             module = self.denoiser.get_submodule(block.path)
             yield module.register_forward_pre_hook(self._keep_arguments, with_kwargs=True)
@@ -182,59 +187,93 @@ class ConceptPass:
     def _begin(self, evaluation: Evaluation) -> None:
         self._rows = self._modulation = self.captured = None
         self._arguments, self._pooled_arguments = {}, {}
+        self.entrance.clear()
         self._wanted = any(
             tap.active(evaluation, branch) for tap in self.taps for branch, _ in evaluation.rows
         )
 
     def _keep_pooled(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        self._pooled_arguments = _bound(module, args, kwargs)
+        self._pooled_arguments = bound(module, args, kwargs)
 
     def _keep_arguments(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        self._arguments = _bound(module, args, kwargs)
+        self._arguments = bound(module, args, kwargs)
 
     def _follow(self, view: BlockSite, _module: nn.Module, _args: Any, _output: Any) -> None:
         """Run a block for the concepts after it has run for the image."""
         if not self._wanted:
             return
-        arguments = self._arguments_of(view)
-        self._running = True
+        self._running = True  # also while they enter: a refiner has modules that may be hooked
         try:
+            arguments = self._arguments_of(view)
             with left_out(self._image_layers[view], lambda: self.tracker.hooks_running):
                 output = self._again[view](**arguments)
         finally:
             self._running = False
             self.captured, self._arguments = None, {}
+        self._rows = self._returned(view, output)
+
+    def _returned(self, view: BlockSite, output: Any) -> Tensor | None:
+        """The concepts as they leave a block."""
         stream = view.spec.streams[CONCEPT]
-        self._rows = output[stream.output] if stream.returned else None
+        if not stream.returned:
+            return None
+        found = output if stream.output is None else output[stream.output]
+        return found[:, self._places(view)[CONCEPT]] if stream.within else found
+
+    def lengths(self, block: BlockSite) -> Mapping[str, int] | None:
+        """Token counts of a block's second run; None for the main pass."""
+        if block not in self._again:
+            return None
+        assert self._rows is not None
+        return {CONCEPT: self._rows.shape[1], "img": DUMMY}
+
+    def _places(self, view: BlockSite) -> dict[str, slice]:
+        """Where concepts and image lie in the one tensor of a block whose streams share it."""
+        found, start, lengths = {}, 0, self.lengths(view)
+        assert lengths is not None
+        for name in view.spec.streams[CONCEPT].within:
+            found[name] = slice(start, start + lengths[name])
+            start += lengths[name]
+        return found
 
     def _arguments_of(self, view: BlockSite) -> dict[str, Any]:
         given = self._arguments
         concepts = view.spec.concepts
         assert concepts is not None
-        image = given[view.spec.streams["img"].argument]
-        text = given[view.spec.streams[CONCEPT].argument]
+        streams = view.spec.streams
+        sequence = tuple("txt" if name == CONCEPT else name for name in streams["img"].within)
+        image, text = self._main_streams(view, sequence)
         if self._rows is None:
-            self._rows = self._embedded(text)
-        changed = {
-            view.spec.streams["img"].argument: image[:, :DUMMY],
-            view.spec.streams[CONCEPT].argument: self._rows,
-            **dict.fromkeys(concepts.masks),
-        }
+            self._rows = self._entered(image)
+        again = {CONCEPT: self._rows, "img": image[:, :DUMMY]}
+        if sequence:
+            parts = [again[name] for name in streams["img"].within]
+            changed: dict[str, Any] = {streams["img"].argument: torch.cat(parts, 1)}
+        else:
+            changed = {streams[name].argument: value for name, value in again.items()}
+        changed |= {name: None for name in concepts.masks if name in given}
         if self._pooled_arguments:
             changed[concepts.modulation] = self._own_modulation()
-        counts = {"txt": (text.shape[1], self._rows.shape[1]), "img": (image.shape[1], DUMMY)}
-        for name, streams in concepts.positions.items():
-            if given.get(name) is not None:
-                changed[name] = _positions(given[name], streams, counts)
+        counts = {"txt": (text, self._rows.shape[1]), "img": (image.shape[1], DUMMY)}
+        changed |= placed_again(given, concepts.positions, counts, self.given.position)
         return given | changed
 
-    def _embedded(self, like: Tensor) -> Tensor:
+    def _main_streams(self, view: BlockSite, sequence: Sequence[str]) -> tuple[Tensor, int]:
+        """The image that the main pass gave the block, and how many tokens its text has."""
+        streams, given = view.spec.streams, self._arguments
+        image = given[streams["img"].argument]
+        if not sequence:
+            return image, given[streams[CONCEPT].argument].shape[1]
+        text = self.tracker.evaluation().text_length()
+        start = text if sequence[0] == "txt" else 0
+        return image[:, start : start + image.shape[1] - text], text
+
+    def _entered(self, like: Tensor) -> Tensor:
         """The concepts at the residual width, one copy for each row of the batch."""
-        module = self.denoiser.get_submodule(self.entry.projection)
         # Kept, so that embeddings from elsewhere are waited for once and not at every step.
         moved = self.given.embeddings.to(like.device, like.dtype)
         self.given = replace(self.given, embeddings=moved)
-        return module.forward(self._spread(moved, "concept embeddings"))
+        return self.entrance.run(self._spread(moved, "concept embeddings"), self.given.position)
 
     def _own_modulation(self) -> Tensor:
         """The modulation vector with the concepts' own pooled embedding, once an evaluation."""
@@ -249,9 +288,10 @@ class ConceptPass:
             self.given = replace(self.given, pooled=moved)
             pooled = self._spread(moved, "pooled embeddings")
         module = self.denoiser.get_submodule(self.entry.modulation)
-        found: Tensor = module.forward(**{**self._pooled_arguments, name: pooled})
-        self._modulation = found
-        return found
+        found: Any = module.forward(**{**self._pooled_arguments, name: pooled})
+        made: Tensor = found[0] if isinstance(found, tuple) else found
+        self._modulation = made
+        return made
 
     def _spread(self, value: Tensor, what: str) -> Tensor:
         """Rows for one image or for each, repeated over images and guidance branches."""
@@ -357,28 +397,3 @@ class AskingHooks(AttentionHooks):
         product = self._over(self.joined, self.concepts.captured.query, like)
         output = self._output(IMAGE_PRODUCT, product, evaluation, lengths)
         self._streams(IMAGE_PRODUCT, "z", output, ("img",), lengths)
-
-
-def _bound(module: nn.Module, args: tuple, kwargs: dict) -> dict[str, Any]:
-    """The arguments of a call by name."""
-    parameters = list(inspect.signature(type(module).forward).parameters)[1:]
-    return dict(zip(parameters, args, strict=False)) | kwargs
-
-
-def _positions(given: Any, streams: Sequence[str], counts: Mapping[str, tuple[int, int]]) -> Any:
-    """Rotary embeddings cut for the second run.
-
-    Args:
-        given: A tensor whose first axis is tokens, or a tuple of them.
-        streams: The streams along it.
-        counts: For each stream, its tokens in the main pass and in the second run.
-    """
-    if isinstance(given, tuple | list):
-        return type(given)(_positions(part, streams, counts) for part in given)
-    parts, start = [], 0
-    for name in streams:
-        before, after = counts[name]
-        part = given[start : start + before]
-        parts.append(part[:1].expand(after, *part.shape[1:]) if name == "txt" else part[:after])
-        start += before
-    return torch.cat(parts)

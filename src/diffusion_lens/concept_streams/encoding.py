@@ -11,8 +11,11 @@ from torch import Tensor
 
 from diffusion_lens.architectures.spec import TextPart
 from diffusion_lens.engine.observing import unobserved
-from diffusion_lens.engine.words import PromptTokens, word_tokens
+from diffusion_lens.engine.words import PromptTokens, tokenizer_of, word_tokens
 from diffusion_lens.errors import ConceptError
+
+ENCODING = ("text_encoder_out_layers", "clip_skip")
+"""Settings of a run that say how its prompts are encoded; concepts are encoded in the same way."""
 
 
 def encode_concepts(
@@ -20,9 +23,12 @@ def encode_concepts(
     parts: Sequence[TextPart],
     concepts: Sequence[str],
     *,
-    first: bool,
+    first: bool = False,
+    row: int | None = None,
     device: torch.device,
     max_sequence_length: int | None = None,
+    ahead: int = 0,
+    settings: Mapping[str, Any] | None = None,
 ) -> tuple[Tensor, Mapping[str, slice]]:
     """Encode each concept alone and keep the rows of its tokens.
 
@@ -31,27 +37,35 @@ def encode_concepts(
         parts: How its tokenizers fill the text stream.
         concepts: Words or phrases.
         first: Keep the first token of each only.
+        row: Keep this row of each text in the place of the concept's tokens, whatever token of the
+            template it is; negative counts from the end.
         device: Where to encode.
         max_sequence_length: Padded length, where the pipeline has it; padding is part of what an
             encoder without a mask sees. None is the pipeline's default.
+        ahead: How many tokens the denoiser itself puts before the text (registers).
+        settings: Further arguments of `encode_prompt`.
 
     Returns:
-        Embeddings with axes batch (of 1), concept, d_text; and each concept's rows.
+        Embeddings with axes batch (of 1), concept, d_text (Krea 2: and layer before it); and each
+        concept's rows.
 
     Raises:
         ConceptError: If a concept is empty, is given twice, is read like another, or has more
             tokens than the encoder takes.
     """
     _refuse_bad(concepts)
-    settings = _settings(pipe, device, max_sequence_length)
-    length = settings.get("max_sequence_length")
+    given = encoder_settings(pipe, device, max_sequence_length, settings)
+    length = given.get("max_sequence_length")
     rows: dict[str, slice] = {}
     found: list[Tensor] = []
     for concept in concepts:
         _refuse_long(pipe, parts, concept, length)
-        tokens = word_tokens(pipe, tuple(parts), concept, concept, max_length=length)
-        embeddings = _encode(pipe, concept, settings)
-        kept = tokens[:1] if first else tokens
+        embeddings = _encode(pipe, concept, given)
+        if row is not None:
+            kept = (_row_of(embeddings, row),)
+        else:
+            tokens = word_tokens(pipe, tuple(parts), concept, concept, max_length=length)
+            kept = tuple(at - ahead for at in (tokens[:1] if first else tokens))
         start = sum(len(part) for part in found)
         found.append(embeddings[list(kept)])
         _refuse_alike(pipe, concept, list(rows), found)
@@ -66,6 +80,8 @@ def encode_together(
     *,
     device: torch.device,
     max_sequence_length: int | None = None,
+    ahead: int = 0,
+    settings: Mapping[str, Any] | None = None,
 ) -> tuple[Tensor, Mapping[str, slice]]:
     """Encode all concepts as one prompt, joined by spaces, so that each depends on the others.
 
@@ -78,6 +94,8 @@ def encode_together(
         concepts: Words or phrases.
         device: Where to encode.
         max_sequence_length: As for `encode_concepts`.
+        ahead: Likewise.
+        settings: Likewise.
 
     Returns:
         As for `encode_concepts`.
@@ -89,9 +107,9 @@ def encode_together(
     of them, where the release takes it for several concepts.
     """
     _refuse_bad(concepts)
-    settings = _settings(pipe, device, max_sequence_length)
+    given = encoder_settings(pipe, device, max_sequence_length, settings)
     prompt = " ".join(concepts)
-    length = settings.get("max_sequence_length")
+    length = given.get("max_sequence_length")
     _refuse_long(pipe, parts, prompt, length)
     tokens = PromptTokens.of(pipe, tuple(parts[:1]), prompt, max_length=length)
     rows: dict[str, slice] = {}
@@ -99,18 +117,18 @@ def encode_together(
     for concept in concepts:
         stop = start + len(concept)
         own = [
-            position
+            position - ahead
             for position, (first, last) in zip(tokens.positions, tokens.spans, strict=True)
             if first < stop and last > start and prompt[max(first, start) : last].strip()
         ]
         rows[concept] = slice(own[0], own[-1] + 1)
         start = stop + 1
-    return _encode(pipe, prompt, settings)[: rows[concepts[-1]].stop][None], rows
+    return _encode(pipe, prompt, given)[: rows[concepts[-1]].stop][None], rows
 
 
 def pooled_of(pipe: Any, concepts: Sequence[str], *, device: torch.device) -> Tensor:
     """The pooled embedding of all concepts joined by spaces, axes batch (of 1), d_pooled."""
-    settings = _settings(pipe, device, None)
+    settings = encoder_settings(pipe, device, None)
     with torch.no_grad():
         encoded = unobserved(type(pipe), "encode_prompt")(pipe, " ".join(concepts), **settings)
     return next(part for part in encoded[1:] if isinstance(part, Tensor) and part.ndim == 2)
@@ -124,23 +142,51 @@ def _encode(pipe: Any, concept: str, settings: Mapping[str, Any]) -> Tensor:
     return encoded[0][0]
 
 
-def _settings(pipe: Any, device: torch.device, length: int | None) -> dict[str, Any]:
+def encoder_settings(
+    pipe: Any,
+    device: torch.device,
+    length: int | None,
+    settings: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The arguments of a pipeline's `encode_prompt`, the prompt apart.
+
+    Args:
+        pipe: The pipeline.
+        device: Where to encode.
+        length: Padded length; None is the pipeline's default.
+        settings: Further arguments, such as those of a run; what `encode_prompt` lacks is left out.
+
+    Raises:
+        ConceptError: On a length, where the pipeline pads to a fixed one.
+    """
     parameters = inspect.signature(type(pipe).encode_prompt).parameters
-    others = {name: None for name in ("prompt_2", "prompt_3") if name in parameters}
-    settings: dict[str, Any] = {"device": device, **others}
-    if "num_images_per_prompt" in parameters:
-        settings["num_images_per_prompt"] = 1
-    if "do_classifier_free_guidance" in parameters:
-        settings["do_classifier_free_guidance"] = False
+    usual = {
+        **dict.fromkeys(("prompt_2", "prompt_3", "prompt_4")),
+        **dict.fromkeys(("num_images_per_prompt", "num_videos_per_prompt"), 1),
+        "device": device,
+        "do_classifier_free_guidance": False,
+        **(settings or {}),
+    }
+    found = {name: value for name, value in usual.items() if name in parameters}
     if "max_sequence_length" in parameters:
         default = parameters["max_sequence_length"].default
-        settings["max_sequence_length"] = default if length is None else length
+        found["max_sequence_length"] = default if length is None else length
     elif length is not None:
         raise ConceptError(
             f"max_sequence_length={length} was given, but {type(pipe).__name__} pads to a fixed "
             "length; leave it out"
         )
-    return settings
+    return found
+
+
+def _row_of(embeddings: Tensor, row: int) -> int:
+    count = len(embeddings)
+    if not -count <= row < count:
+        raise ConceptError(
+            f"tokens={row} names a row of each concept's encoded text, and that has {count} rows; "
+            "give one of them, or raise max_sequence_length="
+        )
+    return row % count
 
 
 def _refuse_bad(concepts: Sequence[str]) -> None:
@@ -166,9 +212,9 @@ def _refuse_alike(pipe: Any, concept: str, before: list[str], found: list[Tensor
 
 def _refuse_long(pipe: Any, parts: Sequence[TextPart], concept: str, padded: int | None) -> None:
     for part in parts:
-        tokenizer = getattr(pipe, part.tokenizer, None)
-        if tokenizer is None:
-            continue
+        tokenizer = tokenizer_of(pipe, part)
+        if tokenizer is None or part.template is not None or part.pieces is not None:
+            continue  # with a template the word's own tokens are looked for, and found to be cut
         limit = part.length or padded or tokenizer.model_max_length
         count = len(tokenizer(concept, verbose=False)["input_ids"])
         if count > limit:

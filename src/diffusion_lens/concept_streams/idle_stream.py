@@ -73,4 +73,4 @@ def _modules_of(spec: BlockSpec, stream: str) -> set[str]:
             found.add(attention.gates[stream].module)
         if set(attention.queries + attention.keys) == {stream}:
             found.add(attention.module)
-    return found
+    return found - {""}  # gates that an argument brings in

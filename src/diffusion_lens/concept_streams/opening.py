@@ -7,15 +7,22 @@ from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from diffusion_lens.architectures.spec import ConceptEntry
 from diffusion_lens.concept_streams.concept_pass import ConceptInput
 from diffusion_lens.concept_streams.encoding import encode_concepts, encode_together, pooled_of
+from diffusion_lens.concept_streams.entering import entry_modules
 from diffusion_lens.concept_streams.streams import ConceptStreams, carriers
 from diffusion_lens.concept_streams.view import ATTENDED
 from diffusion_lens.engine.wiring import Wiring
-from diffusion_lens.errors import ConceptError, UnsupportedModelError, listing, refuse_unknown
+from diffusion_lens.errors import (
+    ConceptError,
+    UnsupportedModelError,
+    WordError,
+    listing,
+    refuse_unknown,
+)
 
 TOKENS = ("all", "first", "joint")
 POOLED = ("zeros", "prompt", "concepts")
@@ -25,30 +32,28 @@ def open_streams(
     wiring: Wiring,
     concepts: Sequence[str] | Tensor,
     *,
-    tokens: str,
+    tokens: str | int,
+    position: int | None,
     pooled: str | Tensor | None,
     attend: Sequence[str],
     blocks: Sequence[int] | None,
     max_sequence_length: int | None,
     slots: int | None,
     image_queries: bool,
+    encoder_settings: Mapping[str, Any] | None,
 ) -> ConceptStreams:
     """Make the streams of `HookedDiffusion.concept_streams`, whose arguments these are."""
     entry = wiring.spec.concepts
     if entry is None:
-        raise UnsupportedModelError(
-            f"{wiring.called} has no concept streams: they run through a text "
-            "stream's own weights, and here text enters by cross-attention only. Use "
-            "`analyses.attention_maps`, which maps words that are not in the prompt as well, "
-            "`analyses.head_relevance` for what single heads do, or the hook points of "
-            "`model.text_pattern_sites()`."
-        )
-    refuse_unknown("tokens", tokens, TOKENS, error=ConceptError)
+        raise UnsupportedModelError(_why_none(wiring))
+    if not isinstance(tokens, int):
+        refuse_unknown("tokens", tokens, TOKENS, error=ConceptError)
     attended = (attend,) if isinstance(attend, str) else tuple(attend)
     for one in attended:
         refuse_unknown("attend", one, ATTENDED, error=ConceptError)
     own = _pooled(entry, pooled)
     chosen = _blocks(wiring, blocks)
+    placed = _position(wiring, position)
     rows: Mapping[str, slice]
     if isinstance(concepts, Tensor):
         embeddings = _checked(wiring, entry, concepts)
@@ -60,26 +65,86 @@ def open_streams(
             )
     else:
         words = [concepts] if isinstance(concepts, str) else list(concepts)
-        embeddings, rows = _encoded(wiring, words, tokens, max_sequence_length)
+        embeddings, rows = _encoded(wiring, words, tokens, max_sequence_length, encoder_settings)
         if isinstance(own, str) and own == "concepts":
             own = pooled_of(wiring.pipe, words, device=wiring.device)
-    given = ConceptInput(_filled(embeddings, slots), own)
+    given = ConceptInput(_filled(embeddings, slots), own, placed)
     return ConceptStreams(rows, given, attended, chosen, image_queries)
 
 
+def _why_none(wiring: Wiring) -> str:
+    """Why a model has no concept streams, and what to call in their place."""
+    blocks = [getattr(point.source, "block", None) for point in wiring.points.values()]
+    both = any(block is not None and "txt" in block.spec.streams for block in blocks)
+    undescribed = "how its text enters is not described for them"
+    why = wiring.spec.without_concepts or (undescribed if both else "")
+    return (
+        f"{wiring.called} has no concept streams: they run through a text stream's own weights, "
+        f"and here {why or 'text enters by cross-attention only'}. Use "
+        "`analyses.attention_maps`, which maps "
+        + ("words of the prompt" if both else "words that are not in the prompt as well")
+        + f", `analyses.{'head_patterns' if both else 'head_relevance'}` for what single heads do, "
+        "or the hook points of `model.text_pattern_sites()`."
+    )
+
+
+def _position(wiring: Wiring, position: int | None) -> int:
+    """The text token whose place concepts take.
+
+    Raises:
+        ConceptError: If no text token of the family has a place.
+    """
+    if position is None:
+        return 0
+    described = [block.spec.concepts for block in carriers(wiring.points)]
+    placed = [
+        one
+        for concepts in described
+        if concepts is not None
+        for entries in concepts.positions.values()
+        for one in entries
+    ]
+    if not any("txt" in one.streams for one in placed):
+        raise ConceptError(
+            f"position={position} was given, but the text of {wiring.called} has no rotary "
+            "embedding: its tokens have no place for a concept to take; leave it out"
+        )
+    return position
+
+
 def _encoded(
-    wiring: Wiring, words: Sequence[str], tokens: str, length: int | None
+    wiring: Wiring,
+    words: Sequence[str],
+    tokens: str | int,
+    length: int | None,
+    settings: Mapping[str, Any] | None,
 ) -> tuple[Tensor, Mapping[str, slice]]:
     if wiring.pipe is None:
         raise ConceptError(
             "a bare denoiser has no text encoder; give embeddings with axes batch, concept, "
             "d_text, or wrap the pipeline"
         )
-    encode = partial(encode_concepts, first=tokens == "first")
-    if tokens == "joint":
+    if isinstance(tokens, int):
+        encode: Any = partial(encode_concepts, row=tokens)
+    elif tokens == "joint":
         encode = encode_together
-    parts = wiring.spec.text_parts
-    return encode(wiring.pipe, parts, words, device=wiring.device, max_sequence_length=length)
+    else:
+        encode = partial(encode_concepts, first=tokens == "first")
+    try:
+        return encode(
+            wiring.pipe,
+            wiring.spec.text_parts,
+            words,
+            device=wiring.device,
+            max_sequence_length=length,
+            ahead=wiring.points["hook_text_emb"].skipped,
+            settings=settings,
+        )
+    except WordError as error:
+        raise ConceptError(
+            f"a concept's tokens cannot be told: {error}. Give embeddings with axes batch, "
+            "concept, d_text"
+        ) from error
 
 
 def _filled(embeddings: Tensor, slots: int | None) -> Tensor:
@@ -92,7 +157,7 @@ def _filled(embeddings: Tensor, slots: int | None) -> Tensor:
             f"slots={slots} cannot hold the {count} tokens of these concepts; raise it, or leave "
             "it out"
         )
-    return F.pad(embeddings, (0, 0, 0, slots - count))
+    return F.pad(embeddings, (0, 0) * (embeddings.ndim - 2) + (0, slots - count))
 
 
 def _pooled(entry: ConceptEntry, pooled: str | Tensor | None) -> str | Tensor:
@@ -133,12 +198,20 @@ def _blocks(wiring: Wiring, blocks: Sequence[int] | None) -> tuple[int, ...]:
 
 
 def _checked(wiring: Wiring, entry: ConceptEntry, embeddings: Tensor) -> Tensor:
-    module: Any = wiring.denoiser.get_submodule(entry.projection)
-    width = getattr(module, "in_features", None)
+    axes = wiring.points["hook_text_emb"].axes[2:]
+    width = _width(entry_modules(wiring.denoiser, entry)[0])
     wrong_width = width is not None and embeddings.shape[-1:] != (width,)
-    if embeddings.ndim != 3 or 0 in embeddings.shape or wrong_width:
+    if embeddings.ndim != 2 + len(axes) or 0 in embeddings.shape or wrong_width:
         raise ConceptError(
-            f"concept embeddings have shape {tuple(embeddings.shape)}; axes batch, concept, d_text "
-            f"are needed, with d_text = {width or 'the width of the text encoder'}"
+            f"concept embeddings have shape {tuple(embeddings.shape)}; axes "
+            f"{', '.join(('batch', 'concept', *axes))} are needed, with d_text = "
+            f"{width or 'the width of the text encoder'}"
         )
     return embeddings
+
+
+def _width(module: Any) -> int | None:
+    """Width of what a module takes, where it is a linear layer or begins with one."""
+    parts = module if isinstance(module, nn.Sequential) else [module]
+    widths = (getattr(part, "in_features", None) for part in parts)
+    return next((width for width in widths if width is not None), None)

@@ -48,7 +48,10 @@ def concept_view(block: BlockSite, *, attend: Sequence[str]) -> BlockSite:
     return replace(
         block,
         spec=BlockSpec(
-            streams={called(name): stream for name, stream in spec.streams.items()},
+            streams={
+                called(name): replace(stream, within=tuple(map(called, stream.within)))
+                for name, stream in spec.streams.items()
+            },
             attentions=(attention,),
             mlps={
                 called(name): replace(mlp, streams=tuple(map(called, mlp.streams)))

@@ -55,6 +55,10 @@ class SecondPass(Protocol):
         """Where hooks on the block itself go."""
         ...
 
+    def lengths(self, block: BlockSite) -> Mapping[str, int] | None:
+        """Token counts while a block runs for the companion; None where it runs for the image."""
+        ...
+
     def hooks(self, block: BlockSite, attention: Attention) -> Callable[..., AttentionHooks] | None:
         """The kind of hooks for an attention module that has a part in the pass."""
         ...

@@ -196,6 +196,9 @@ class BlockHooks:
         sharing = next((one.within for one in self.block.spec.streams.values() if one.within), ())
         if not sharing:
             return found
+        own = None if self.second is None else self.second.lengths(self.block)
+        if own is not None:
+            return {**found, **own}
         evaluation = self.tracker.evaluation()
         text, total = evaluation.text_length(), found[sharing[0]]
         if not 0 < text < total:
@@ -383,7 +386,8 @@ def _sublayer_output(at: BlockHooks, source: SublayerOutput, run: Fire) -> Itera
     if not attention.projections[source.stream].fused:
         place = attention.outputs.get(source.stream)
         if place is None:
-            run = at.on_rows(attention.queries, source.stream, run)
+            sequence = attention.projections[source.stream].streams
+            run = at.on_rows(sequence, source.stream, run)
         yield on_output(at.part(attention.module), place, run)
 
 

@@ -188,8 +188,9 @@ class StreamHooks:
         outputs, shared = 1, mlp.streams
         calls = Calls(self.block.spec, mlp if sublayer == "mlp" else None)
         if sublayer != "mlp":
-            queries = self.block.spec.attention(sublayer).queries
-            outputs, shared = len(queries), queries if place is None else ()
+            attention = self.block.spec.attention(sublayer)
+            outputs = len(attention.queries)
+            shared = attention.projections[self.name].streams if place is None else ()
 
         def take(_module: nn.Module, _args: Any, output: Any) -> None:
             if not calls.is_ours():

@@ -38,6 +38,8 @@ class Replay:
     _finished: int = 0
     _rows: int = 0
     _before: dict[str, frozenset[str]] = field(default_factory=dict)
+    _mixed: set[str] = field(default_factory=set)
+    """Modules whose outputs have no batch in front (tokens of all samples in a row): run anew."""
 
     def __post_init__(self) -> None:
         """Find out once what may be replayed for each restart."""
@@ -51,6 +53,7 @@ class Replay:
             rows: Its batch size.
         """
         self._outputs, self._began, self._finished, self._rows = {}, {}, 0, rows
+        self._mixed = set()
         with contextlib.ExitStack() as undo:
             for path in self.restarts:
                 module = self.denoiser.get_submodule(path)
@@ -87,6 +90,7 @@ class Replay:
         done = {
             one: [found for number, found in self._outputs.get(one, ()) if number < before]
             for one in self._before[path]
+            if one not in self._mixed
         }
         with contextlib.ExitStack() as undo:
             for one, calls in done.items():
@@ -130,6 +134,8 @@ class Replay:
     def _keeping(self, path: str) -> Callable:
         def keep(_module: nn.Module, _args: Any, output: Any) -> None:
             self._outputs.setdefault(path, []).append((self._finished, output))
+            if path not in self.restarts and not _has_rows(output, self._rows):
+                self._mixed.add(path)
             self._finished += 1
 
         return keep
@@ -202,27 +208,55 @@ class TrajectoryReplay:
         waiting = iter([output for at, output in self._calls if at < step])
         forward = self.denoiser.forward
 
+        def wanted(count: int) -> Tensor:
+            return torch.cat([rows + branch * samples for branch in range(count // samples)])
+
         def choose(value: Tensor) -> Tensor:
-            branches = range(value.shape[0] // samples)
-            wanted = torch.cat([rows + branch * samples for branch in branches])
-            return value.index_select(0, wanted.to(value.device))
+            return value.index_select(0, wanted(value.shape[0]).to(value.device))
+
+        def among(listed: list[Tensor]) -> list[Tensor]:
+            return [listed[at] for at in wanted(len(listed)).tolist()]
 
         def stand_in(*args: Any, **kwargs: Any) -> Any:
             found = next(waiting, None)
             if found is None:
                 return forward(*args, **kwargs)
-            return _mapped(found, choose)
+            return _mapped(found, choose, among)
 
         with forward_is(self.denoiser, stand_in):
             yield
 
 
-def _mapped(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """A module's output with every tensor changed."""
+def _mapped(
+    output: Any,
+    change: Callable[[Tensor], Tensor],
+    listed: Callable[[list[Tensor]], list[Tensor]] | None = None,
+) -> Any:
+    """A module's output with every tensor changed.
+
+    Args:
+        output: The output.
+        change: What is done to a tensor.
+        listed: What is done to a list of one tensor for each sample; None for its tensors alone.
+    """
     if isinstance(output, Tensor):
         return change(output)
     if isinstance(output, dict):  # diffusers' outputs are dicts, too
-        return type(output)(**{name: _mapped(one, change) for name, one in output.items()})
+        return type(output)(**{name: _mapped(one, change, listed) for name, one in output.items()})
+    if isinstance(output, list) and listed is not None:
+        return listed(output)
     if isinstance(output, tuple | list):
-        return type(output)(_mapped(one, change) for one in output)
+        return type(output)(_mapped(one, change, listed) for one in output)
     return output
+
+
+def _has_rows(output: Any, rows: int) -> bool:
+    """Whether every tensor of a module's output has the batch in front."""
+    seen: list[bool] = []
+
+    def see(value: Tensor) -> Tensor:
+        seen.append(value.ndim > 0 and value.shape[0] == rows)
+        return value
+
+    _mapped(output, see)
+    return all(seen)

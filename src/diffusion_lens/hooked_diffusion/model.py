@@ -378,13 +378,15 @@ class HookedDiffusion(Naming, Hooking):
         self,
         concepts: Sequence[str] | Tensor,
         *,
-        tokens: str = "all",
+        tokens: str | int = "all",
+        position: int | None = None,
         pooled: str | Tensor | None = None,
         attend: Sequence[str] = ("concepts", "image"),
         blocks: Sequence[int] | None = None,
         max_sequence_length: int | None = None,
         slots: int | None = None,
         image_queries: bool = False,
+        encoder_settings: Mapping[str, Any] | None = None,
     ) -> Iterator[ConceptStreams]:
         """Send concept tokens through the blocks beside the image while the context is open.
 
@@ -395,18 +397,25 @@ class HookedDiffusion(Naming, Hooking):
 
         Args:
             concepts: Words or phrases, encoded by the pipeline's own text encoder; or text
-                embeddings with axes batch, concept, d_text (a batch of 1 serves every image).
+                embeddings with axes batch, concept, d_text (a batch of 1 serves every image; Krea
+                2's have an axis of layers before d_text). Where the family refines its text with
+                attention before the first block, concepts pass that together, as one text.
             tokens: `"all"` tokens of each phrase, encoded alone; the `"first"` one only, as
-                published for Flux and CogVideoX; or `"joint"`, as published for SD3: all concepts
-                encoded as one prompt, whose start token rides along as a further key.
+                published for Flux and CogVideoX; `"joint"`, as published for SD3: all concepts
+                encoded as one prompt, whose start token rides along as a further key; or the number
+                of a row of each encoded text (negative: from the end), as published for Flux.2.
+            position: The text token whose rotary position all concepts take (negative: from the
+                end); None for the first. Families whose text has no such positions take none.
             pooled: The pooled text embedding of their modulation: `"zeros"`, `"prompt"` (that of
                 each image), `"concepts"` (that of all concepts joined by spaces), or a tensor with
                 axes batch, d_pooled. None is the published choice for the family: zeros for Flux,
-                the prompt for SD3. CogVideoX has none: concepts share the video's modulation.
+                the prompt for SD3; and the prompt where nothing is published (HunyuanVideo). Most
+                families have none: concepts share the image's modulation.
             attend: What concepts attend to: `"concepts"`, `"image"`, both, or none, in which case
                 a concept's z is its own value.
             blocks: Blocks that get hook points; None for every block that treats text apart from
-                the image. Flux's single blocks, before which ConceptAttention stops, carry concepts
+                the image, or for all where none does (CogVideoX, Z-Image). Single blocks, before
+                which ConceptAttention stops (Flux, Chroma, AuraFlow, HunyuanVideo), carry concepts
                 where they are named here (`range(model.n_blocks)` names all). The streams always
                 start before the first block, since that is where the later ones' come from.
             max_sequence_length: Length to which T5 pads each concept, which changes its embedding;
@@ -418,6 +427,8 @@ class HookedDiffusion(Naming, Hooking):
                 the text, whose vectors the release for SD3 multiplies with those of the concepts.
                 They are worked out only where a hook reads them, at the price of one more attention
                 of the whole image, and cannot be edited: no image token of the run sees a concept.
+            encoder_settings: Further arguments of the pipeline's `encode_prompt`, as the run has
+                them (Flux.2's `text_encoder_out_layers`); others are left out.
 
         Yields:
             What says which rows belong to which concept.
@@ -439,12 +450,14 @@ class HookedDiffusion(Naming, Hooking):
             self.wiring,
             concepts,
             tokens=tokens,
+            position=position,
             pooled=pooled,
             attend=attend,
             blocks=blocks,
             max_sequence_length=max_sequence_length,
             slots=slots,
             image_queries=image_queries,
+            encoder_settings=encoder_settings,
         )
         with self.wiring.accompanied_by(streams):
             yield streams

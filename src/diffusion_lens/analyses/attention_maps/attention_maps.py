@@ -168,6 +168,7 @@ def attention_maps(
                     aggregation,
                     among=foreign_among,
                     reference=positions_of(tokens, None) or (),
+                    run=run,
                     **selectors,
                 )
             )

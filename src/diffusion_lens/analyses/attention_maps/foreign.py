@@ -21,10 +21,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from diffusion_lens import HookContext, HookedDiffusion, Site
+from diffusion_lens import HookContext, HookedDiffusion, Run, Site
 from diffusion_lens.analyses.attention_maps.collecting import Aggregation, PatternSums
 from diffusion_lens.analyses.attention_maps.selecting import Chosen
-from diffusion_lens.authoring import encode_concepts
+from diffusion_lens.authoring import ENCODING, encode_concepts, text_context, text_keys
 from diffusion_lens.errors import SiteError, UnsupportedModelError, refuse_unknown
 
 AMONG = ("prompt", "foreign")
@@ -156,6 +156,7 @@ def foreign_hooks(
     *,
     among: str,
     reference: Sequence[int],
+    run: Run,
     **selectors: Any,
 ) -> Iterator[ForeignHooks]:
     """The hooks for foreign words; concept streams are open while the context is.
@@ -168,6 +169,7 @@ def foreign_hooks(
         among: `"prompt"` or `"foreign"`.
         reference: The text tokens from whose scores and shares of attention the normalisers of
             rows are found; empty for all.
+        run: The run, for how its prompts are encoded.
         **selectors: Steps and branch.
 
     Yields:
@@ -181,14 +183,18 @@ def foreign_hooks(
     sums = PatternSums(aggregation)
     keys_of = ("txt", list(reference)) if reference else "txt"
     if model.spec.concepts is None:
-        embeddings, rows = _encoded(model, words)
-        keys = {block: _keys(model, chosen, block, embeddings) for block in chosen.heads}
+        context, rows = _encoded(model, words, run)
+        keys = {block: _keys(model, chosen, block, context) for block in chosen.heads}
         collector = ForeignKeys(sums, list(rows.values()), among=among, keys=keys)
         yield ForeignHooks(
             _sites(chosen, collector, keys_of, **selectors), sums, dict(rows), chosen
         )
         return
-    with model.concept_streams(list(words)) as streams:
+    with model.concept_streams(
+        list(words),
+        max_sequence_length=run.text_length,
+        encoder_settings={name: run.settings[name] for name in ENCODING if name in run.settings},
+    ) as streams:
         seen = chosen.only(
             block for block in chosen.heads if _concept_keys(chosen, block) in model.points
         )
@@ -229,17 +235,23 @@ def _sites(
     return hooks
 
 
-def _encoded(model: HookedDiffusion, words: Sequence[str]) -> tuple[Tensor, Mapping[str, slice]]:
-    """Each word encoded alone: rows of all of them, and which are whose."""
+def _encoded(
+    model: HookedDiffusion, words: Sequence[str], run: Run
+) -> tuple[Tensor, Mapping[str, slice]]:
+    """Each word encoded alone, as cross-attention reads it: rows of all, and which are whose."""
     found, rows = encode_concepts(
-        model.pipe, model.spec.text_parts, list(words), first=False, device=model.device
+        model.pipe,
+        model.spec.text_parts,
+        list(words),
+        device=model.device,
+        max_sequence_length=run.text_length,
     )
-    return found[0], rows
-
-
-def _keys(model: HookedDiffusion, chosen: Chosen, block: int, embeddings: Tensor) -> Tensor:
-    """Keys of text rows by a cross-attention layer's own projection; axes head, word, d_head."""
-    attention: Any = model.denoiser.get_submodule(model.points[chosen.names[block]].module)
     with torch.no_grad():
-        keys = attention.to_k(embeddings.to(model.device, model.dtype))
-    return keys.unflatten(-1, (attention.heads, -1)).transpose(0, 1)[list(chosen.heads[block])]
+        given = found[0].to(model.device, model.dtype)
+        return text_context(model.denoiser, model.spec, given), rows
+
+
+def _keys(model: HookedDiffusion, chosen: Chosen, block: int, context: Tensor) -> Tensor:
+    """Keys of text rows by a cross-attention layer itself; axes head, word, d_head."""
+    attention = model.denoiser.get_submodule(model.points[chosen.names[block]].module)
+    return text_keys(attention, context)[list(chosen.heads[block])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from diffusion_lens import HookContext, Site
 from diffusion_lens.analyses.concept_attention.presets import SPACES, Preset
-from diffusion_lens.analyses.concept_attention.scores import concept_scores
+from diffusion_lens.analyses.concept_attention.scores import concept_scores, normalised
 from diffusion_lens.authoring import ConceptStreams
 
 WITH_CONCEPTS = "attn.img_with_concepts.hook_z"
@@ -19,25 +20,27 @@ WITH_CONCEPTS = "attn.img_with_concepts.hook_z"
 
 
 class ScoreSums:
-    """Scores each block at each step, then averages.
+    """Scores each block at each step, then averages; or averages products, and scores the mean.
 
     Args:
-        softmax_over: As for `concept_scores`.
+        preset: What of it concerns scores.
         count: How many concepts there are; further rows are fillers, dropped after the softmax.
         keep: `"step"`, `"block"`, both or none: what to keep apart; the mean goes over the rest.
     """
 
-    def __init__(self, *, softmax_over: str, count: int, keep: Sequence[str] = ()) -> None:
+    def __init__(self, preset: Preset, *, count: int, keep: Sequence[str] = ()) -> None:
         """Start from nothing."""
-        self.softmax_over = softmax_over
+        self.softmax = {"softmax_over": preset.softmax_over, "temperature": preset.temperature}
+        self.last = preset.scores_first
         self.count = count
         self.keep = tuple(keep)
         self.sums: dict[tuple[int | None, int | None], tuple[Tensor, int]] = {}
 
     def add(self, concepts: Tensor, image: Tensor, hook: HookContext) -> None:
         """Score a block."""
-        scores = concept_scores(concepts, image, softmax_over=self.softmax_over)
-        scores = scores[:, : self.count].detach()
+        how: dict[str, Any] = {"softmax_over": "nothing"} if self.last else self.softmax
+        scores = concept_scores(concepts, image, **how).detach()
+        scores = scores if self.last else scores[:, : self.count]
         key = (
             hook.step if "step" in self.keep else None,
             hook.layer() if "block" in self.keep else None,
@@ -49,26 +52,30 @@ class ScoreSums:
         """Means over what is not kept; axes batch, (step), (block), concept, pos."""
         steps = list(dict.fromkeys(step for step, _ in self.sums))
         blocks = list(dict.fromkeys(block for _, block in self.sums))
-        means = {key: total / number for key, (total, number) in self.sums.items()}
+        means = {key: self._scored(total / number) for key, (total, number) in self.sums.items()}
         rows = [torch.stack([means[step, block] for block in blocks], 1) for step in steps]
         maps = torch.stack(rows, 1)
         if "block" not in self.keep:
             maps = maps.squeeze(2)
         return maps if "step" in self.keep else maps.squeeze(1)
 
+    def _scored(self, mean: Tensor) -> Tensor:
+        how: dict[str, Any] = self.softmax
+        return normalised(mean, **how)[:, : self.count] if self.last else mean
+
 
 class MeanVectors:
     """Averages the vectors of each block over steps, then scores the averages.
 
     Args:
-        softmax_over: As for `concept_scores`.
+        preset: What of it concerns scores.
         count: How many concepts there are; further rows are fillers, dropped after the softmax.
         keep: `"block"` to keep blocks apart.
     """
 
-    def __init__(self, *, softmax_over: str, count: int, keep: Sequence[str] = ()) -> None:
+    def __init__(self, preset: Preset, *, count: int, keep: Sequence[str] = ()) -> None:
         """Start from nothing."""
-        self.softmax_over = softmax_over
+        self.softmax = {"softmax_over": preset.softmax_over, "temperature": preset.temperature}
         self.count = count
         self.keep = tuple(keep)
         self.sums: dict[int, tuple[Tensor, Tensor, int]] = {}
@@ -86,9 +93,10 @@ class MeanVectors:
     def result(self) -> Tensor:
         """Scores of the means; axes batch, (block), concept, pos."""
         found = []
+        how: dict[str, Any] = self.softmax
         for concepts, image, number in self.sums.values():
             directions = F.normalize(concepts / number, dim=-1)
-            scores = concept_scores(directions, image / number, softmax_over=self.softmax_over)
+            scores = concept_scores(directions, image / number, **how)
             found.append(scores[:, : self.count])
         maps = torch.stack(found, 1)
         return maps if "block" in self.keep else maps.mean(1)
@@ -132,8 +140,8 @@ class VectorPairs:
         ]
 
     def on_image(self, activation: Tensor, hook: HookContext) -> None:
-        """Take the image's vectors of a block."""
-        self._take("image", activation.flatten(2), hook)
+        """Take the image's vectors of a block, those of references and fillers behind it apart."""
+        self._take("image", activation[:, : math.prod(hook.grid)].flatten(2), hook)
 
     on_image.read_only = True  # type: ignore[attr-defined]
 

@@ -25,7 +25,8 @@ from diffusion_lens.analyses.concept_attention.presets import (
     preset_of,
 )
 from diffusion_lens.analyses.concept_attention.result import ConceptMaps
-from diffusion_lens.authoring import DEFAULT_SEED, ConceptStreams
+from diffusion_lens.analyses.edited_images import inference_steps
+from diffusion_lens.authoring import DEFAULT_SEED, ENCODING, ConceptStreams
 from diffusion_lens.border import Amount, PipelineSetting, public
 from diffusion_lens.errors import ConceptError, HookNeverFiredError, listing, refuse_unknown
 
@@ -62,7 +63,8 @@ def concept_attention(
     steps.
 
     Args:
-        model: A Flux, SD3 or CogVideoX model.
+        model: A model whose text has a stream of its own (Flux, Flux.2, SD3, Qwen-Image, …; the
+            page "Families" says which).
         prompts: A prompt, several, or a `Run`; for a given image its caption, or `""`.
         concepts: Words, phrases, or embeddings with axes batch, concept, d_text; two or more, where
             a softmax goes over them.
@@ -72,7 +74,7 @@ def concept_attention(
         softmax_over: `"concepts"`, `"patches"` or `"nothing"`, in place of the preset's.
         blocks: Blocks to average over, in place of the preset's. Without it, blocks that lack the
             vectors of the space are left out (`"attn_out"` in the last block of SD3).
-        steps: Steps to average over; None for all.
+        steps: Steps to average over, in place of the preset's; None for those, all as a rule.
         keep: `"step"`, `"block"` or both, to keep these apart.
         frames: `"keep"` the frames of a video apart, or take their `"mean"`.
         branch: Guidance branch.
@@ -112,15 +114,18 @@ def concept_attention(
     _refuse_bad(chosen, keep, frames, branch)
     if image is None:
         _refuse_of_image(noise_level, num_samples)
+        steps = _steps_of(model, run, chosen) if steps is None else steps
     with model.concept_streams(
         concepts,
         tokens=chosen.tokens,
+        position=chosen.position,
         pooled=chosen.pooled,
         attend=attend,
         blocks=blocks,
         max_sequence_length=chosen.max_sequence_length,
         slots=chosen.slots,
         image_queries=chosen.image_vectors == "concepts",
+        encoder_settings={name: run.settings[name] for name in ENCODING if name in run.settings},
     ) as streams:
         _refuse_lone(chosen, streams.names)
         pairs = VectorPairs(chosen, streams, _sums(chosen, len(streams.names), keep))
@@ -203,7 +208,26 @@ def _seeds_of_noise(steps: Any, seed: Any, num_samples: int) -> range:
 
 def _sums(chosen: Preset, count: int, keep: Sequence[str]) -> ScoreSums | MeanVectors:
     kind = MeanVectors if chosen.vectors_first else ScoreSums
-    return kind(softmax_over=chosen.softmax_over, count=count, keep=keep)
+    return kind(chosen, count=count, keep=keep)
+
+
+def _steps_of(model: HookedDiffusion, run: Run, chosen: Preset) -> range | None:
+    """The steps of a generated run that a preset takes; None for all.
+
+    Raises:
+        ConceptError: If the run has none of them.
+    """
+    if chosen.skipped == 0 and chosen.last_step:
+        return None
+    count = inference_steps(model, run)
+    taken = range(int(count * chosen.skipped), count if chosen.last_step else count - 1)
+    if not taken:
+        raise ConceptError(
+            f"this preset leaves out the first {chosen.skipped:.0%} of the steps"
+            + ("" if chosen.last_step else " and the last one")
+            + f", and nothing is left of {count}; raise num_inference_steps, or give steps="
+        )
+    return taken
 
 
 def _used_blocks(

@@ -16,6 +16,7 @@ def concept_scores(
     image: Float[Tensor, "batch pos d"],
     *,
     softmax_over: str = "concepts",
+    temperature: float = 1.0,
 ) -> Float[Tensor, "batch concept pos"]:
     """Dot products of concept and image vectors, normalised.
 
@@ -24,6 +25,7 @@ def concept_scores(
         image: One vector for each image token, in the same space.
         softmax_over: `"concepts"`: which concept is it here; `"patches"`: where is this concept;
             `"nothing"`: the products themselves.
+        temperature: What the products are divided by before the softmax.
 
     Returns:
         In [0, 1] after a softmax, summing to 1 over the axis that it went over (so that a single
@@ -37,5 +39,18 @@ def concept_scores(
     """
     refuse_unknown("softmax_over", softmax_over, SOFTMAX, error=ConceptError)
     products = concepts.float() @ image.float().mT
+    return normalised(products, softmax_over=softmax_over, temperature=temperature)
+
+
+def normalised(
+    products: Float[Tensor, "*batch concept pos"], *, softmax_over: str, temperature: float
+) -> Float[Tensor, "*batch concept pos"]:
+    """Products after the softmax, where there is one.
+
+    Args:
+        products: Of concept and image vectors.
+        softmax_over: As for `concept_scores`.
+        temperature: Likewise.
+    """
     dim = SOFTMAX[softmax_over]
-    return products if dim is None else products.softmax(dim)
+    return products if dim is None else (products / temperature).softmax(dim)

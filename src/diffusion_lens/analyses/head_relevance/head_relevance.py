@@ -7,6 +7,7 @@ Text-to-Image Generative Models, arXiv 2412.02237, section 3, and its code (SNU-
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from diffusion_lens.analyses.head_relevance.words import (
     ConceptWords,
     cross_attention_keys,
 )
-from diffusion_lens.authoring import DEFAULT_SEED, carriers
+from diffusion_lens.authoring import DEFAULT_SEED, ENCODING, carriers
 from diffusion_lens.border import Count, PipelineSetting, public
 from diffusion_lens.errors import ConceptError, UnsupportedModelError, refuse_unknown
 
@@ -72,13 +73,14 @@ def head_relevance(
     needs a new run.
 
     Args:
-        model: A U-Net (every cross-attention head), or a Flux or SD3 model (every head of the
-            blocks that carry concept streams; there the words' keys come from such streams).
+        model: A U-Net, PixArt, Wan or LTX-Video model (every cross-attention head); or one with
+            concept streams, such as Flux, SD3, Qwen-Image or Z-Image (every head of the blocks that
+            carry them; there the words' keys come from such streams).
         prompts: What to generate; many and varied. The paper takes 2,100 and finds 1,000 enough.
         concepts: Concept to its words; by default the paper's 34 with 10 words each. A concept of
             one's own is added with `{**PUBLISHED_CONCEPTS, "Tableware": ["Plate", …]}`.
         include_start_token: Let the start token take part in the softmax, as the published code
-            does and the text does not say. MM-DiTs have none.
+            does and the text does not say. MM-DiTs and models that T5 reads for have none.
         vote: `"argmax"` as published; `"margin"` or `"strength"`, see `cast_votes`.
         seed: Prompt number i gets noise from seed + i; words are drawn from a generator of their
             own, seeded with this and the number of the batch's first prompt. A `Run` with several
@@ -113,7 +115,8 @@ def head_relevance(
     seeded = _seeded(run)
     batches(seeded, batch_size, error=ConceptError)  # refuses what does not pair, before any work
     length = run.text_length
-    words = ConceptWords.encode(model, concepts, max_sequence_length=length)
+    encoding = {name: run.settings[name] for name in ENCODING if name in run.settings}
+    words = ConceptWords.encode(model, concepts, max_sequence_length=length, settings=encoding)
     joint = model.spec.concepts is not None
     heads = text_heads(model)
     votes = HeadRelevanceVotes(
@@ -121,7 +124,7 @@ def head_relevance(
         heads,
         None if joint else cross_attention_keys(model, words.embeddings),
         vote=vote,
-        include_start_token=include_start_token and not joint,
+        include_start_token=include_start_token and not joint and words.starts,
         parts=min(PARTS, len(run.prompts)),
         per_step=per_step,
     )
@@ -146,7 +149,7 @@ def text_heads(model: HookedDiffusion) -> tuple[Head, ...]:
     """Every head through which the image reads the text and whose relevance can be counted.
 
     Args:
-        model: A U-Net, Flux or SD3 model.
+        model: The model.
 
     Returns:
         In order of execution (down, mid, up in a U-Net). Names are as in the paper's files:
@@ -165,7 +168,7 @@ def text_heads(model: HookedDiffusion) -> tuple[Head, ...]:
             continue
         if joint and point.block not in carrying:
             continue
-        place = point.module.partition("_block")[0]
+        place = re.split(r"_block|\.", point.module, maxsplit=1)[0]
         layer = layers.setdefault(place, 0)
         layers[place] += 1
         found += [
@@ -175,7 +178,8 @@ def text_heads(model: HookedDiffusion) -> tuple[Head, ...]:
     if not found:
         raise UnsupportedModelError(
             f"{type(model.denoiser).__name__} has no cross-attention to text and no concept "
-            "streams; head relevance is counted in U-Nets, Flux and SD3 models"
+            "streams, by which head relevance is counted; `analyses.head_patterns` says what its "
+            "heads read"
         )
     return tuple(found)
 

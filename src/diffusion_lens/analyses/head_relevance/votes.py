@@ -6,6 +6,7 @@ Source: Cross-Attention Head Position Patterns Can Align with Human Visual Conce
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -158,11 +159,12 @@ class HeadRelevanceVotes:
         device = keys.device
         drawn = keys.index_select(1, torch.tensor(rows, device=device))
         owned = torch.tensor(owners, device=device)
-        self._vote(queries, drawn, owned, hook, start_rows=int(self.include_start_token))
+        shown = _of_the_grid(queries, hook)
+        self._vote(shown, drawn, owned, hook, start_rows=int(self.include_start_token))
 
-    def on_image(self, queries: Tensor, _hook: HookContext) -> None:
+    def on_image(self, queries: Tensor, hook: HookContext) -> None:
         """Keep the image's queries until the words of the same block come."""
-        self._queries = queries
+        self._queries = _of_the_grid(queries, hook)
 
     on_image.read_only = True  # type: ignore[attr-defined]
 
@@ -216,3 +218,8 @@ class HeadRelevanceVotes:
         """As a report shows it."""
         concepts = counted(len(self.words.concepts), "concept")
         return f"HeadRelevanceVotes({concepts}, vote={self.vote!r})"
+
+
+def _of_the_grid(queries: Tensor, hook: HookContext) -> Tensor:
+    """The queries of the image's own tokens, without references and fillers behind them."""
+    return queries[:, : math.prod(hook.grid)]

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_lens import HookedDiffusion
-from diffusion_lens.authoring import unobserved
+from diffusion_lens.authoring import encoder_settings, text_context, text_keys, unobserved
 from diffusion_lens.border import public
 from diffusion_lens.errors import ConceptError, closest, listing
 
@@ -79,13 +79,16 @@ class ConceptWords:
 
     Attributes:
         concepts: Concept to its words.
-        embeddings: Rows of all words one after the other; row 0 is the start token.
+        embeddings: Rows of all words one after the other; row 0 is the start token, where the
+            encoder has one.
         rows: For each concept, for each of its words, its rows.
+        starts: Whether row 0 is a start token (CLIP has one, T5 has none).
     """
 
     concepts: Mapping[str, tuple[str, ...]]
-    embeddings: Float[Tensor, "row d_text"]
+    embeddings: Float[Tensor, "row *layer d_text"]
     rows: tuple[tuple[tuple[int, ...], ...], ...]
+    starts: bool = True
 
     @classmethod
     @public
@@ -95,6 +98,7 @@ class ConceptWords:
         concepts: Any,
         *,
         max_sequence_length: int | None = None,
+        settings: Mapping[str, Any] | None = None,
     ) -> ConceptWords:
         """Encode every word alone with the pipeline's own text encoders.
 
@@ -102,6 +106,8 @@ class ConceptWords:
             model: The model.
             concepts: Concept to its words; a word may stand in several concepts.
             max_sequence_length: Padded length, where the pipeline has it; None is its default.
+            settings: Further arguments of `encode_prompt`, as the run has them; others are left
+                out.
 
         Raises:
             ConceptError: On bad concepts, and for a bare denoiser, which has no text encoder.
@@ -113,7 +119,7 @@ class ConceptWords:
                 "pipeline, or make `ConceptWords` from embeddings"
             )
         words = list(dict.fromkeys(word for some in checked.values() for word in some))
-        encoded, start = _encode(model, words, max_sequence_length)
+        encoded, start, begins = _encode(model, words, max_sequence_length, settings or {})
         places: dict[str, tuple[int, ...]] = {}
         at = 1
         for word, rows in zip(words, encoded, strict=True):
@@ -123,6 +129,7 @@ class ConceptWords:
             checked,
             torch.cat([start, *encoded]),
             tuple(tuple(places[word] for word in some) for some in checked.values()),
+            begins,
         )
 
     def draw(
@@ -150,50 +157,58 @@ class ConceptWords:
 def cross_attention_keys(
     model: HookedDiffusion, embeddings: Float[Tensor, "row d_text"]
 ) -> dict[int, Float[Tensor, "head row d_head"]]:
-    """Keys of text rows in every cross-attention layer, by the layer's own projection.
+    """Keys of text rows in every cross-attention layer, by the layer's own projection and norm.
 
     Args:
-        model: A U-Net.
+        model: A model with cross-attention.
         embeddings: Text embeddings.
 
     Returns:
         By block; multiplied by the layer's factor on scores (1 / sqrt of d_head).
+
+    Raises:
+        UnsupportedModelError: If it is not described how the model's text gets there.
     """
     keys = {}
+    with torch.no_grad():
+        given = embeddings.to(model.device, model.dtype)
+        context = text_context(model.denoiser, model.spec, given)
     for point in model.points.values():
         if point.block is None or not point.name.endswith(CROSS_QUERIES):
             continue
         attention: Any = model.denoiser.get_submodule(point.module)
-        with torch.no_grad():
-            projected = attention.to_k(embeddings.to(model.device, model.dtype))
-        split = projected.unflatten(-1, (attention.heads, -1)).transpose(0, 1)
+        split = text_keys(attention, context)
         wide = torch.promote_types(split.dtype, torch.float32)
-        keys[point.block] = (split.to(wide) * attention.scale).contiguous()
+        scale = getattr(attention, "scale", split.shape[-1] ** -0.5)
+        keys[point.block] = (split.to(wide) * scale).contiguous()
     return keys
 
 
 def _encode(
-    model: HookedDiffusion, words: Sequence[str], length: int | None
-) -> tuple[list[Tensor], Tensor]:
-    """The rows of each word, and the first row of all (the start token)."""
+    model: HookedDiffusion, words: Sequence[str], length: int | None, settings: Mapping[str, Any]
+) -> tuple[list[Tensor], Tensor, bool]:
+    """The rows of each word, the first row of all, and whether that is a start token."""
     pipe: Any = model.pipe
     parameters = inspect.signature(type(pipe).encode_prompt).parameters
-    settings: dict[str, Any] = {"device": model.device, "num_images_per_prompt": 1}
-    if "do_classifier_free_guidance" in parameters:
-        settings["do_classifier_free_guidance"] = False
-    settings |= {name: None for name in ("prompt_2", "prompt_3") if name in parameters}
-    if length is not None and "max_sequence_length" in parameters:
-        settings["max_sequence_length"] = length
+    padded = length if "max_sequence_length" in parameters else None
+    given = encoder_settings(pipe, model.device, padded, settings)
+    # Registers stand before the text in its stream, and are not among what is encoded.
+    ahead = model.points["hook_text_emb"].skipped
+    # Where padding in front depends on the longest of a batch, each is encoded alone.
+    alone = any(part.before is not None for part in model.spec.text_parts)
     found: list[Tensor] = []
-    start = None
-    for first in range(0, len(words), ENCODED_AT_ONCE):
-        some = list(words[first : first + ENCODED_AT_ONCE])
+    start, begins = None, False
+    at_once = 1 if alone else ENCODED_AT_ONCE
+    for first in range(0, len(words), at_once):
+        some = list(words[first : first + at_once])
         with torch.no_grad():
             # The class's method may be followed, and this is no prompt of a run.
-            encoded = unobserved(type(pipe), "encode_prompt")(pipe, some, **settings)[0]
-        start = encoded[0, :1] if start is None else start
-        found += [
-            rows[list(model.words(word, word))] for word, rows in zip(some, encoded, strict=True)
-        ]
+            encode = unobserved(type(pipe), "encode_prompt")
+            encoded = encode(pipe, list(some), **given)[0]  # Z-Image writes chats into the list
+        for word, rows in zip(some, encoded, strict=True):
+            places = [at - ahead for at in model.words(word, word, max_sequence_length=length)]
+            if start is None:
+                start, begins = rows[:1], 0 not in places
+            found.append(rows[places])
     assert start is not None
-    return found, start
+    return found, start, begins

@@ -16,7 +16,7 @@ from diffusion_lens.analyses.patching.donors import Donor, MeanOfRuns, ValuesOfR
 from diffusion_lens.analyses.patching.effects import gathered
 from diffusion_lens.analyses.patching.kept import kept_in
 from diffusion_lens.analyses.patching.outcome import Metric
-from diffusion_lens.analyses.patching.pair import Pair
+from diffusion_lens.analyses.patching.pair import Pair, repeats_of
 from diffusion_lens.analyses.patching.references import References
 from diffusion_lens.analyses.patching.result import AblationResult
 from diffusion_lens.analyses.patching.scores import latent_distance
@@ -108,7 +108,14 @@ def ablation_sweep(
     """
     refuse_unknown("value", value, VALUES, error=PatchingError)
     steps = refuse_impossible(metric, steps, batch_size=batch_size, level=level)
-    pair = Pair.of(prompt, prompt, direction="noise", seeds=seeds, settings=settings)
+    pair = Pair.of(
+        prompt,
+        prompt,
+        direction="noise",
+        seeds=seeds,
+        settings=settings,
+        repeats=repeats_of(model),
+    )
     prompts = (others,) if isinstance(others, str) else tuple(others)
     donor = _donor(value, References(prompts, batch_size), pair)
     grid, about = laid_out(

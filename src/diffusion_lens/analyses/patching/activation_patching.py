@@ -20,7 +20,7 @@ from diffusion_lens.analyses.patching.corruption import WordNoise
 from diffusion_lens.analyses.patching.donors import SourceRun
 from diffusion_lens.analyses.patching.kept import kept_in
 from diffusion_lens.analyses.patching.outcome import Metric
-from diffusion_lens.analyses.patching.pair import Pair
+from diffusion_lens.analyses.patching.pair import Pair, repeats_of
 from diffusion_lens.analyses.patching.result import PatchingResult
 from diffusion_lens.analyses.patching.scores import latent_recovery
 from diffusion_lens.analyses.patching.summary import (
@@ -115,7 +115,14 @@ def activation_patching(
     """
     _refuse_unknown_mode(mode, axes)
     steps = refuse_impossible(metric, steps, batch_size=batch_size, level=level)
-    pair = Pair.of(clean, corrupted, direction=direction, seeds=seeds, settings=settings)
+    pair = Pair.of(
+        clean,
+        corrupted,
+        direction=direction,
+        seeds=seeds,
+        settings=settings,
+        repeats=repeats_of(model),
+    )
     grid, about = laid_out(
         model, pair, sites=sites, axes=axes, positions=positions, branch=branch, metric=metric
     )

@@ -19,7 +19,7 @@ from diffusion_lens.analyses.patching.batch import part_along, refuse_other_leng
 from diffusion_lens.analyses.patching.corruption import WordNoise
 from diffusion_lens.analyses.patching.evaluations import BRANCH, Moment
 from diffusion_lens.analyses.patching.outcome import Metric, scored
-from diffusion_lens.analyses.patching.pair import Pair
+from diffusion_lens.analyses.patching.pair import Pair, repeats_of
 from diffusion_lens.analyses.patching.plan import Cell, Change, Plan
 from diffusion_lens.analyses.patching.result import PatchingResult
 from diffusion_lens.analyses.patching.schedule import Schedule
@@ -105,7 +105,14 @@ def attribution_patching(
     if method not in METHODS or points < 1:
         raise PatchingError(f"method={method!r}, points={points}: methods are {METHODS}")
     steps = refuse_impossible(metric, steps, batch_size=batch_size, level=level)
-    pair = Pair.of(clean, corrupted, direction=direction, seeds=seeds, settings=settings)
+    pair = Pair.of(
+        clean,
+        corrupted,
+        direction=direction,
+        seeds=seeds,
+        settings=settings,
+        repeats=repeats_of(model),
+    )
     grid, about = laid_out(
         model, pair, sites=sites, axes=axes, positions=positions, branch=BRANCH, metric=metric
     )

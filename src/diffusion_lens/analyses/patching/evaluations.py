@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,9 +25,10 @@ class Trajectory:
     Attributes:
         inputs: What the denoiser reads at each step, for every sample.
         latents: The loop's own latents at each step, likewise.
-        times: The denoiser's timestep argument at each step.
+        times: The denoiser's timestep argument at each step, for one sample.
         noise_levels: The noise level of each step.
         names: The denoiser's arguments that take latents and timestep.
+        listed: Whether the denoiser takes its samples as a list.
     """
 
     inputs: Mapping[int, Tensor]
@@ -35,6 +36,7 @@ class Trajectory:
     times: Mapping[int, Tensor]
     noise_levels: Mapping[int, Any]
     names: tuple[str, str]
+    listed: bool = False
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -50,16 +52,16 @@ def follow(model: HookedDiffusion, pair: Pair) -> Trajectory:
     times: dict[int, Tensor] = {}
     noise_levels: dict[int, Any] = {}
     timestep = model.spec.timestep
+    lists: set[str] = set()
 
     def read(value: Tensor, hook: HookContext) -> None:
         evaluation: Any = hook.evaluation
         if isinstance(evaluation.arguments[model.spec.latents], list):
-            raise PatchingError(
-                f"{model.name} takes its samples one by one, so that patched rows cannot share a "
-                "batch; patch it with `run_with_hooks` and `interventions.replace_with`"
-            )
+            lists.add(model.spec.latents)
         inputs[hook.step] = value.clone()
-        times[hook.step] = torch.as_tensor(evaluation.arguments[timestep]).reshape(-1)[0].clone()
+        given = torch.as_tensor(evaluation.arguments[timestep])
+        one = given[dict(evaluation.rows)[BRANCH]][0] if given.ndim else given
+        times[hook.step] = one.clone()
         noise_levels[hook.step] = evaluation.noise_level()
 
     def sample(value: Tensor, hook: HookContext) -> None:
@@ -71,14 +73,24 @@ def follow(model: HookedDiffusion, pair: Pair) -> Trajectory:
     hooks = [(f"hook_latents[branch={BRANCH}]", read), ("hook_sample", sample)]
     with pair.clean.encoding(model):
         model.run_with_hooks(run, fwd_hooks=hooks, output_type="latent")
-    return Trajectory(inputs, latents, times, noise_levels, (model.spec.latents, timestep))
+    names = (model.spec.latents, timestep)
+    return Trajectory(inputs, latents, times, noise_levels, names, bool(lists))
 
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """A tensor with the batch in front, for one row."""
+    """A tensor with the batch in front, for one row.
+
+    Attributes:
+        value: The tensor.
+        listed: Whether the denoiser takes a list with a tensor for each sample.
+        smooth: Whether a gradient may go through it: not through masks, which some families have
+            in floating point, and make numbers of tokens of.
+    """
 
     value: Tensor
+    listed: bool = False
+    smooth: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,9 +107,10 @@ class Conditions:
     def rows(self, count: int, *, grad: bool = False) -> dict[str, Any]:
         """The arguments for a batch; with `grad` autograd records from them on."""
 
-        def repeated(row: Row) -> Tensor:
+        def repeated(row: Row) -> Tensor | list[Tensor]:
             value = row.value.expand(count, *row.value.shape[1:])
-            return value.requires_grad_(grad and value.is_floating_point())
+            value = value.requires_grad_(grad and row.smooth and value.is_floating_point())
+            return list(value.unbind()) if row.listed else value
 
         return _mapped(self.arguments, repeated)
 
@@ -116,7 +129,7 @@ class Conditions:
                 )
             if not here.value.is_floating_point():
                 return here
-            return Row(torch.lerp(here.value, there.value, weight))
+            return replace(here, value=torch.lerp(here.value, there.value, weight))
 
         return Conditions(_mapped(self.arguments, mix, other.arguments))
 
@@ -130,16 +143,18 @@ def conditions(model: HookedDiffusion, side: Side, trajectory: Trajectory) -> Co
         evaluation: Any = hook.evaluation
         at = dict(evaluation.rows)[BRANCH]
 
-        def cut(given: Any) -> Any:
+        def cut(given: Any, name: str) -> Any:
             if isinstance(given, Tensor) and given.ndim and given.shape[0] == evaluation.batch:
-                return Row(given[at].clone())
+                return Row(given[at].clone(), smooth="mask" not in name)
             if isinstance(given, dict):
-                return {name: cut(one) for name, one in given.items()}
+                return {inner: cut(one, inner) for inner, one in given.items()}
+            if isinstance(given, list) and given and isinstance(given[0], Tensor):
+                return Row(torch.stack(given[at]).clone(), listed=True)
             return given
 
         for name, given in evaluation.arguments.items():
             if name not in trajectory.names:
-                found[name] = cut(given)
+                found[name] = cut(given, name)
 
     read.read_only = True  # type: ignore[attr-defined]
     first = trajectory.steps[0]
@@ -173,26 +188,32 @@ class Evaluator:
         """What the denoiser is called with; latents and timestep differ from row to row."""
         path = self.trajectory
         latents, time = path.names
-        inputs = torch.stack([path.inputs[step][sample] for step, sample in moments])
+        stacked = torch.stack([path.inputs[step][sample] for step, sample in moments])
+        inputs = stacked.requires_grad_(grad)
         return {
             **given.rows(len(moments), grad=grad),
-            latents: inputs.requires_grad_(grad),
+            latents: list(inputs.unbind()) if path.listed else inputs,
             time: torch.stack([path.times[step] for step, _ in moments]),
         }
 
     def __call__(self, arguments: Mapping[str, Any]) -> Tensor:
         """The raw conditional prediction; hooks see the branch `cond`."""
-        return self.model.denoiser(**arguments)[0]
+        found = self.model.denoiser(**arguments)[0]
+        return torch.stack(found) if isinstance(found, list) else found
 
     def outcome(self, value: Tensor, moments: Sequence[Moment]) -> Outcome:
         """What a metric is given of these predictions."""
+        # Pipelines whose timestep counts from the clean image turn the prediction round.
+        sign = 1.0 if self.model.spec.timestep_scale > 0 else -1.0
 
         def clean(prediction: Tensor) -> Tensor:
-            rows = zip(prediction, moments, strict=True)
+            rows = zip(prediction * sign, moments, strict=True)
             noise_levels, latents = self.trajectory.noise_levels, self.trajectory.latents
             return torch.stack(
                 [
-                    noise_levels[step].clean(row, latents[step][sample])
+                    noise_levels[step].clean(
+                        _like(row, latents[step][sample]), latents[step][sample]
+                    )
                     for row, (step, sample) in rows
                 ]
             )
@@ -206,7 +227,26 @@ class Evaluator:
         return decoded(self.model, latents, self.pair.clean.run.settings)
 
 
+def _like(prediction: Tensor, latents: Tensor) -> Tensor:
+    """What the denoiser gives for one sample, in the shape of its latents.
+
+    Raises:
+        PatchingError: If it is not certain which part of it belongs to them.
+    """
+    if prediction.shape == latents.shape:
+        return prediction
+    if prediction.squeeze().shape == latents.squeeze().shape:  # Z-Image has an axis of one frame
+        return prediction.reshape(latents.shape)
+    if prediction.shape == (2 * latents.shape[0], *latents.shape[1:]):  # PixArt: and a variance
+        return prediction[: len(latents)]
+    raise PatchingError(
+        f"the prediction has the shape {tuple(prediction.shape)} where the latents have "
+        f"{tuple(latents.shape)}, so that clean latents cannot be told; take a metric of "
+        "`outcome.value`, or mode='on-trajectory'"
+    )
+
+
 def decoded(model: HookedDiffusion, latents: Tensor, settings: Mapping[str, Any]) -> Any:
-    """Latents as an array of images in [0, 1]."""
+    """Latents as an array of images, or of videos, in [0, 1]."""
     size = {name: settings[name] for name in ("height", "width") if name in settings}
     return model.decode_latents(latents, output_type="np", **size)

@@ -43,8 +43,11 @@ class Outcome:
         return self._clean(self.value)
 
     @cached_property
-    def images(self) -> UInt8[np.ndarray, "batch height width rgb"]:
-        """The decoded clean latents; decoding happens when this is read."""
+    def images(self) -> UInt8[np.ndarray, "batch *frame height width rgb"]:
+        """The decoded clean latents, of videos with an axis of frames; decoded when this is read.
+
+        A metric of images sees single frames of a video where it flattens the first two axes.
+        """
         if self._decode is None:
             raise ResultError("these outcomes cannot be decoded: the model has no pipeline")
         with torch.no_grad():

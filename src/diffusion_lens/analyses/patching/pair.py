@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -16,10 +17,12 @@ from diffusion_lens.analyses.patching.corruption import WordNoise
 from diffusion_lens.analyses.seeds import listed_seeds, refuse_one_seed
 from diffusion_lens.analyses.telling import told
 from diffusion_lens.authoring import DEFAULT_SEED
-from diffusion_lens.errors import PatchingError, refuse_unknown
+from diffusion_lens.errors import PatchingError, UnsupportedModelError, refuse_unknown
 
 DIRECTIONS = ("denoise", "noise")
 SAMPLES = 8
+REPEATS = ("num_images_per_prompt", "num_videos_per_prompt")
+"""What pipelines call the number of samples of one prompt."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +30,8 @@ class Side:
     """One of the two runs.
 
     Attributes:
-        run: Its prompt or embeddings and the settings; the seed and `num_images_per_prompt` of
-            each batch are put in later.
+        run: Its prompt or embeddings and the settings; the seeds and the number of samples of each
+            batch are put in later.
         noise: Noise on the embeddings of some words, while it is encoded.
     """
 
@@ -58,6 +61,7 @@ class Pair:
         direction: `"denoise"`: clean values go into the corrupted run; `"noise"`: the reverse.
         seeds: Seed of each sample, or its number where latents were given.
         latents: The latents that were given, or None.
+        repeats: The pipeline's argument for several samples of one prompt.
     """
 
     clean: Side
@@ -65,6 +69,7 @@ class Pair:
     direction: str
     seeds: tuple[int, ...]
     latents: Tensor | None = field(default=None, repr=False)
+    repeats: str = REPEATS[0]
 
     @classmethod
     def of(
@@ -75,6 +80,7 @@ class Pair:
         direction: str,
         seeds: int | Sequence[int] | None,
         settings: Mapping[str, Any],
+        repeats: str = REPEATS[0],
     ) -> Pair:
         """Check two runs and bring them into one form.
 
@@ -98,7 +104,7 @@ class Pair:
         start = latents[0] if latents else None
         chosen = _seeds(runs, seeds, start)
         sides = Side(_bare(runs[0])), Side(_bare(runs[1]), noise)
-        return cls(*sides, direction, chosen, start)
+        return cls(*sides, direction, chosen, start, repeats)
 
     @property
     def source(self) -> Side:
@@ -112,7 +118,7 @@ class Pair:
 
     def batch(self, side: Side, samples: Sequence[int]) -> Run:
         """The run of some samples (a sample may come several times)."""
-        more: dict[str, Any] = {"num_images_per_prompt": len(samples)}
+        more: dict[str, Any] = {self.repeats: len(samples)}
         if self.latents is not None:
             more["latents"] = self.latents[list(samples)]
         seeds = tuple(self.seeds[sample] for sample in samples)
@@ -128,6 +134,24 @@ class Pair:
             }
             for name, side in (("clean", self.clean), ("corrupted", self.corrupted))
         } | {"direction": self.direction, "seeds": self.seeds, "latents": told(self.latents)}
+
+
+def repeats_of(model: HookedDiffusion) -> str:
+    """The pipeline's argument for several samples of one prompt.
+
+    Raises:
+        UnsupportedModelError: If it has none.
+    """
+    kind = type(model.pipe)
+    known = inspect.signature(kind.__call__).parameters
+    found = [name for name in REPEATS if name in known]
+    if not found:
+        raise UnsupportedModelError(
+            "sweeps of patches and ablations run several samples of a prompt in one batch, by "
+            f"{' or '.join(REPEATS)}, and {kind.__name__} takes neither. Patch one part at a time, "
+            "with `run_with_hooks` and `interventions.replace_with`"
+        )
+    return found[0]
 
 
 def _one_prompt(run: Run) -> Run:
@@ -174,5 +198,6 @@ def _seeds(runs: Sequence[Run], seeds: Any, latents: Tensor | None) -> tuple[int
 
 def _bare(run: Run) -> Run:
     settings = {key: value for key, value in run.settings.items() if key != "latents"}
-    settings.pop("num_images_per_prompt", None)
+    for name in REPEATS:
+        settings.pop(name, None)
     return Run(run.prompts[0] if run.prompts else None, **settings)

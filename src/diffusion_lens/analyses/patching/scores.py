@@ -90,11 +90,12 @@ class TextDifference:
     def __call__(self, outcome: Outcome) -> Float[Tensor, " batch"]:
         """The difference for each row."""
         images = outcome.images
+        frames = images if images.ndim == 4 else images.reshape(-1, *images.shape[2:])
         towards, away = (
-            torch.as_tensor(self.score(images, [text] * len(images)))
+            torch.as_tensor(self.score(frames, [text] * len(frames)))
             for text in (self.towards, self.away)
         )
-        return towards - away
+        return (towards - away).reshape(len(images), -1).mean(1)
 
 
 @public
@@ -102,6 +103,8 @@ def text_difference(
     score: Callable[[Images, Sequence[str]], Tensor], *, towards: str, away: str
 ) -> TextDifference:
     """A metric: how much better the images fit one text than another, as CLIP scores are used.
+
+    Of a video, the mean over its frames.
 
     Args:
         score: Of images (uint8) and as many texts; one number each, more is better.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from diffusion_lens.analyses.patching.result import PatchingResult
 from diffusion_lens.analyses.patching.scoreboard import Scoreboard
 from diffusion_lens.analyses.telling import digest, told
 from diffusion_lens.authoring import versions
-from diffusion_lens.errors import PatchingError, UnsupportedModelError
+from diffusion_lens.errors import PatchingError
 from diffusion_lens.metrics.recovery import normalised
 
 
@@ -34,9 +33,7 @@ def laid_out(
 
     Raises:
         PatchingError: If prompts cannot be aligned, or sites and axes do not fit together.
-        UnsupportedModelError: If the pipeline makes videos.
     """
-    _refuse_videos(model)
     alignment = align(model, pair.source.run, pair.base.run)
     grid = plan(
         model,
@@ -62,16 +59,6 @@ def laid_out(
         "unmatched words": list(alignment.unmatched),
     }
     return grid, about
-
-
-def _refuse_videos(model: HookedDiffusion) -> None:
-    kind = type(model.pipe)
-    if "num_images_per_prompt" not in inspect.signature(kind.__call__).parameters:
-        raise UnsupportedModelError(
-            f"sweeps of patches and ablations run several samples of a prompt in one batch, by "
-            f"num_images_per_prompt, which {kind.__name__} does not take: videos cannot be swept "
-            "yet. Patch one part at a time, with `run_with_hooks` and `interventions.replace_with`"
-        )
 
 
 def refuse_impossible(
