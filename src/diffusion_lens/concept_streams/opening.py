@@ -14,6 +14,7 @@ from diffusion_lens.concept_streams.concept_pass import ConceptInput
 from diffusion_lens.concept_streams.encoding import encode_concepts, encode_together, pooled_of
 from diffusion_lens.concept_streams.streams import ConceptStreams, carriers
 from diffusion_lens.concept_streams.view import ATTENDED
+from diffusion_lens.engine.prompt_blocks import classic, refuse_unknown_encoders, text_length
 from diffusion_lens.engine.wiring import Wiring
 from diffusion_lens.errors import ConceptError, UnsupportedModelError, listing, refuse_unknown
 
@@ -62,7 +63,7 @@ def open_streams(
         words = [concepts] if isinstance(concepts, str) else list(concepts)
         embeddings, rows = _encoded(wiring, words, tokens, max_sequence_length)
         if isinstance(own, str) and own == "concepts":
-            own = pooled_of(wiring.pipe, words, device=wiring.device)
+            own = pooled_of(_encoding(wiring), words, device=wiring.device)
     given = ConceptInput(_filled(embeddings, slots), own)
     return ConceptStreams(rows, given, attended, chosen, image_queries)
 
@@ -79,7 +80,15 @@ def _encoded(
     if tokens == "joint":
         encode = encode_together
     parts = wiring.spec.text_parts
-    return encode(wiring.pipe, parts, words, device=wiring.device, max_sequence_length=length)
+    length = text_length(wiring.pipe, length)
+    pipe = _encoding(wiring)
+    return encode(pipe, parts, words, device=wiring.device, max_sequence_length=length)
+
+
+def _encoding(wiring: Wiring) -> Any:
+    """The pipeline that encodes concepts: of a modular one the classic one of its components."""
+    refuse_unknown_encoders(wiring.pipe)
+    return classic(wiring.pipe, "encoding concepts", error=ConceptError)
 
 
 def _filled(embeddings: Tensor, slots: int | None) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lens.engine.noise import NoiseLevel, noise_level
+from diffusion_lens.engine.prompt_blocks import classic
 from diffusion_lens.engine.run_state import SAME_PROMPT, PartPrompts, Prompts, RunState
 from diffusion_lens.engine.words import PromptTokens, tokenizer_of, words_of
 from diffusion_lens.errors import EngineError, WordError
@@ -188,6 +189,7 @@ class Evaluation:
         negative = SAME_PROMPT.get(branch, branch) == "uncond"
         known, key = self.run.tokens, (prompt, self.run.max_length, negative)
         if key not in known:
-            pipe, parts, length = self.tracker.pipe, self.spec.text_parts, self.run.max_length
+            pipe = classic(self.tracker.pipe, "text", error=WordError)
+            parts, length = self.spec.text_parts, self.run.max_length
             known[key] = PromptTokens.of(pipe, parts, prompt, max_length=length, negative=negative)
         return known[key]

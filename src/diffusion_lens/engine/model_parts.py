@@ -11,6 +11,8 @@ from diffusion_lens.architectures.catalogue import find_points, native_points
 from diffusion_lens.architectures.registry import architecture_of
 from diffusion_lens.engine.companion import Companion
 from diffusion_lens.engine.denoisers import DENOISERS, denoisers_of, further_denoisers
+from diffusion_lens.engine.guiders import guiders_of
+from diffusion_lens.engine.modular import encoders_of, refuse_unready
 from diffusion_lens.errors import UnsupportedModelError, listing
 from diffusion_lens.hook_points.names import NamePattern, match_names
 from diffusion_lens.hook_points.point import HookPoint
@@ -33,11 +35,13 @@ class ModelParts:
             which: The pipeline's attribute that holds it; None for the first that there is.
 
         Raises:
-            UnsupportedModelError: If there is no denoiser of a known architecture.
+            UnsupportedModelError: If there is no denoiser of a known architecture, or a modular
+                pipeline has not loaded what its steps need.
         """
         self.pipe = None if isinstance(pipe, nn.Module) else pipe
         self.which = which
         self._bare = pipe if isinstance(pipe, nn.Module) else None
+        refuse_unready(self.pipe)
         self.spec = architecture_of(type(self.denoiser).__name__)
         self.companion: Companion | None = None
         self._points: tuple[object, dict[str, HookPoint]] | None = None
@@ -100,7 +104,8 @@ class ModelParts:
         """What hooks are attached to: LoRA, for one, puts other modules in place."""
         scheduler = getattr(self.pipe, "scheduler", None)
         further = further_denoisers(self.pipe, self.denoiser).values()
-        return [scheduler, *self._processors(), *self.denoiser.modules(), *further]
+        told_by = (*guiders_of(self.pipe), *encoders_of(self.pipe))
+        return [scheduler, *told_by, *self._processors(), *self.denoiser.modules(), *further]
 
     def native(self, pattern: Any) -> dict[str, HookPoint]:
         """Hook points at modules by their path in diffusers, for a pattern that asks for them."""

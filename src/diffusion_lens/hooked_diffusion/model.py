@@ -17,6 +17,7 @@ from diffusion_lens.border.devices import Device
 from diffusion_lens.border.pictures import Pictures
 from diffusion_lens.concept_streams.opening import open_streams
 from diffusion_lens.concept_streams.streams import ConceptStreams
+from diffusion_lens.engine.prompt_blocks import classic
 from diffusion_lens.engine.wiring import Wiring
 from diffusion_lens.errors import ConceptError, RunError, UnsupportedModelError
 from diffusion_lens.hook_points.site import Sites
@@ -303,9 +304,8 @@ class HookedDiffusion(Naming, Hooking):
         """
         axes = self.points["hook_latents"].axes
         size = {"height": height, "width": width}
-        return images.encode_image(
-            self._needed_pipe("encode_image"), image, axes=axes, seed=seed, **size
-        )
+        pipe = classic(self._needed_pipe("encode_image"), "encode_image")
+        return images.encode_image(pipe, image, axes=axes, seed=seed, **size)
 
     @public(latents=Float[Tensor, "batch _ _ *more"], height=Size | None, width=Size | None)
     def decode_latents(
@@ -325,7 +325,7 @@ class HookedDiffusion(Naming, Hooking):
             output_type: `"pil"`, `"np"` or `"pt"`.
         """
         return images.decode_latents(
-            self._needed_pipe("decode_latents"),
+            classic(self._needed_pipe("decode_latents"), "decode_latents"),
             latents,
             axes=self.points["hook_latents"].axes,
             height=height,
