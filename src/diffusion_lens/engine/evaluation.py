@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 
 
 class Evaluation:
-    """One call of the denoiser. What it tells stays true after the run that it belongs to."""
+    """One call of the denoiser. What it tells stays true after the run that it belongs to.
+
+    Attributes:
+        changed: Paths of the modules that a guider changed for it.
+    """
 
     def __init__(self, tracker: StepTracker, run: RunState, arguments: Mapping[str, Any]) -> None:
         """Work out which rows of the batch belong to which guidance branch.
@@ -34,6 +38,7 @@ class Evaluation:
         self.spec = tracker.spec
         self.step = run.step
         self.arguments = arguments
+        self.changed = () if run.prepared is None else run.prepared.changed
         self.batch = len(arguments[self.spec.latents])
         self.rows = tracker.branch_rows(run, arguments, self.batch)
         self._scheduled = tracker.scheduled(run, arguments.get(self.spec.timestep))

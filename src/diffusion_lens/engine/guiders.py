@@ -166,10 +166,12 @@ class FollowedGuider:
 
     def _cleanup_models(self, original: Callable, denoiser: nn.Module) -> Any:
         result = original(denoiser)
-        if self._is_the_loops_own() and self.tracker.run.prepared is not None:
-            self.tracker.run.prepared.running = False
-            self.tracker.run.prepared.changed = ()
         self.denoiser = None
+        prepared = self.tracker.run.prepared
+        if self._is_the_loops_own() and prepared is not None:
+            for listener in self.tracker.on_prediction:
+                listener(self.tracker.last_evaluation())
+            prepared.running, prepared.changed = False, ()
         return result
 
     def _leave_denoiser(self) -> None:
@@ -224,7 +226,7 @@ class FollowedGuider:
             self.tracker.run.unchanged_told = True
             warnings.warn(
                 f"{self._name} left the denoiser as it is for its branch {branch!r}, which is the "
-                "conditional one once more (SmoothedEnergyGuidance never blurs in diffusers 0.42.1)",
+                "conditional one once more (diffusers 0.42.1: SmoothedEnergyGuidance never blurs)",
                 stacklevel=2,
             )
 

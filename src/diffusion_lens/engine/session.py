@@ -100,8 +100,8 @@ class Session:
             weakened = WeakenedEvaluations(self.denoiser, self.taps)
             self.tracker.on_evaluation.append(weakened.begins)
             stack.callback(self.tracker.on_evaluation.remove, weakened.begins)
-            self.tracker.on_evaluated.append(weakened.ends)
-            stack.callback(self.tracker.on_evaluated.remove, weakened.ends)
+            self.tracker.on_prediction.append(weakened.ends)
+            stack.callback(self.tracker.on_prediction.remove, weakened.ends)
             for handle in self._attach_gated():
                 stack.callback(handle.remove)
             self._exit = stack.pop_all()

@@ -62,7 +62,7 @@ class StepTracker:
         self.on_start: list[Callable[[], None]] = []
         self.on_evaluation_by_hand: list[Callable[[], None]] = []
         self.on_evaluation: list[Callable[[Evaluation], None]] = []
-        self.on_evaluated: list[Callable[[Evaluation], None]] = []
+        self.on_prediction: list[Callable[[Evaluation], None]] = []
         self.on_further: list[Callable[[str, Evaluation], None]] = []
         self.on_guided: list[Callable[[Tensor, Any, Tensor], Tensor]] = []
         self.on_sample: list[Callable[[Tensor], Tensor]] = []
@@ -330,11 +330,8 @@ class StepTracker:
             for listener in self.on_further:
                 listener(name, self.current)
 
-    def _after(self, _module: nn.Module, _args: tuple, output: Any) -> None:
+    def _after(self, _module: nn.Module, _args: tuple, _output: Any) -> None:
         self.running = False
-        if output is not None and self.current is not None:  # None where it failed
-            for listener in self.on_evaluated:
-                listener(self.current)
 
     def _clear_away(self) -> None:
         """Undo what an interrupted evaluation left behind: torch calls no hook after a Ctrl-C."""

@@ -31,20 +31,19 @@ class WeakenedEvaluations:
         Raises:
             EngineError: If streams are handed on in each other's place there.
         """
-        prepared, self.shown = evaluation.run.prepared, {}
-        if prepared is None or not prepared.changed:
+        self.shown = {}
+        if not evaluation.changed:
             return
-        self.shown = {
-            at: _shown(tap) for at, tap in enumerate(self.taps) if _waits(tap, evaluation)
-        }
-        path = swapped_by(self.denoiser, prepared.changed) if self.shown else None
-        if path is not None:
+        path = swapped_by(self.denoiser, evaluation.changed)
+        if self.taps and path is not None:
             raise EngineError(
-                f"{_where(evaluation)} {prepared.guider} leaves out {path}, in whose place this "
-                "version of diffusers hands on image and text the wrong way round, so that hooks "
-                f"would be shown one for the other; {_remedy(evaluation)}, or have the guider "
-                "leave out attention or MLPs alone (LayerSkipConfig(…, skip_ff=False))"
+                f"{_where(evaluation)} leaves out {path}: this version of diffusers hands on image "
+                "and text the wrong way round in its place, and the blocks behind take one for the "
+                "other; have the guider leave out blocks that return the image alone, or MLPs "
+                "alone (`LayerSkipConfig(…, skip_attention=False)`)"
             )
+        waiting = (number for number, tap in enumerate(self.taps) if _waits(tap, evaluation))
+        self.shown = {number: _shown(self.taps[number]) for number in waiting}
 
     def ends(self, evaluation: Evaluation) -> None:
         """Refuse the evaluation if one of them saw nothing.
@@ -53,14 +52,13 @@ class WeakenedEvaluations:
             EngineError: Naming it.
         """
         shown, self.shown = self.shown, {}
-        silent = [self.taps[at] for at, before in shown.items() if _shown(self.taps[at]) == before]
+        before = shown.items()
+        silent = [self.taps[number] for number, seen in before if _shown(self.taps[number]) == seen]
         if silent:
-            prepared = evaluation.run.prepared
-            assert prepared is not None
             raise EngineError(
                 f"{silent[0].registration!r} waits for {silent[0].point.name}, which does not run "
-                f"{_where(evaluation)} {prepared.guider} changes {listing(list(prepared.changed))};"
-                f" {_remedy(evaluation)}, or leave these blocks out"
+                f"{_where(evaluation)} changes {listing(list(evaluation.changed))}; "
+                f"{_remedy(evaluation)}, or leave these blocks out"
             )
 
 
@@ -76,7 +74,9 @@ def _shown(tap: Tap) -> int:
 
 
 def _where(evaluation: Evaluation) -> str:
-    return f"in branch {evaluation.rows[0][0]!r} of step {evaluation.step}, for which"
+    prepared = evaluation.run.prepared
+    guider = "a guider" if prepared is None else prepared.guider
+    return f"in branch {evaluation.rows[0][0]!r} of step {evaluation.step}, for which {guider}"
 
 
 def _remedy(evaluation: Evaluation) -> str:
