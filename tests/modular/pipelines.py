@@ -106,7 +106,7 @@ FAMILIES = {
 """Every family whose prompts are described."""
 
 
-def put_together(classic: Any, blocks: str, **components: Any) -> Any:
+def put_together(classic: Any, blocks: Any, **components: Any) -> Any:
     """A modular pipeline of a classic one's components.
 
     Args:
@@ -116,7 +116,8 @@ def put_together(classic: Any, blocks: str, **components: Any) -> Any:
     """
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
-        pipe = getattr(diffusers, blocks)().init_pipeline()
+        blocks = getattr(diffusers, blocks)() if isinstance(blocks, str) else blocks
+        pipe = blocks.init_pipeline()
         wanted = {**classic.components, **components}
         held = {one: part for one, part in wanted.items() if one in pipe.component_names}
         pipe.update_components(**{one: part for one, part in held.items() if part is not None})

@@ -49,7 +49,7 @@ def generate(wiring: Wiring, run: Run, *, model: str, dtype: torch.dtype) -> Out
     if prompt is not None:
         settings["prompt"] = prompt
     if is_modular(pipe) and settings.get("output_type") == "latent":
-        del settings["output_type"]  # most decoders know no such type; the images are left aside
+        settings["output_type"] = "pt"  # most decoders know no other type; images are left aside
     last = LastLatents(settings)
     with last.followed(pipe), steps:
         result = pipe(**last.settings)
