@@ -114,7 +114,8 @@ def test_a_family_without_a_known_classic_pipeline_runs_and_says_what_it_cannot(
     pipe = put_together(classic, "Krea2AutoBlocks")
     guided(pipe)
     model, seen = HookedDiffusion(pipe), []
-    given = {"height": 16, "width": 24, "max_sequence_length": 60, "num_inference_steps": 2}
+    given: dict[str, Any] = {"height": 16, "width": 24, "max_sequence_length": 60}
+    given["num_inference_steps"] = 2
     hooks = [("hook_noise_pred", lambda _, hook: seen.append((hook.step, hook.branch)))]
     out = model.run_with_hooks(PROMPT, fwd_hooks=hooks, **given)
     assert seen == [(step, branch) for step in range(2) for branch in ("cond", "uncond")]

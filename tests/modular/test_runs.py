@@ -24,6 +24,8 @@ EVERY = pytest.mark.parametrize("name", FAMILIES)
 BIT_FOR_BIT = ("flux", "flux2", "flux2_klein_base", "qwen_image", "wan")
 """Where diffusers evaluates the branches one by one in the classic pipeline as well."""
 
+PIXELS: dict[str, Any] = {"output_type": "pt"}
+
 
 def modular(name: str) -> Any:
     pipe = shared(name)[1]
@@ -38,7 +40,7 @@ def denoiser_of(pipe: Any) -> Any:
 
 @EVERY
 def test_reading_hooks_change_no_bit_and_leave_no_trace(name: str) -> None:
-    pipe, kind = modular(name), {"output_type": "pt"}
+    pipe, kind = modular(name), PIXELS
     plain = pipe(prompt=PROMPT, generator=generator(), **settings(name, **kind))
     expected = plain.get("images") if plain.get("images") is not None else plain.get("videos")
     before, model = traces(pipe), HookedDiffusion(pipe)
@@ -62,7 +64,12 @@ def test_activations_are_those_of_the_classic_pipeline(name: str) -> None:
     names = ["blocks.*.img.hook_resid_post", "blocks.*.txt.hook_resid_pre", "hook_guided_pred"]
     if name in ("sdxl", "wan", "z_image"):
         names[1] = "**.txt.hook_k"
-    kept = {"seed": 0, "names_filter": names, "branch": "all", "output_type": "latent"}
+    kept: dict[str, Any] = {
+        "seed": 0,
+        "names_filter": names,
+        "branch": "all",
+        "output_type": "latent",
+    }
     ours, cache = HookedDiffusion(pipe).run_with_cache(PROMPT, **kept, **given)
     theirs, same = HookedDiffusion(classic).run_with_cache(
         PROMPT, **kept, **of_classic(name, given)
@@ -126,7 +133,7 @@ def recorded(pipe: Any, **given: Any) -> tuple[list[Tensor], list[tuple[Tensor, 
 
 @EVERY
 def test_latents_decode_to_the_images_of_the_run(name: str) -> None:
-    model, kind = HookedDiffusion(modular(name)), {"output_type": "pt"}
+    model, kind = HookedDiffusion(modular(name)), PIXELS
     out = model(PROMPT, seed=0, **settings(name, **kind))
     size = {one: FAMILIES[name].settings[one] for one in ("height", "width")}
     drawn = out.images if out.frames is None else out.frames

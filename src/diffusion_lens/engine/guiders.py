@@ -242,7 +242,7 @@ def swapped_by(denoiser: nn.Module, changed: Sequence[str]) -> str | None:
         changed: Paths of the modules that a guider changed.
     """
     for path in changed:
-        for hook in denoiser.get_submodule(path)._diffusers_hook.hooks.values():
+        for hook in vars(denoiser.get_submodule(path))["_diffusers_hook"].hooks.values():
             order = getattr(hook, "_metadata", None)
             left_out = getattr(hook, "dropout", None) == 1.0
             if left_out and getattr(order, "return_encoder_hidden_states_index", None) == 0:
