@@ -14,7 +14,7 @@ from diffusion_lens.concept_streams.concept_pass import ConceptInput
 from diffusion_lens.concept_streams.encoding import encode_concepts, encode_together, pooled_of
 from diffusion_lens.concept_streams.streams import ConceptStreams, carriers
 from diffusion_lens.concept_streams.view import ATTENDED
-from diffusion_lens.engine.prompt_blocks import classic, refuse_unknown_encoders, text_length
+from diffusion_lens.engine.prompt_blocks import encoding, text_length
 from diffusion_lens.engine.wiring import Wiring
 from diffusion_lens.errors import ConceptError, UnsupportedModelError, listing, refuse_unknown
 
@@ -87,8 +87,7 @@ def _encoded(
 
 def _encoding(wiring: Wiring) -> Any:
     """The pipeline that encodes concepts: of a modular one the classic one of its components."""
-    refuse_unknown_encoders(wiring.pipe)
-    return classic(wiring.pipe, "encoding concepts", error=ConceptError)
+    return encoding(wiring.pipe, "encoding concepts", error=ConceptError)
 
 
 def _filled(embeddings: Tensor, slots: int | None) -> Tensor:

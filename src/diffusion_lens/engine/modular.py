@@ -6,6 +6,7 @@ what it takes is what its blocks take, and what runs the denoiser are blocks, no
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -61,6 +62,18 @@ def inputs_of(pipe: Any) -> dict[str, Any]:
     """What a call takes, with what each is where a user gives none."""
     named = {one.name or one.kwargs_type: one.default for one in pipe._blocks.inputs}
     return {name: default for name, default in named.items() if name}
+
+
+def call_settings(pipe: Any) -> dict[str, Any]:
+    """What a call of a pipeline takes, with what each setting is where a user gives none.
+
+    Args:
+        pipe: The pipeline, classic or modular.
+    """
+    if is_modular(pipe):
+        return {**inputs_of(pipe), STATE: None}
+    call = inspect.signature(type(pipe).__call__).parameters
+    return {name: one.default for name, one in call.items() if name != "self"}
 
 
 def asked(pipe: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:

@@ -108,6 +108,21 @@ def classic(pipe: Any, what: str, *, error: type[Exception] = RunError) -> Any:
     return made[1]
 
 
+def encoding(pipe: Any, what: str, *, error: type[Exception] = RunError) -> Any:
+    """The pipeline whose `encode_prompt` makes what the pipeline makes of a prompt.
+
+    Args:
+        pipe: The pipeline, classic or modular.
+        what: What it is needed for.
+        error: What to raise where no classic pipeline is known to do the same.
+
+    Raises:
+        WordError: If the blocks of a modular pipeline that encode prompts are not described.
+    """
+    refuse_unknown_encoders(pipe)
+    return classic(pipe, what, error=error)
+
+
 class EncoderBlocks:
     """Follows the blocks that encode prompts while hooks are on."""
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from diffusion_lens.border import public
 from diffusion_lens.engine.borders import on_output
 from diffusion_lens.engine.denoisers import further_denoisers
-from diffusion_lens.engine.modular import is_modular
+from diffusion_lens.engine.modular import call_settings, is_modular
 from diffusion_lens.engine.noise import NoiseLevel, is_flow, noise_level
 from diffusion_lens.engine.observing import observed, unobserved
 from diffusion_lens.engine.prompt_blocks import classic
@@ -34,7 +34,6 @@ from diffusion_lens.hooked_diffusion.denoise_blocks import (
     refuse_inexact,
     state_kept,
 )
-from diffusion_lens.hooked_diffusion.generating import parameters_of
 from diffusion_lens.hooked_diffusion.images import frames_to_a_latent, pixels_to_a_latent
 from diffusion_lens.hooked_diffusion.run import Run, generators
 from diffusion_lens.showing.one_line import counted
@@ -199,7 +198,7 @@ def _run_blocks_until_stopped(
     _tracker: StepTracker, wiring: Wiring, run: Run, latents: Tensor
 ) -> _StoppedError:
     pipe: Any = wiring.pipe
-    taken = parameters_of(pipe)
+    taken = call_settings(pipe)
     settings = {**_size_of(wiring, latents, run.settings), **run.settings}
     settings.setdefault("generator", generators(run.seeds()))
     prompt = list(run.prompt) if isinstance(run.prompt, tuple) else run.prompt

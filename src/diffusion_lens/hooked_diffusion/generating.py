@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lens.engine.guiders import guiders_of
-from diffusion_lens.engine.modular import STATE, inputs_of, is_modular, loops_of
+from diffusion_lens.engine.modular import call_settings, is_modular, loops_of
 from diffusion_lens.engine.observing import observed
 from diffusion_lens.engine.step_noise import seeded_steps
 from diffusion_lens.engine.wiring import Wiring
@@ -41,7 +41,7 @@ def generate(wiring: Wiring, run: Run, *, model: str, dtype: torch.dtype) -> Out
     settings = dict(run.settings)
     seeds: list[int] = []
     steps: Any = contextlib.nullcontext()
-    if "generator" not in settings and "generator" in parameters_of(pipe):
+    if "generator" not in settings and "generator" in call_settings(pipe):
         seeds = run.seeds()
         settings["generator"] = generators(seeds)
         steps = seeded_steps(pipe, settings["generator"])
@@ -87,7 +87,7 @@ def refuse_unknown_settings(pipe: Any, run: Run) -> None:
             f"both seed={run.seed!r} and generator= were given, and only one can make the noise; "
             "leave one out"
         )
-    parameters = parameters_of(pipe)
+    parameters = call_settings(pipe)
     given = [*run.settings, *(["prompt"] if run.prompt is not None else [])]
     unknown = [name for name in given if name not in (*parameters, *DEPRECATED)]
     if unknown:
@@ -96,15 +96,8 @@ def refuse_unknown_settings(pipe: Any, run: Run) -> None:
         raise RunError(
             f"{type(pipe).__name__} takes no argument {unknown[0]!r}."
             f"{_scale_of(pipe, unknown[0]) or hint} Its arguments are "
-            f"{listing([name for name in parameters if name != 'self'], most=40)}"
+            f"{listing(list(parameters), most=40)}"
         )
-
-
-def parameters_of(pipe: Any) -> tuple[str, ...]:
-    """What a call of a pipeline takes."""
-    if is_modular(pipe):
-        return (*inputs_of(pipe), STATE)
-    return tuple(inspect.signature(type(pipe).__call__).parameters)
 
 
 def _scale_of(pipe: Any, name: str) -> str:

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_lens import HookedDiffusion
-from diffusion_lens.authoring import unobserved
+from diffusion_lens.authoring import encoding, unobserved
 from diffusion_lens.border import public
 from diffusion_lens.errors import ConceptError, closest, listing
 
@@ -176,7 +176,7 @@ def _encode(
     model: HookedDiffusion, words: Sequence[str], length: int | None
 ) -> tuple[list[Tensor], Tensor]:
     """The rows of each word, and the first row of all (the start token)."""
-    pipe: Any = model.pipe
+    pipe = encoding(model.pipe, "encoding words")
     parameters = inspect.signature(type(pipe).encode_prompt).parameters
     settings: dict[str, Any] = {"device": model.device, "num_images_per_prompt": 1}
     if "do_classifier_free_guidance" in parameters:

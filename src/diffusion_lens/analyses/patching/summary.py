@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from diffusion_lens.analyses.patching.plan import Plan, plan
 from diffusion_lens.analyses.patching.result import PatchingResult
 from diffusion_lens.analyses.patching.scoreboard import Scoreboard
 from diffusion_lens.analyses.telling import digest, told
-from diffusion_lens.authoring import versions
+from diffusion_lens.authoring import call_settings, versions
 from diffusion_lens.errors import PatchingError, UnsupportedModelError
 from diffusion_lens.metrics.recovery import normalised
 
@@ -66,7 +65,7 @@ def laid_out(
 
 def _refuse_videos(model: HookedDiffusion) -> None:
     kind = type(model.pipe)
-    if "num_images_per_prompt" not in inspect.signature(kind.__call__).parameters:
+    if "num_images_per_prompt" not in call_settings(model.pipe):
         raise UnsupportedModelError(
             f"sweeps of patches and ablations run several samples of a prompt in one batch, by "
             f"num_images_per_prompt, which {kind.__name__} does not take: videos cannot be swept "
