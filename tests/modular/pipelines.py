@@ -97,6 +97,11 @@ FAMILIES = {
         {"height": 32, "width": 48, "max_sequence_length": 60},
         less=1.0,
     ),
+    "ltx": Family(
+        "LTXAutoBlocks",
+        lambda: fresh_video(TINY_VIDEOS["ltx_video"]).pipe,
+        {"height": 64, "width": 96, "num_frames": 17, "max_sequence_length": 24},
+    ),
     "wan": Family(
         "WanBlocks",
         lambda: fresh_video(TINY_VIDEOS["wan"]).pipe,

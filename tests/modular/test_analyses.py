@@ -33,7 +33,9 @@ def both() -> tuple[HookedDiffusion, HookedDiffusion]:
 def test_maps_and_relevances_are_the_same(both: tuple[HookedDiffusion, HookedDiffusion]) -> None:
     maps = [attention_maps(model, PROMPT, words=["circle"], **SIZE).maps for model in both]
     assert torch.equal(*maps)
-    concepts = [concept_attention(model, PROMPT, concepts=["circle"], **SIZE) for model in both]
+    concepts = [
+        concept_attention(model, PROMPT, concepts=["circle", "square"], **SIZE) for model in both
+    ]
     assert torch.equal(*(one.maps for one in concepts))
     words = {"Color": ["red", "blue"], "Shape": ["circle", "square"]}
     votes = [head_relevance(model, [PROMPT], concepts=words, **SIZE).vectors for model in both]

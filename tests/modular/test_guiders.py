@@ -22,9 +22,10 @@ from torch import Tensor
 from diffusion_lens import HookedDiffusion, Site
 from diffusion_lens.engine.guiders import GUIDERS
 from diffusion_lens.errors import EngineError, HookNeverFiredError
-from tests.modular.pipelines import PROMPT, generator, guided, settings, shared
+from tests.modular.pipelines import PROMPT, generator, guided, put_together, settings, shared
 from tests.pipelines import latents_of, traces
 from tests.tiny_videos.families import TINY_VIDEOS, fresh_video
+from tests.tiny_videos.wan import wan_two
 
 MIDDLE = "mid_block.attentions.0.transformer_blocks"
 WHOLE = {"start": 0.0, "stop": 1.0}
@@ -390,6 +391,49 @@ def test_the_guider_of_a_classic_pipeline_tells_its_branches() -> None:
         for branch in ("cond", "uncond", "skip")
         if branch != "skip" or step  # whose window begins behind the first step
     ]
+
+
+def test_each_denoiser_of_wan_has_its_own_guider() -> None:
+    classic = fresh_video(wan_two).pipe
+    with contextlib.redirect_stderr(io.StringIO()):
+        second = guiders.ClassifierFreeGuidance(1.0)
+    pipe = put_together(classic, "Wan22Blocks", guider_2=second)
+    guided(pipe)
+    given = settings("wan", steps=3)
+    seen: dict[str, list[tuple[int, str]]] = {"transformer": [], "transformer_2": []}
+    taken: dict[str, list[int]] = {"transformer": [], "transformer_2": []}
+    steps: list[int] = []
+    handles = [
+        getattr(pipe, name).register_forward_hook(lambda *_, to=found: to.append(len(steps)))
+        for name, found in taken.items()
+    ]
+    kind = type(pipe.scheduler)
+    original = kind.step
+
+    def step(self: Any, *args: Any, **kwargs: Any) -> Any:
+        steps.append(1)
+        return original(self, *args, **kwargs)
+
+    kind.step = step
+    try:
+        pipe(prompt=PROMPT, generator=generator(), **given)
+    finally:
+        kind.step = original
+        for handle in handles:
+            handle.remove()
+    expected = {name: list(dict.fromkeys(found)) for name, found in taken.items()}
+    assert expected["transformer"] and expected["transformer_2"]
+    assert [len(found) for found in taken.values()] == [
+        2 * len(expected["transformer"]),
+        len(expected["transformer_2"]),
+    ]
+    for name, found in seen.items():
+        first, last = expected[name][0], expected[name][-1] + 1
+        site = Site("hook_noise_pred", steps=range(first, last))
+        hooks = [(site, lambda _, hook, to=found: to.append((hook.step, hook.branch)))]
+        HookedDiffusion(pipe, denoiser=name).run_with_hooks(PROMPT, fwd_hooks=hooks, **given)
+        branches = ("cond", "uncond") if name == "transformer" else ("cond",)
+        assert found == [(one, branch) for one in expected[name] for branch in branches]
 
 
 def test_denoise_keeps_to_the_windows_of_the_guider() -> None:

@@ -62,7 +62,7 @@ def test_activations_are_those_of_the_classic_pipeline(name: str) -> None:
     classic, pipe = shared(name)[0], modular(name)
     given = settings(name)
     names = ["blocks.*.img.hook_resid_post", "blocks.*.txt.hook_resid_pre", "hook_guided_pred"]
-    if name in ("sdxl", "wan", "z_image"):
+    if name in ("sdxl", "ltx", "wan", "z_image"):
         names[1] = "**.txt.hook_k"
     kept: dict[str, Any] = {
         "seed": 0,

@@ -64,6 +64,7 @@ TWINS = {
         ("QwenImageTextEncoderStep",),
         settings={one: one for one in _TEMPLATE},
     ),
+    "LTXModularPipeline": Twin("LTXPipeline", ("LTXTextEncoderStep",)),
     "WanModularPipeline": Twin("WanPipeline", ("WanTextEncoderStep",)),
     "ZImageModularPipeline": Twin("ZImagePipeline", ("ZImageTextEncoderStep",)),
 }
