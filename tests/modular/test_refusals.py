@@ -284,7 +284,8 @@ def test_the_latents_are_those_with_which_the_loop_is_left() -> None:
             return components, block_state
 
     loop.sub_blocks["after_denoiser"] = Doubled()
-    out = HookedDiffusion(pipe)(PROMPT, seed=0, **settings("sdxl"))
+    out, cache = HookedDiffusion(pipe).run_with_cache(PROMPT, seed=0, **settings("sdxl"))
+    assert cache.steps == [0, 1]  # a block of the user's steps the scheduler
     state = pipe(prompt=PROMPT, generator=generator(), **settings("sdxl"))
     assert torch.equal(latents_of(out), state.get("latents"))
 
