@@ -115,8 +115,8 @@ class AttentionHooks:
         mode, backend = self._modes.pop()
         mode.stop(module)
         _restore_backend(module, backend)
-        left_out = bool(self.evaluation().changed)  # by a guider, for this evaluation
-        if mode.calls == 0 and output is not None and not left_out:
+        unseen = mode.calls == 0 and output is not None
+        if unseen and not self.evaluation().changed:  # by a guider, for this evaluation
             raise EngineError(
                 f"{self.name}: {_processor_name(module)} computes attention without "
                 "scaled_dot_product_attention or get_attention_scores, so queries and patterns "
