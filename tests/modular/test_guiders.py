@@ -164,6 +164,19 @@ def test_every_evaluation_has_the_branch_that_its_guider_says(case: str) -> None
     assert set(steps) == {0, 1, 2, 3}
 
 
+def test_runs_one_after_the_other_are_the_same() -> None:
+    """A guider that guides no more at the last step would be given no negative prompt again."""
+    name, make, _ = CASES["cfg in a window"]
+    model, given = HookedDiffusion(with_guider(name, make)), settings(name, steps=4)
+    first = latents_of(model(PROMPT, seed=0, **given))
+    again, cache = model.run_with_cache(PROMPT, seed=0, branch="all", **given)
+    assert torch.equal(latents_of(again), first)
+    start = cache.at(step=1)["hook_sample"]
+    found = model.denoise(start, prompt=PROMPT, step=1, **given)
+    assert torch.equal(found.guided, cache.at(step=1)["hook_guided_pred"])
+    assert list(found.branches) == ["cond", "uncond"]
+
+
 def test_windows_are_those_of_each_step() -> None:
     pipe, seen = with_guider("qwen_image", CASES["cfg in a window"][1]), []
     model = HookedDiffusion(pipe)

@@ -114,6 +114,15 @@ def weakened_branch(guider: Any) -> str | None:
     return next((WEAKENING[kind] for kind in kinds if kind in WEAKENING), None)
 
 
+def begin_anew(guider: Any) -> None:
+    """Take a guider back to where it is before its first run.
+
+    It keeps the last step of the run before, by which encoder blocks decide whether the negative
+    prompt is needed: one that guides no more at that step would get none, and fail at the next.
+    """
+    guider._step = guider._num_inference_steps = guider._timestep = None
+
+
 class FollowedGuider:
     """Follows one guider while hooks are on."""
 
@@ -157,9 +166,10 @@ class FollowedGuider:
         prepared.running, self.denoiser = True, denoiser
         if self.weakened is None:
             return original(denoiser)
-        before = set(_registered(denoiser))
+        module = getattr(denoiser, "_orig_mod", denoiser)  # what `torch.compile` wraps
+        before = set(_registered(module))
         result = original(denoiser)
-        added = [one for one in _registered(denoiser) if one not in before]
+        added = [one for one in _registered(module) if one not in before]
         prepared.changed = tuple(dict.fromkeys(path for path, _ in added))
         self._warn_where_nothing_changed(prepared)
         return result

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from diffusion_lens.engine.guiders import guiders_of
+from diffusion_lens.engine.guiders import begin_anew, guiders_of
 from diffusion_lens.engine.modular import loops_of
 from diffusion_lens.engine.observing import observed
 from diffusion_lens.engine.steps import StepTracker
@@ -125,6 +125,7 @@ def guided_from(tracker: StepTracker, step: int | None) -> Iterator[None]:
         undo.enter_context(observed(scheduler, "set_timesteps", set_timesteps, innermost=True))
         for guider in guiders_of(pipe):
             undo.enter_context(state_kept(guider))
+            begin_anew(guider)
             undo.enter_context(observed(guider, "set_state", set_state))
         yield
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion_lens.engine.guiders import guiders_of
+from diffusion_lens.engine.guiders import begin_anew, guiders_of
 from diffusion_lens.engine.modular import call_settings, is_modular, loops_of
 from diffusion_lens.engine.observing import observed
 from diffusion_lens.engine.step_noise import seeded_steps
@@ -50,6 +50,9 @@ def generate(wiring: Wiring, run: Run, *, model: str, dtype: torch.dtype) -> Out
         settings["prompt"] = prompt
     if is_modular(pipe) and settings.get("output_type") == "latent":
         settings["output_type"] = "pt"  # most decoders know no other type; images are left aside
+    if is_modular(pipe):
+        for guider in guiders_of(pipe):
+            begin_anew(guider)
     last = LastLatents(settings)
     with last.followed(pipe), steps:
         result = pipe(**last.settings)
