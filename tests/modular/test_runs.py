@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from diffusion_lens import HookedDiffusion, Site
@@ -188,3 +189,25 @@ def test_what_made_a_result_names_its_guider() -> None:
     (config,) = out.made_by.guiders.values()
     assert config["guidance_scale"] == 3.5
     assert "3.5" in str(out.made_by.as_dict()["guiders"])
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_image_to_image_counts_its_own_steps(masked: bool) -> None:
+    pipe = modular("sdxl")
+    image = Image.new("RGB", (64, 64), (200, 30, 30))
+    given = settings("sdxl", steps=4, image=image, strength=0.5)
+    given |= {"mask_image": Image.new("L", (64, 64), 255)} if masked else {}
+    timesteps: list[float] = []
+    handle = pipe.unet.register_forward_pre_hook(lambda _, args: timesteps.append(float(args[1])))
+    seen: list[tuple[int, str, float]] = []
+
+    def see(_activation: Tensor, hook: Any) -> None:
+        seen.append((hook.step, hook.branch, hook.timestep))
+
+    out = HookedDiffusion(pipe).run_with_hooks(PROMPT, fwd_hooks=[("mid.hook_h", see)], **given)
+    handle.remove()
+    assert [step for step, _, _ in seen] == [0, 0, 1, 1]
+    assert [branch for _, branch, _ in seen] == ["cond", "uncond"] * 2
+    assert [timestep for _, _, timestep in seen] == timesteps
+    state = pipe(prompt=PROMPT, generator=[generator()], **given)
+    assert torch.equal(latents_of(out), state.get("latents"))
