@@ -383,6 +383,17 @@ def test_another_guider_between_runs_is_followed() -> None:
     assert seen == ["cond", "uncond", "cond", "cond", "uncond", "cond", "uncond", "perturbed"]
 
 
+def test_a_step_at_which_a_guider_does_not_guide_is_named() -> None:
+    pipe = with_guider("qwen_image", CASES["cfg in a window"][1])
+    model, given = HookedDiffusion(pipe), settings("qwen_image", steps=4)
+    hooks = [(Site("hook_noise_pred", branch="uncond", steps=[0, 1]), lambda _a, _hook: None)]
+    with pytest.raises(HookNeverFiredError, match="did not at step 0, which the run had: the pipe"):
+        model.run_with_hooks(PROMPT, fwd_hooks=hooks, **given)
+    _, cache = model.run_with_cache(PROMPT, names_filter="hook_noise_pred", branch="all", **given)
+    assert (cache.cond.steps, cache.uncond.steps) == ([0, 1, 2, 3], [1, 2])
+    assert len(cache.uncond["hook_noise_pred"]) == 2
+
+
 def test_a_branch_that_no_guider_makes_is_refused() -> None:
     pipe = with_guider("sdxl", lambda: guiders.ClassifierFreeGuidance(1.0))
     hooks = [(Site("mid.hook_h", branch="uncond"), lambda _activation, _hook: None)]

@@ -53,14 +53,16 @@ class HookedDiffusion(Naming, Hooking):
         """Wrap a ready pipeline: with LoRA, quantised, offloaded, compiled, image-to-image, ….
 
         Args:
-            pipe: A diffusers pipeline, or a denoiser that is called by hand.
+            pipe: A diffusers pipeline, classic or modular with its components loaded, or a denoiser
+                that is called by hand.
             name: What to call the model in tables; by default where it was loaded from.
             denoiser: The pipeline's attribute whose steps are hooked, where there are several
                 (Wan 2.2: `"transformer"`, above a noise level, and `"transformer_2"`, below it);
                 None is the first. Wrap the pipeline once for each; steps keep their numbers.
 
         Raises:
-            UnsupportedModelError: If there is no denoiser of a known architecture.
+            UnsupportedModelError: If there is no denoiser of a known architecture, or a modular
+                pipeline has not loaded its denoiser, scheduler or guider.
         """
         if isinstance(pipe, str | Path | HookedDiffusion):
             raise UnsupportedModelError(
@@ -257,7 +259,7 @@ class HookedDiffusion(Naming, Hooking):
         """Evaluate the denoiser once, with guidance, as the pipeline would do it.
 
         Differentiable with respect to latents, embeddings (`prompt_embeds=`, …) and hooked
-        activations.
+        activations, but not in modular pipelines, whose blocks compute without gradients.
 
         Args:
             latents: The latents, in the form that the pipeline's loop holds them.
@@ -272,7 +274,8 @@ class HookedDiffusion(Naming, Hooking):
 
         Raises:
             RunError: If not exactly one of `step` and `noise_level` is given, or they do not
-                exist, or the latents do not fit.
+                exist, or the latents do not fit; or a modular pipeline cannot do it exactly: with
+                gradients, at a noise level with a guider, or if its class is not described.
         """
         run = Run.of(prompt, seed=seed, settings=settings)
         if self.pipe is not None:
@@ -300,7 +303,8 @@ class HookedDiffusion(Naming, Hooking):
             seed: Sample the VAE's distribution with this seed; None takes its mode.
 
         Raises:
-            RunError: If the VAE does not take so many frames.
+            RunError: If the VAE does not take so many frames, or what a modular pipeline does with
+                images is not described.
         """
         axes = self.points["hook_latents"].axes
         size = {"height": height, "width": width}
@@ -323,6 +327,10 @@ class HookedDiffusion(Naming, Hooking):
             height: In pixels, where the latents are packed (Flux).
             width: In pixels, likewise.
             output_type: `"pil"`, `"np"` or `"pt"`.
+
+        Raises:
+            RunError: If packed latents do not make an image of that size, or what a modular
+                pipeline does with latents is not described.
         """
         return images.decode_latents(
             classic(self._needed_pipe("decode_latents"), "decode_latents"),
