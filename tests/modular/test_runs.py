@@ -10,16 +10,19 @@ from PIL import Image
 from torch import Tensor
 
 from diffusion_lens import HookedDiffusion, Site
+from diffusion_lens.errors import WordError
 from tests.modular.pipelines import (
     FAMILIES,
     PROMPT,
     generator,
     guided,
     of_classic,
+    put_together,
     settings,
     shared,
 )
 from tests.pipelines import latents_of, traces
+from tests.tiny_videos.families import TINY_VIDEOS, fresh_video
 
 EVERY = pytest.mark.parametrize("name", FAMILIES)
 BIT_FOR_BIT = ("flux", "flux2", "flux2_klein_base", "qwen_image", "wan")
@@ -145,6 +148,22 @@ def test_latents_decode_to_the_images_of_the_run(name: str) -> None:
         assert torch.equal(
             latents, HookedDiffusion(shared(name)[0]).encode_image(out.images, **size)
         )
+
+
+def test_hunyuan_video_15_tells_no_words_and_does_the_rest() -> None:
+    classic = fresh_video(TINY_VIDEOS["hunyuan_video_15"]).pipe
+    pipe = put_together(classic, "HunyuanVideo15AutoBlocks")
+    given: dict[str, Any] = {"height": 32, "width": 48, "num_frames": 9, "num_inference_steps": 2}
+    model = HookedDiffusion(pipe)
+    out = model(PROMPT, seed=0, **PIXELS, **given)
+    found = model.decode_latents(latents_of(out), height=32, width=48, **PIXELS)
+    assert torch.equal(torch.as_tensor(found), torch.as_tensor(out.frames))
+    outputs, steps = recorded(pipe, **given)
+    one = model.denoise(steps[1][1], prompt=PROMPT, step=1, **given)
+    assert torch.equal(one.guided, steps[1][0])
+    assert torch.equal(torch.cat([one.cond, one.uncond]), torch.cat(outputs[2:]))
+    with pytest.raises(WordError, match="HunyuanVideo15TextEncoderStep makes of a prompt is not"):
+        model.words(PROMPT, "cat")
 
 
 @pytest.mark.parametrize("name", ["sdxl", "qwen_image"])

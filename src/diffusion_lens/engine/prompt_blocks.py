@@ -29,7 +29,8 @@ class Twin:
 
     Attributes:
         pipeline: Its class.
-        encoders: Classes of the blocks that make of a prompt what its `encode_prompt` makes of it.
+        encoders: Classes of the blocks that make of a prompt what its `encode_prompt` makes of it;
+            none where that is not described.
         ignored: What those blocks take and do not use.
         settings: Attributes of the classic pipeline that those blocks have, with their names there.
     """
@@ -64,6 +65,7 @@ TWINS = {
         ("QwenImageTextEncoderStep",),
         settings={one: one for one in _TEMPLATE},
     ),
+    "HunyuanVideo15ModularPipeline": Twin("HunyuanVideo15Pipeline", ()),
     "LTXModularPipeline": Twin("LTXPipeline", ("LTXTextEncoderStep",)),
     "WanModularPipeline": Twin("WanPipeline", ("WanTextEncoderStep",)),
     "ZImageModularPipeline": Twin("ZImagePipeline", ("ZImageTextEncoderStep",)),
