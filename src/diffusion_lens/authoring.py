@@ -21,9 +21,12 @@ from diffusion_lens.concept_streams.streams import ConceptStreams as ConceptStre
 from diffusion_lens.concept_streams.streams import carriers as carriers
 
 # The pipeline: calls of its methods, seen and unseen; evaluations that start in the middle
+from diffusion_lens.engine.modular import call_settings as call_settings
+from diffusion_lens.engine.modular import is_modular as is_modular
 from diffusion_lens.engine.observing import observed as observed
 from diffusion_lens.engine.observing import unobserved as unobserved
 from diffusion_lens.engine.projection import is_plain as is_plain
+from diffusion_lens.engine.prompt_blocks import encoding as encoding
 from diffusion_lens.engine.restart import Replay as Replay
 from diffusion_lens.engine.restart import TrajectoryReplay as TrajectoryReplay
 

@@ -145,7 +145,7 @@ def test_one_block_that_is_left_out_at_some_steps_is_named() -> None:
     fired = {"blocks.0.x": {0, 1, 2, 3}, "blocks.1.x": {0, 2}}
     with missed(
         "look was to fire at blocks.1.x (Site.parse('**.x[step=0:4]')), but did not at steps 1, 3, "
-        "which the run had: the pipeline or a step cache leaves this block out there"
+        "which the run had: the pipeline, its guider or a step cache leaves it out there"
     ):
         judge(put_on(Site("**.x", steps=range(4)), fired), 4)
     judge(put_on(Site("**.x", steps=[0, 2]), fired), 4)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from diffusion_lens import HookedDiffusion, Output, Run
 from diffusion_lens.analyses.saving import Saved
+from diffusion_lens.authoring import call_settings
 from diffusion_lens.border import public
 from diffusion_lens.errors import ResultError, RunError
 from diffusion_lens.showing.gallery import gallery
@@ -164,8 +164,7 @@ def inference_steps(model: HookedDiffusion, run: Run) -> int:
     given = run.settings.get("num_inference_steps")
     if given is not None:
         return int(given)
-    call = type(model.pipe).__call__
-    return int(inspect.signature(call).parameters["num_inference_steps"].default)
+    return int(call_settings(model.pipe)["num_inference_steps"])
 
 
 def edited_images(out: Output, *, method: str, citation: str, **more: Any) -> EditedImages:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from diffusion_lens import HookedDiffusion, Run
 from diffusion_lens.analyses.edited_images import EditedImages, edited_run
-from diffusion_lens.authoring import DEFAULT_SEED, fitted
+from diffusion_lens.authoring import DEFAULT_SEED, call_settings, fitted
 from diffusion_lens.border import Between, PipelineSetting, public
 from diffusion_lens.errors import RunError, UnsupportedModelError
 
@@ -114,6 +114,4 @@ def _image_to_image(model: HookedDiffusion) -> HookedDiffusion:
 
 
 def _parameters(model: HookedDiffusion) -> list[str]:
-    import inspect
-
-    return list(inspect.signature(type(model.pipe).__call__).parameters)
+    return list(call_settings(model.pipe))

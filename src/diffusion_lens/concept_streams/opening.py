@@ -15,6 +15,7 @@ from diffusion_lens.concept_streams.encoding import encode_concepts, encode_toge
 from diffusion_lens.concept_streams.entering import entry_modules
 from diffusion_lens.concept_streams.streams import ConceptStreams, carriers
 from diffusion_lens.concept_streams.view import ATTENDED
+from diffusion_lens.engine.prompt_blocks import encoding, text_length
 from diffusion_lens.engine.wiring import Wiring
 from diffusion_lens.errors import (
     ConceptError,
@@ -67,7 +68,7 @@ def open_streams(
         words = [concepts] if isinstance(concepts, str) else list(concepts)
         embeddings, rows = _encoded(wiring, words, tokens, max_sequence_length, encoder_settings)
         if isinstance(own, str) and own == "concepts":
-            own = pooled_of(wiring.pipe, words, device=wiring.device)
+            own = pooled_of(_encoding(wiring), words, device=wiring.device)
     given = ConceptInput(_filled(embeddings, slots), own, placed)
     return ConceptStreams(rows, given, attended, chosen, image_queries)
 
@@ -132,11 +133,11 @@ def _encoded(
         encode = partial(encode_concepts, first=tokens == "first")
     try:
         return encode(
-            wiring.pipe,
+            _encoding(wiring),
             wiring.spec.text_parts,
             words,
             device=wiring.device,
-            max_sequence_length=length,
+            max_sequence_length=text_length(wiring.pipe, length),
             ahead=wiring.points["hook_text_emb"].skipped,
             settings=settings,
         )
@@ -145,6 +146,11 @@ def _encoded(
             f"a concept's tokens cannot be told: {error}. Give embeddings with axes batch, "
             "concept, d_text"
         ) from error
+
+
+def _encoding(wiring: Wiring) -> Any:
+    """The pipeline that encodes concepts: of a modular one the classic one of its components."""
+    return encoding(wiring.pipe, "encoding concepts", error=ConceptError)
 
 
 def _filled(embeddings: Tensor, slots: int | None) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from diffusion_lens.architectures.spec import DenoiserSpec
+from diffusion_lens.engine.modular import is_modular
 from diffusion_lens.engine.run_state import RunState
 from diffusion_lens.errors import EngineError, RunError
 
@@ -46,7 +47,8 @@ def branch_rows(
             f"a batch of {batch} cannot hold the branches {names} in equal parts; {_remedy(names)}"
         )
     size = batch // len(names)
-    if not stated and run.in_pipeline and len(names) > 1 and run.samples is None:
+    uncertain = len(names) > 1 or is_modular(pipe)  # whose blocks may batch as they like
+    if not stated and run.in_pipeline and uncertain and run.samples is None:
         raise EngineError(
             f"how many samples this run of {type(pipe).__name__} makes is not known, so neither is "
             f"whether a batch of {batch} holds just the branches {names}; {_remedy(names)}"
@@ -92,6 +94,10 @@ def _names(
         return ("skip",)
     if not run.in_pipeline:
         return ("cond",)
+    if run.prepared is not None:
+        return (run.prepared.branch(pipe),)
+    if is_modular(pipe):
+        return _without_guider(run, pipe)
     if spec.guidance == "calls":
         named = run.named_branch
         if named and named not in (*spec.branches, *FURTHER):
@@ -119,6 +125,17 @@ def _names(
     if getattr(pipe, "do_perturbed_attention_guidance", False):
         names = (*names, "perturbed")
     return names
+
+
+def _without_guider(run: RunState, pipe: Any) -> tuple[str, ...]:
+    """The branch of a modular pipeline's evaluation for which no guider prepared a batch."""
+    if run.call:
+        raise EngineError(
+            f"{type(pipe).__name__} evaluates its denoiser {run.call + 1} times in step "
+            f"{run.step} without a guider that names the predictions, so that the branches are not "
+            "known; let a guider of diffusers prepare the batches"
+        )
+    return ("cond",)
 
 
 def _guided(run: RunState, pipe: Any) -> bool | None:

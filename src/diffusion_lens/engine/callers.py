@@ -9,6 +9,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
+from diffusion_lens.engine.modular import is_block, is_modular
+
 BETWEEN = (
     str(Path(__file__).parents[1]),
     str(Path("torch", "utils", "_contextlib.py")),
@@ -19,11 +21,11 @@ BETWEEN = (
 
 
 class Running(NamedTuple):
-    """A pipeline in the midst of one of its methods.
+    """A pipeline in the midst of one of its methods, or of one of its blocks.
 
     Attributes:
         pipe: The pipeline.
-        method: The method's name.
+        method: The method's name, or the block's class.
     """
 
     pipe: Any
@@ -34,16 +36,20 @@ def called_by_method_of(pipe: Any) -> bool:
     """Whether the pipeline's own code calls what is running, not a callback or a hook."""
     # Functions that no pipeline owns (`retrieve_timesteps`) stand between as well.
     between = (*BETWEEN, *getattr(sys.modules.get("diffusers"), "__path__", ()))
+    # Blocks of modular pipelines may be anybody's, and there are no callbacks.
+    anything = is_modular(pipe)
     for frame in _frames():
         if _is_method_of(pipe, frame):
             return True
+        if anything:
+            continue
         if not any(part in frame.f_code.co_filename for part in between):
             return False
     return False
 
 
 def running_pipeline() -> Running | None:
-    """The innermost diffusers pipeline of which a method is on the stack."""
+    """The innermost diffusers pipeline of which a method or a block is on the stack."""
     diffusers = sys.modules.get("diffusers.pipelines.pipeline_utils")
     if diffusers is None:
         return None
@@ -51,6 +57,11 @@ def running_pipeline() -> Running | None:
         found = frame.f_locals.get("self")
         if isinstance(found, diffusers.DiffusionPipeline) and _is_method_of(found, frame):
             return Running(found, frame.f_code.co_name)
+        if is_block(found):
+            several = (value for value in frame.f_locals.values() if is_modular(value))
+            pipe = next(several, None)
+            if pipe is not None:
+                return Running(pipe, type(found).__name__)
     return None
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lens.engine.noise import NoiseLevel, noise_level
+from diffusion_lens.engine.prompt_blocks import classic
 from diffusion_lens.engine.run_state import SAME_PROMPT, PartPrompts, Prompts, RunState
 from diffusion_lens.engine.words import PromptTokens, tokenizer_of, words_of
 from diffusion_lens.errors import EngineError, WordError
@@ -20,7 +21,11 @@ if TYPE_CHECKING:
 
 
 class Evaluation:
-    """One call of the denoiser. What it tells stays true after the run that it belongs to."""
+    """One call of the denoiser. What it tells stays true after the run that it belongs to.
+
+    Attributes:
+        changed: Paths of the modules that a guider changed for it.
+    """
 
     def __init__(self, tracker: StepTracker, run: RunState, arguments: Mapping[str, Any]) -> None:
         """Work out which rows of the batch belong to which guidance branch.
@@ -33,6 +38,7 @@ class Evaluation:
         self.spec = tracker.spec
         self.step = run.step
         self.arguments = arguments
+        self.changed = () if run.prepared is None else run.prepared.changed
         self.batch = len(arguments[self.spec.latents])
         self.rows = tracker.branch_rows(run, arguments, self.batch)
         self._scheduled = tracker.scheduled(run, arguments.get(self.spec.timestep))
@@ -188,6 +194,7 @@ class Evaluation:
         negative = SAME_PROMPT.get(branch, branch) == "uncond"
         known, key = self.run.tokens, (prompt, self.run.max_length, negative)
         if key not in known:
-            pipe, parts, length = self.tracker.pipe, self.spec.text_parts, self.run.max_length
+            pipe = classic(self.tracker.pipe, "text", error=WordError)
+            parts, length = self.spec.text_parts, self.run.max_length
             known[key] = PromptTokens.of(pipe, parts, prompt, max_length=length, negative=negative)
         return known[key]

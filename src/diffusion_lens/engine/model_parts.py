@@ -13,6 +13,8 @@ from diffusion_lens.architectures.relatives import closest_relative
 from diffusion_lens.architectures.spec import DenoiserSpec
 from diffusion_lens.engine.companion import Companion
 from diffusion_lens.engine.denoisers import DENOISERS, denoisers_of, further_denoisers
+from diffusion_lens.engine.guiders import guiders_of
+from diffusion_lens.engine.modular import encoders_of, refuse_unready
 from diffusion_lens.errors import UnsupportedModelError, listing
 from diffusion_lens.hook_points.names import NamePattern, match_names
 from diffusion_lens.hook_points.point import HookPoint
@@ -38,11 +40,13 @@ class ModelParts:
             spec: Its description; None for the one that is registered for its class.
 
         Raises:
-            UnsupportedModelError: If there is no denoiser of a known architecture.
+            UnsupportedModelError: If there is no denoiser of a known architecture, or a modular
+                pipeline has not loaded what its steps need.
         """
         self.pipe = None if isinstance(pipe, nn.Module) else pipe
         self.which = which
         self._bare = pipe if isinstance(pipe, nn.Module) else None
+        refuse_unready(self.pipe)
         self.spec = spec or _registered(self.denoiser)
         self.companion: Companion | None = None
         self._points: tuple[object, dict[str, HookPoint]] | None = None
@@ -105,7 +109,8 @@ class ModelParts:
         """What hooks are attached to: LoRA, for one, puts other modules in place."""
         scheduler = getattr(self.pipe, "scheduler", None)
         further = further_denoisers(self.pipe, self.denoiser).values()
-        return [scheduler, *self._processors(), *self.denoiser.modules(), *further]
+        told_by = (*guiders_of(self.pipe), *encoders_of(self.pipe))
+        return [scheduler, *told_by, *self._processors(), *self.denoiser.modules(), *further]
 
     def native(self, pattern: Any) -> dict[str, HookPoint]:
         """Hook points at modules by their path in diffusers, for a pattern that asks for them."""

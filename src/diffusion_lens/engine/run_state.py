@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from diffusion_lens.engine.guiders import Prepared
 from diffusion_lens.engine.noise import Schedule
 from diffusion_lens.engine.words import PromptTokens
 from diffusion_lens.errors import WordError
@@ -56,6 +57,8 @@ class RunState:
         max_length: The length to which it was told to cut and pad the text, where it was.
         guided: Whether it was told to encode for guidance; None where it did not say.
         named_branch: The name that the pipeline gives to the evaluation that comes.
+        prepared: What a guider prepared for this step; None where there is none.
+        unchanged_told: Whether it was said that a guider changes nothing.
         thread: The thread that it runs on.
         grid_of: The ids that say the grid, their version, and the grid of each level.
         tokens: The tokens of each prompt, by prompt, `max_length` and whether it is negative.
@@ -76,6 +79,8 @@ class RunState:
     max_length: int | None = None
     guided: bool | None = None
     named_branch: str | None = None
+    prepared: Prepared | None = None
+    unchanged_told: bool = False
     thread: int = field(default_factory=threading.get_ident)
     grid_of: tuple[Tensor, int, dict[int, tuple[int, ...]]] | None = None
     tokens: dict[tuple[PartPrompts, int | None, bool], PromptTokens] = field(default_factory=dict)

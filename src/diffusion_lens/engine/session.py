@@ -26,6 +26,7 @@ from diffusion_lens.engine.registration import Registration
 from diffusion_lens.engine.step_caches import step_cache_on
 from diffusion_lens.engine.steps import StepTracker
 from diffusion_lens.engine.taps import Tap, expand
+from diffusion_lens.engine.weakened import WeakenedEvaluations
 from diffusion_lens.errors import EngineError
 from diffusion_lens.hook_points.point import HookPoint
 
@@ -96,6 +97,11 @@ class Session:
             stack.enter_context(self.tracker.attached())
             self.tracker.on_further.append(self._refuse_unhooked_steps)
             stack.callback(self.tracker.on_further.remove, self._refuse_unhooked_steps)
+            weakened = WeakenedEvaluations(self.denoiser, self.taps)
+            self.tracker.on_evaluation.append(weakened.begins)
+            stack.callback(self.tracker.on_evaluation.remove, weakened.begins)
+            self.tracker.on_prediction.append(weakened.ends)
+            stack.callback(self.tracker.on_prediction.remove, weakened.ends)
             for handle in self._attach_gated():
                 stack.callback(handle.remove)
             self._exit = stack.pop_all()

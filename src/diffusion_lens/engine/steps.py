@@ -17,9 +17,12 @@ from diffusion_lens.engine.branches import FURTHER, Rows, branch_rows
 from diffusion_lens.engine.callers import called_by_method_of, running_pipeline
 from diffusion_lens.engine.denoisers import further_denoisers
 from diffusion_lens.engine.evaluation import Evaluation
+from diffusion_lens.engine.guiders import FollowedGuider, guiders_of
 from diffusion_lens.engine.handles import deaf_on_copies
+from diffusion_lens.engine.modular import asked, is_modular
 from diffusion_lens.engine.noise import NoiseLevel, Schedule, noise_level
 from diffusion_lens.engine.observing import observed
+from diffusion_lens.engine.prompt_blocks import EncoderBlocks
 from diffusion_lens.engine.run_state import PartPrompts, RunState, Seen, images_per_prompt
 from diffusion_lens.errors import EngineError, NestedRunError
 
@@ -59,6 +62,7 @@ class StepTracker:
         self.on_start: list[Callable[[], None]] = []
         self.on_evaluation_by_hand: list[Callable[[], None]] = []
         self.on_evaluation: list[Callable[[Evaluation], None]] = []
+        self.on_prediction: list[Callable[[Evaluation], None]] = []
         self.on_further: list[Callable[[str, Evaluation], None]] = []
         self.on_guided: list[Callable[[Tensor, Any, Tensor], Tensor]] = []
         self.on_sample: list[Callable[[Tensor], Tensor]] = []
@@ -217,6 +221,9 @@ class StepTracker:
                 undo.enter_context(observed(scheduler, "step", self._step))
                 undo.enter_context(observed(self.pipe, "encode_prompt", self._encode_prompt))
                 undo.enter_context(observed(self.pipe, "__call__", self._pipeline_call))
+                for guider in guiders_of(self.pipe):
+                    undo.enter_context(FollowedGuider(guider, self).attached())
+                undo.enter_context(EncoderBlocks(self).attached())
             yield self
 
     def forget(self) -> None:
@@ -270,7 +277,7 @@ class StepTracker:
         finally:
             self.run = RunState()
             self._clear_away()
-            for listener in self.on_end:
+            for listener in list(self.on_end):
                 listener()
 
     def _refuse_unseen_steps(self) -> None:
@@ -284,7 +291,8 @@ class StepTracker:
 
     def _pipeline_call(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
         arguments = inspect.signature(original).bind_partial(*args, **kwargs).arguments
-        with self.calling({**arguments, **arguments.get("kwargs", {})}):
+        given = {**arguments, **arguments.get("kwargs", {})}
+        with self.calling(asked(self.pipe, arguments) if is_modular(self.pipe) else given):
             return original(*args, **kwargs)
 
     def _before(self, _module: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -352,6 +360,12 @@ class StepTracker:
         if found.pipe is self.pipe:
             if self.run.in_pipeline or self.branches:
                 return
+            if is_modular(self.pipe) and found.method != "__call__":
+                raise EngineError(
+                    f"a {found.method} of {name} runs the denoiser outside a call of the pipeline "
+                    "that was followed, so that steps and branches are not known; put hooks on "
+                    "before, and call the pipeline: `model.pipe(…)`"
+                )
             if found.method == "__call__":
                 raise EngineError(
                     f"hooks were put on in the middle of a run of {name}, whose steps and branches "
@@ -407,6 +421,7 @@ class StepTracker:
         result = original(*args, **kwargs)
         self.run.step += 1
         self.run.call = 0
+        self.run.prepared = None
         for listener in self.on_step:
             listener()
         return result
@@ -442,11 +457,11 @@ class StepTracker:
         known = inspect.signature(type(self.pipe).encode_prompt).parameters
         repeats = {"num_images_per_prompt", "num_videos_per_prompt"} & set(known)
         images = images_per_prompt(bound if repeats else run.asked or {})
-        run.prompts[branch] = self._prompts(bound, "", count, images)
+        run.prompts[branch] = self.prompts_of_call(bound, "", count, images)
         if self.spec.guidance == "batched" or "negative_prompt" in bound:
-            run.prompts["uncond"] = self._prompts(bound, "negative_", count, images)
+            run.prompts["uncond"] = self.prompts_of_call(bound, "negative_", count, images)
 
-    def _prompts(
+    def prompts_of_call(
         self, bound: Mapping[str, Any], kind: str, count: int, images: int
     ) -> list[PartPrompts]:
         """For each sample, what each part of the text stream was made from."""

@@ -19,6 +19,7 @@ from diffusion_lens.activation_cache.recorder import (
     refuse_over_budget,
 )
 from diffusion_lens.engine.evaluation import Evaluation
+from diffusion_lens.engine.modular import is_modular, loops_of
 from diffusion_lens.engine.registration import Registration
 from diffusion_lens.engine.taps import Tap
 from diffusion_lens.engine.wiring import Wiring
@@ -210,13 +211,16 @@ def progress(wiring: Wiring, cache: ActivationCache, *, show: bool) -> Iterator[
 
 @contextlib.contextmanager
 def quiet(pipe: Any) -> Iterator[None]:
-    """Switch a pipeline's own progress bar off while the context is open."""
-    before = getattr(pipe, "_progress_bar_config", None)
-    pipe.set_progress_bar_config(**{**(before or {}), "disable": True})
+    """Switch a pipeline's own progress bars off while the context is open."""
+    owners = loops_of(pipe) if is_modular(pipe) else [pipe]
+    before = [getattr(owner, "_progress_bar_config", None) for owner in owners]
+    for owner, config in zip(owners, before, strict=True):
+        owner.set_progress_bar_config(**{**(config or {}), "disable": True})
     try:
         yield
     finally:
-        if before is None:
-            del pipe._progress_bar_config
-        else:
-            pipe._progress_bar_config = before
+        for owner, config in zip(owners, before, strict=True):
+            if config is None:
+                del owner._progress_bar_config
+            else:
+                owner._progress_bar_config = config

@@ -19,12 +19,21 @@ from torch import Tensor
 from diffusion_lens.border import public
 from diffusion_lens.engine.borders import on_output
 from diffusion_lens.engine.denoisers import further_denoisers
+from diffusion_lens.engine.modular import call_settings, is_modular
 from diffusion_lens.engine.noise import NoiseLevel, is_flow, noise_level
 from diffusion_lens.engine.observing import observed, unobserved
+from diffusion_lens.engine.prompt_blocks import classic
 from diffusion_lens.engine.steps import StepTracker
 from diffusion_lens.engine.wiring import Wiring
 from diffusion_lens.errors import CacheKeyError, EngineError, RunError
 from diffusion_lens.hooked_diffusion.caching import quiet
+from diffusion_lens.hooked_diffusion.denoise_blocks import (
+    blocks_log_nothing,
+    guided_from,
+    loop_starts_with,
+    refuse_inexact,
+    state_kept,
+)
 from diffusion_lens.hooked_diffusion.images import frames_to_a_latent, pixels_to_a_latent
 from diffusion_lens.hooked_diffusion.run import Run, generators
 from diffusion_lens.showing.one_line import counted
@@ -118,6 +127,10 @@ def denoise(
     pipe: Any = wiring.pipe
     if pipe is None:
         raise RunError("a bare denoiser has no pipeline to take prompts; call it yourself")
+    modular = is_modular(pipe)
+    if modular:
+        refuse_inexact(pipe, latents, run, at_noise_level=at_noise_level, step=step, grad=grad)
+        grad = False
     if grad is None:
         given = [latents, *run.settings.values()]
         grad = any(isinstance(value, Tensor) and value.requires_grad for value in given)
@@ -127,13 +140,15 @@ def denoise(
         wiring.following() as tracker,
         quiet(pipe),
         torch.set_grad_enabled(grad),
-        _state_kept(tracker.scheduler()),
+        state_kept(tracker.scheduler()),
+        guided_from(tracker, step) if modular else contextlib.nullcontext(),
         _starting_at(tracker, step, at_noise_level),
-        _latents_are(pipe, latents),
+        loop_starts_with(pipe, latents) if modular else _latents_are(pipe, latents),
         _stopping(tracker),
         _branches_into(tracker, found),
     ):
-        stopped = _run_until_stopped(tracker, wiring, run, latents)
+        run_once = _run_blocks_until_stopped if modular else _run_until_stopped
+        stopped = run_once(tracker, wiring, run, latents)
     return Prediction(
         branches=found,
         guided=stopped.prediction,
@@ -179,9 +194,28 @@ def _run_until_stopped(
     )
 
 
+def _run_blocks_until_stopped(
+    _tracker: StepTracker, wiring: Wiring, run: Run, latents: Tensor
+) -> _StoppedError:
+    pipe: Any = wiring.pipe
+    taken = call_settings(pipe)
+    settings = {**_size_of(wiring, latents, run.settings), **run.settings}
+    settings.setdefault("generator", generators(run.seeds()))
+    prompt = list(run.prompt) if isinstance(run.prompt, tuple) else run.prompt
+    settings |= {} if prompt is None else {"prompt": prompt}
+    try:
+        with blocks_log_nothing():
+            pipe(**{one: value for one, value in settings.items() if one in taken})
+    except _StoppedError as stopped:
+        return stopped
+    raise EngineError(
+        f"{type(pipe).__name__} finished without calling its scheduler; are there steps to run?"
+    )
+
+
 def _size_of(wiring: Wiring, latents: Tensor, settings: Mapping[str, Any]) -> dict[str, int]:
     """Height and width in pixels, and frames, of unpacked latents; packed ones do not tell."""
-    pipe: Any = wiring.pipe
+    pipe = classic(wiring.pipe, "denoise")
     axes = wiring.points["hook_latents"].axes
     size = {}
     if "frame" in axes and latents.ndim == len(axes):
@@ -233,28 +267,6 @@ def _same_shape(prepared: Tensor, latents: Tensor) -> None:
             f"{tuple(prepared.shape)}; it takes one latent for each image, its own channels, and "
             "height= and width= in pixels where latents are packed"
         )
-
-
-@contextlib.contextmanager
-def _state_kept(owner: Any) -> Iterator[None]:
-    """Give a scheduler back all that it held, such as the history of a multistep solver.
-
-    A copy would not do: the tracker and the caller's own observers know this very object. Tensors
-    are not copied (some cannot be, inside autograd), since schedulers replace and never write them.
-    """
-    state = dict(vars(owner))
-    lists = [(value, list(value)) for value in state.values() if isinstance(value, list)]
-    inner = [value for value in state.values() if hasattr(value, "set_timesteps")]
-    try:
-        with contextlib.ExitStack() as kept:
-            for one in inner:  # a solver's corrector is a scheduler of its own
-                kept.enter_context(_state_kept(one))
-            yield
-    finally:
-        vars(owner).clear()
-        vars(owner).update(state)
-        for value, entries in lists:
-            value[:] = entries
 
 
 @contextlib.contextmanager

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffusion_lens.engine.guiders import begin_anew, guiders_of
+from diffusion_lens.engine.modular import call_settings, is_modular, loops_of
 from diffusion_lens.engine.observing import observed
 from diffusion_lens.engine.step_noise import seeded_steps
 from diffusion_lens.engine.wiring import Wiring
@@ -39,19 +41,24 @@ def generate(wiring: Wiring, run: Run, *, model: str, dtype: torch.dtype) -> Out
     settings = dict(run.settings)
     seeds: list[int] = []
     steps: Any = contextlib.nullcontext()
-    if "generator" not in settings:
+    if "generator" not in settings and "generator" in call_settings(pipe):
         seeds = run.seeds()
         settings["generator"] = generators(seeds)
         steps = seeded_steps(pipe, settings["generator"])
     prompt = list(run.prompt) if isinstance(run.prompt, tuple) else run.prompt
     if prompt is not None:
         settings["prompt"] = prompt
+    if is_modular(pipe) and settings.get("output_type") == "latent":
+        settings["output_type"] = "pt"  # most decoders know no other type; images are left aside
+    if is_modular(pipe):
+        for guider in guiders_of(pipe):
+            begin_anew(guider)
     last = LastLatents(settings)
     with last.followed(pipe), steps:
         result = pipe(**last.settings)
-    latent = settings.get("output_type") == "latent"
+    latent = run.settings.get("output_type") == "latent"
     images = getattr(result, "images", None)
-    frames = getattr(result, "frames", None)
+    frames = getattr(result, "frames", getattr(result, "videos", None))
     if isinstance(result, tuple):
         images = result[0]
     made = images if frames is None else frames  # of Flux.2 klein not what its loop holds
@@ -83,19 +90,35 @@ def refuse_unknown_settings(pipe: Any, run: Run) -> None:
             f"both seed={run.seed!r} and generator= were given, and only one can make the noise; "
             "leave one out"
         )
-    parameters = inspect.signature(type(pipe).__call__).parameters
-    unknown = [name for name in run.settings if name not in (*parameters, *DEPRECATED)]
+    parameters = call_settings(pipe)
+    given = [*run.settings, *(["prompt"] if run.prompt is not None else [])]
+    unknown = [name for name in given if name not in (*parameters, *DEPRECATED)]
     if unknown:
         near = closest(unknown[0], parameters, count=2)
         hint = f" Closest: {listing(near)}." if near else ""
         raise RunError(
-            f"{type(pipe).__name__} takes no argument {unknown[0]!r}.{hint} Its arguments are "
-            f"{listing([name for name in parameters if name != 'self'], most=40)}"
+            f"{type(pipe).__name__} takes no argument {unknown[0]!r}."
+            f"{_scale_of(pipe, unknown[0]) or hint} Its arguments are "
+            f"{listing(list(parameters), most=40)}"
         )
+
+
+def _scale_of(pipe: Any, name: str) -> str:
+    """Where a modular pipeline has the scale of its guidance instead."""
+    if not is_modular(pipe) or not name.endswith(("guidance_scale", "cfg_scale")):
+        return ""
+    if not guiders_of(pipe):
+        return " It has no guider, so that nothing is guided."
+    return (
+        " Its guider has the scale: `pipe.update_components(guider=pipe.guider.new("
+        "guidance_scale=…))`."
+    )
 
 
 class LastLatents:
     """Keeps the final latents: by the pipeline's own step callback, else by what its steps return.
+
+    Of a modular pipeline they are those with which its loop is left.
 
     Attributes:
         settings: The settings to call the pipeline with.
@@ -113,6 +136,13 @@ class LastLatents:
     @contextlib.contextmanager
     def followed(self, pipe: Any) -> Iterator[None]:
         """Follow a pipeline while the context is open."""
+        if is_modular(pipe):
+            with contextlib.ExitStack() as undo:
+                for loop in loops_of(pipe):
+                    undo.enter_context(observed(loop, "__call__", self._looped))
+                undo.enter_context(observed(pipe.scheduler, "step", self._stepped))
+                yield
+            return
         parameters = inspect.signature(type(pipe).__call__).parameters
         if "callback_on_step_end" not in parameters:
             with observed(getattr(pipe, "scheduler", None), "step", self._stepped):
@@ -140,6 +170,14 @@ class LastLatents:
         changed = self.theirs(pipe, step, timestep, tensors) or {}
         self.latents = changed.get("latents", self.latents)
         return changed
+
+    def _looped(self, original: Callable, components: Any, state: Any) -> Any:
+        """A modular pipeline's loop, which may go on with other latents than its steps give."""
+        result = original(components, state)
+        left = state.get("latents")
+        if self.latents is not None and isinstance(left, Tensor):
+            self.latents = left
+        return result
 
     def _stepped(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)

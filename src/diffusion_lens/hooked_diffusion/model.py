@@ -18,6 +18,7 @@ from diffusion_lens.border.devices import Device
 from diffusion_lens.border.pictures import Pictures
 from diffusion_lens.concept_streams.opening import open_streams
 from diffusion_lens.concept_streams.streams import ConceptStreams
+from diffusion_lens.engine.prompt_blocks import classic
 from diffusion_lens.engine.wiring import Wiring
 from diffusion_lens.errors import ConceptError, RunError, UnsupportedModelError
 from diffusion_lens.hook_points.site import Sites
@@ -62,7 +63,8 @@ class HookedDiffusion(Naming, Hooking):
         """Wrap a ready pipeline: with LoRA, quantised, offloaded, compiled, image-to-image, ….
 
         Args:
-            pipe: A diffusers pipeline, or a denoiser that is called by hand.
+            pipe: A diffusers pipeline, classic or modular with its components loaded, or a denoiser
+                that is called by hand.
             name: What to call the model in tables; by default where it was loaded from.
             denoiser: The pipeline's attribute whose steps are hooked, where there are several
                 (Wan 2.2: `"transformer"`, above a noise level, and `"transformer_2"`, below it);
@@ -75,7 +77,8 @@ class HookedDiffusion(Naming, Hooking):
             spec: A description to use in place of the one that is registered for the class.
 
         Raises:
-            UnsupportedModelError: If there is no denoiser of a known architecture.
+            UnsupportedModelError: If there is no denoiser of a known architecture, or a modular
+                pipeline has not loaded its denoiser, scheduler or guider.
         """
         if isinstance(pipe, str | Path | HookedDiffusion):
             raise UnsupportedModelError(
@@ -274,7 +277,7 @@ class HookedDiffusion(Naming, Hooking):
         """Evaluate the denoiser once, with guidance, as the pipeline would do it.
 
         Differentiable with respect to latents, embeddings (`prompt_embeds=`, …) and hooked
-        activations.
+        activations, but not in modular pipelines, whose blocks compute without gradients.
 
         Args:
             latents: The latents, in the form that the pipeline's loop holds them.
@@ -289,7 +292,8 @@ class HookedDiffusion(Naming, Hooking):
 
         Raises:
             RunError: If not exactly one of `step` and `noise_level` is given, or they do not
-                exist, or the latents do not fit.
+                exist, or the latents do not fit; or a modular pipeline cannot do it exactly: with
+                gradients, at a noise level with a guider, or if its class is not described.
         """
         run = Run.of(prompt, seed=seed, settings=settings)
         if self.pipe is not None:
@@ -317,13 +321,13 @@ class HookedDiffusion(Naming, Hooking):
             seed: Sample the VAE's distribution with this seed; None takes its mode.
 
         Raises:
-            RunError: If the VAE does not take so many frames.
+            RunError: If the VAE does not take so many frames, or what a modular pipeline does with
+                images is not described.
         """
         axes = self.points["hook_latents"].axes
         size = {"height": height, "width": width}
-        return images.encode_image(
-            self._needed_pipe("encode_image"), image, axes=axes, seed=seed, **size
-        )
+        pipe = classic(self._needed_pipe("encode_image"), "encode_image")
+        return images.encode_image(pipe, image, axes=axes, seed=seed, **size)
 
     @public(latents=Float[Tensor, "batch _ _ *more"], height=Size | None, width=Size | None)
     def decode_latents(
@@ -341,9 +345,13 @@ class HookedDiffusion(Naming, Hooking):
             height: In pixels, where the latents are packed (Flux).
             width: In pixels, likewise.
             output_type: `"pil"`, `"np"` or `"pt"`.
+
+        Raises:
+            RunError: If packed latents do not make an image of that size, or what a modular
+                pipeline does with latents is not described.
         """
         return images.decode_latents(
-            self._needed_pipe("decode_latents"),
+            classic(self._needed_pipe("decode_latents"), "decode_latents"),
             latents,
             axes=self.points["hook_latents"].axes,
             height=height,

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from diffusion_lens.engine.guiders import guiders_of
 from diffusion_lens.engine.registration import Registration
 from diffusion_lens.hooked_diffusion.report import Report
 from diffusion_lens.hooked_diffusion.run import Run
@@ -35,6 +36,7 @@ class Provenance:
         dtype: Precision of the denoiser.
         hooks: The hooks, as text.
         versions: Versions of the packages that matter.
+        guiders: The configuration of each guider, by its number and class.
     """
 
     run: Run
@@ -47,6 +49,7 @@ class Provenance:
     dtype: str
     hooks: tuple[str, ...]
     versions: Mapping[str, str]
+    guiders: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """For json; tensors and images become their descriptions."""
@@ -61,7 +64,7 @@ class Provenance:
             "dtype": self.dtype,
             "hooks": list(self.hooks),
             "versions": dict(self.versions),
-        }
+        } | ({"guiders": _as_text(self.guiders)} if self.guiders else {})
 
 
 @dataclass(frozen=True)
@@ -138,7 +141,17 @@ def provenance(
         dtype=str(dtype),
         hooks=tuple(map(repr, registrations)),
         versions=versions(),
+        guiders={
+            f"{number} {type(one).__name__}": dict(one.config)
+            for number, one in enumerate(guiders_of(pipe))
+        },
     )
+
+
+def _as_text(guiders: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, str]]:
+    return {
+        name: {key: str(value) for key, value in config.items()} for name, config in guiders.items()
+    }
 
 
 @functools.cache

@@ -149,8 +149,8 @@ def _refuse_missed_steps(
     asked = f"{describe(registration.fn)} was to fire at {name} ({registration.site!r})"
     if shown[0] in ran:
         raise HookNeverFiredError(
-            f"{asked}, but did not at {_steps(shown, which)}, which the run had: the pipeline or a "
-            "step cache leaves this block out there. Leave those steps out of steps="
+            f"{asked}, but did not at {_steps(shown, which)}, which the run had: the pipeline, its "
+            "guider or a step cache leaves it out there. Leave those steps out of steps="
         )
     there = [step for step in fired if registration.site.has_step(step)]
     raise HookNeverFiredError(

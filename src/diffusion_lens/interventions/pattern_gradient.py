@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from diffusion_lens import HookedDiffusion, Run
-from diffusion_lens.authoring import observed
+from diffusion_lens.authoring import is_modular, observed
 from diffusion_lens.border import public
 from diffusion_lens.errors import RunError
 from diffusion_lens.hook_points import HookContext, Site
@@ -91,11 +91,17 @@ class PatternGradient:
                 computed, where the denoiser can.
 
         Raises:
-            RunError: For a bare denoiser, or without Sites.
+            RunError: For a bare denoiser or a modular pipeline, or without Sites.
         """
         if model.pipe is None:
             raise RunError(
                 "a bare denoiser has no loop whose latents could change; wrap the pipeline"
+            )
+        if is_modular(model.pipe):
+            raise RunError(
+                f"the blocks of {type(model.pipe).__name__} compute under torch.no_grad, without "
+                "gradients; wrap the classic pipeline of its components, "
+                "`HookedDiffusion(Pipeline(**components))`"
             )
         if not sites:
             raise RunError("sites= is empty: the loss would be a function of nothing; name some")

@@ -16,7 +16,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_lens import HookedDiffusion
-from diffusion_lens.authoring import encoder_settings, text_context, text_keys, unobserved
+from diffusion_lens.authoring import (
+    encoder_settings,
+    encoding,
+    text_context,
+    text_keys,
+    unobserved,
+)
 from diffusion_lens.border import public
 from diffusion_lens.errors import ConceptError, closest, listing
 
@@ -188,7 +194,7 @@ def _encode(
     model: HookedDiffusion, words: Sequence[str], length: int | None, settings: Mapping[str, Any]
 ) -> tuple[list[Tensor], Tensor, bool]:
     """The rows of each word, the first row of all, and whether that is a start token."""
-    pipe: Any = model.pipe
+    pipe: Any = encoding(model.pipe, "encoding words")
     parameters = inspect.signature(type(pipe).encode_prompt).parameters
     padded = length if "max_sequence_length" in parameters else None
     given = encoder_settings(pipe, model.device, padded, settings)
