@@ -72,6 +72,11 @@ def test_what_denoise_cannot_do_exactly_is_refused() -> None:
     latents = torch.zeros(1, 4, 16, 16)
     with pytest.raises(RunError, match=r"under torch\.no_grad, without gradients"):
         model.denoise(latents.clone().requires_grad_(), prompt=PROMPT, step=0, **given)
+    with (
+        model.hooks(bwd_hooks=HOOKS),
+        pytest.raises(RunError, match=r"under torch\.no_grad, without gradients"),
+    ):
+        model.denoise(latents, prompt=PROMPT, step=0, **given)
     with pytest.raises(RunError, match="guides by the step, which a noise_level= has not"):
         model.denoise(latents, prompt=PROMPT, noise_level=0.5, **given)
     with pytest.raises(RunError, match=r"with denoising_end= begins or ends its loop elsewhere"):

@@ -129,7 +129,8 @@ def denoise(
         raise RunError("a bare denoiser has no pipeline to take prompts; call it yourself")
     modular = is_modular(pipe)
     if modular:
-        refuse_inexact(pipe, latents, run, at_noise_level=at_noise_level, step=step, grad=grad)
+        asked = bool(grad) or wiring.has_backward_hooks
+        refuse_inexact(pipe, latents, run, at_noise_level=at_noise_level, step=step, grad=asked)
         grad = False
     if grad is None:
         given = [latents, *run.settings.values()]

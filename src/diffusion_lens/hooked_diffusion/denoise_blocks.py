@@ -28,7 +28,7 @@ def refuse_inexact(
     *,
     step: int | None,
     at_noise_level: float | None,
-    grad: bool | None,
+    grad: bool,
 ) -> None:
     """Refuse an evaluation that blocks cannot make as they make it in a run.
 
