@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from diffusion_lens import HookedDiffusion, Run
 from diffusion_lens.analyses.patching.corruption import WordNoise
 from diffusion_lens.analyses.seeds import listed_seeds, refuse_one_seed
 from diffusion_lens.analyses.telling import told
-from diffusion_lens.authoring import DEFAULT_SEED
+from diffusion_lens.authoring import DEFAULT_SEED, call_settings
 from diffusion_lens.errors import PatchingError, UnsupportedModelError, refuse_unknown
 
 DIRECTIONS = ("denoise", "noise")
@@ -142,13 +141,12 @@ def repeats_of(model: HookedDiffusion) -> str:
     Raises:
         UnsupportedModelError: If it has none.
     """
-    kind = type(model.pipe)
-    known = inspect.signature(kind.__call__).parameters
+    known = call_settings(model.pipe)
     found = [name for name in REPEATS if name in known]
     if not found:
         raise UnsupportedModelError(
             "sweeps of patches and ablations run several samples of a prompt in one batch, by "
-            f"{' or '.join(REPEATS)}, and {kind.__name__} takes neither. Patch one part at a time, "
+            f"{' or '.join(REPEATS)}, and {type(model.pipe).__name__} takes neither. Patch one part at a time, "
             "with `run_with_hooks` and `interventions.replace_with`"
         )
     return found[0]
