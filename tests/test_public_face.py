@@ -73,7 +73,8 @@ FILES = sorted(
     path
     for folder in (SOURCE / "analyses", SOURCE / "interventions", GUEST)
     for path in folder.rglob("*.py")
-    if path.name != "own_transformer.py"  # an architecture, which is written in the engine's language
+    if path.name
+    != "own_transformer.py"  # an architecture, which is written in the engine's language
 )
 
 

@@ -52,7 +52,7 @@ def ask_pipeline(pipe: Any, denoiser: nn.Module, settings: Mapping[str, Any]) ->
     """
     first, second = (_calls(pipe, denoiser, {"prompt": one, **settings}) for one in PROMPTS)
     inputs = read_inputs(type(denoiser).__name__, first[0])
-    per_step = len(first) // STEPS
+    per_step = len(first) // len(pipe.scheduler.timesteps)
     moved = [_moved_samples(a, b, inputs.text) for a, b in zip(first, second, strict=True)]
     answers: dict[str, Any] = {"text_tokens": _length(first[0][inputs.text])}
     answers |= _branches(moved[:per_step])
@@ -82,9 +82,10 @@ def _calls(pipe: Any, denoiser: nn.Module, settings: Mapping[str, Any]) -> list[
             continue
         finally:
             handle.remove()
-        if found and len(found) % STEPS == 0:
+        steps = len(pipe.scheduler.timesteps)  # some schedulers take more than they are asked for
+        if found and len(found) % steps == 0:
             return found
-        refused = f"it called its denoiser {len(found)} times in {STEPS} steps"
+        refused = f"it called its denoiser {len(found)} times in {steps} steps"
     raise UnsupportedModelError(
         f"{type(pipe).__name__} could not be run shortly to see how it calls its "
         f"{type(denoiser).__name__} ({refused}); give the arguments of a short run of it: "
