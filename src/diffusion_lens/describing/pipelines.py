@@ -87,8 +87,8 @@ def _calls(pipe: Any, denoiser: nn.Module, settings: Mapping[str, Any]) -> list[
             return found
         refused = f"it called its denoiser {len(found)} times in {steps} steps"
     raise UnsupportedModelError(
-        f"{type(pipe).__name__} could not be run shortly to see how it calls its "
-        f"{type(denoiser).__name__} ({refused}); give the arguments of a short run of it: "
+        f"{type(pipe).__name__} could not be run briefly to see how it calls its "
+        f"{type(denoiser).__name__} ({refused}); give the arguments of a brief run of it: "
         "HookedDiffusion(pipe, describe={'height': ..., ...})"
     )
 
