@@ -20,7 +20,7 @@ def check(
     ] = None,
 ) -> None:
     """Check that a model's names, axes, heads and streams are what they are called."""
-    from diffusion_lens.testing import capture_inputs, inspect_architecture
+    from diffusion_lens.testing import capture_inputs, check_pipeline, inspect_architecture
 
     prompts = ["a red circle", "a blue square"]
     given = ["num_inference_steps=1", *(call.setting or ())]
@@ -33,3 +33,9 @@ def check(
     typer.echo(str(report))
     if not report.ok:
         raise typer.Exit(1)
+    with pipeline_messages(call.model):
+        asked = settings_of(call.name, call.model.pipe, call.setting)
+        left_open = check_pipeline(call.model.pipe, **asked)
+    typer.echo("branches, timesteps, grid and words are those of a run of the pipeline")
+    for one in left_open:
+        typer.echo(f"not checked: {one}")

@@ -15,7 +15,8 @@ from diffusion_lens.describing.tracing import tensors
 from diffusion_lens.errors import UnsupportedModelError
 
 PROMPTS = ("a photo of a cat on a table", "a photo of a dog on a table")
-"""They differ in one word."""
+CHANGED = "cat"
+"""They differ in this word."""
 
 SIDES = (8, 16, 32, 64)
 """Latents along a side that are tried, the smallest first."""
@@ -33,14 +34,17 @@ class Asked:
         inputs: The keyword arguments of the first call of the denoiser.
         answers: Fields of a `DenoiserSpec` that no call of the denoiser alone shows: `guidance`,
             `branches`, `timestep_scale`, `text_tokens`; those that could not be told are not there.
+        first_moved: The first row of the prompt's text that the other word moved; None where the
+            two texts have other lengths.
     """
 
     inputs: Mapping[str, Any]
     answers: Mapping[str, Any]
+    first_moved: int | None
 
 
 def ask_pipeline(pipe: Any, denoiser: nn.Module, settings: Mapping[str, Any]) -> Asked:
-    """Run a pipeline shortly and see how it calls its denoiser.
+    """Run a pipeline briefly and see how it calls its denoiser.
 
     Args:
         pipe: The pipeline.
@@ -59,7 +63,8 @@ def ask_pipeline(pipe: Any, denoiser: nn.Module, settings: Mapping[str, Any]) ->
     scale = _scale([one[inputs.timestep] for one in first[::per_step]], pipe.scheduler.timesteps)
     if scale is not None:
         answers["timestep_scale"] = scale
-    return Asked(first[0], answers)
+    texts = (first[0][inputs.text], second[0][inputs.text])
+    return Asked(first[0], answers, _first_moved(*texts))
 
 
 def _calls(pipe: Any, denoiser: nn.Module, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -122,6 +127,17 @@ def _moved_samples(first: Mapping[str, Any], second: Mapping[str, Any], text: st
         )
         for at in range(count)
     ]
+
+
+def _first_moved(first: Any, second: Any) -> int | None:
+    """The first row in which two texts differ, in any sample."""
+    rows = []
+    for ours, theirs in zip(first, second, strict=True):
+        if ours.shape != theirs.shape:
+            return None
+        differs = (ours != theirs).flatten(1).any(1)
+        rows += differs.nonzero().flatten().tolist()[:1]
+    return min(rows, default=None)
 
 
 def _branches(moved: Sequence[Sequence[bool]]) -> dict[str, Any]:

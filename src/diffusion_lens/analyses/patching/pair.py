@@ -146,8 +146,8 @@ def repeats_of(model: HookedDiffusion) -> str:
     if not found:
         raise UnsupportedModelError(
             "sweeps of patches and ablations run several samples of a prompt in one batch, by "
-            f"{' or '.join(REPEATS)}, and {type(model.pipe).__name__} takes neither. Patch one part at a time, "
-            "with `run_with_hooks` and `interventions.replace_with`"
+            f"{' or '.join(REPEATS)}, and {type(model.pipe).__name__} takes neither. Patch one "
+            "part at a time, with `run_with_hooks` and `interventions.replace_with`"
         )
     return found[0]
 
