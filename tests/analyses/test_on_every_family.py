@@ -157,7 +157,9 @@ def test_attributions_of_the_last_residual_are_finite_and_not_zero(name: str) ->
     assert float(torch.as_tensor(found.effects).abs().sum()) > 0
 
 
-SWEPT = _marked(("z_image", "wan", "ltx_video", "hunyuan_video", "qwen_image", "skyreels_v2"))
+SWEPT = _marked(
+    ("z_image", "wan", "ltx_video", "hunyuan_video", "qwen_image", "skyreels_v2", "wan_ti2v_image")
+)
 
 
 @pytest.mark.parametrize("name", SWEPT)
