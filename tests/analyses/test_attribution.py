@@ -103,6 +103,7 @@ def test_where_the_rest_is_linear_the_estimate_is_exact() -> None:
 
 def test_the_result_says_what_it_is_and_leaves_nothing() -> None:
     pipe = shared_pipe("sd3")
+    pipe.encode_prompt("a cat", None, None)  # transformers hooks its encoders at their first call
     before = traces(pipe)
     result = estimated(HookedDiffusion(pipe), "sd3", sites="blocks.*.*.hook_mlp_out")
     assert result.method == "attribution (first-order)"

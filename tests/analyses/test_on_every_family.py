@@ -157,7 +157,9 @@ def test_attributions_of_the_last_residual_are_finite_and_not_zero(name: str) ->
     assert float(torch.as_tensor(found.effects).abs().sum()) > 0
 
 
-SWEPT = _marked(("z_image", "wan", "ltx_video", "hunyuan_video", "qwen_image", "skyreels_v2"))
+SWEPT = _marked(
+    ("z_image", "wan", "ltx_video", "hunyuan_video", "qwen_image", "skyreels_v2", "wan_ti2v_image")
+)
 
 
 @pytest.mark.parametrize("name", SWEPT)
@@ -183,7 +185,9 @@ def test_patches_of_single_steps_are_those_of_plain_hooks(name: str) -> None:
 def test_patches_and_ablations_of_whole_runs_are_those_of_plain_hooks(name: str) -> None:
     """In a window of one step, with runs that branch off there, and at every step."""
     model, site = shared(name), "blocks.0.img.hook_attn_out"
-    given, run = swept(name, axes=("block", "step"), seeds=2, sites=[site]), settings(name)
+    # Two parts, so that rows of a batch are samples several times over.
+    sites = [site, site.replace("blocks.0", "blocks.1")]
+    given, run = swept(name, axes=("block", "step"), seeds=2, sites=sites), settings(name)
     run["output_type"] = "latent"
     window: dict[str, Any] = {"mode": "window", "steps": [1], "metric": _mean, "least": 1e-12}
     patched = activation_patching(model, PROMPT, OTHER, **given, **window)
@@ -200,11 +204,11 @@ def test_patches_and_ablations_of_whole_runs_are_those_of_plain_hooks(name: str)
         changed = final(OTHER, (at, lambda _value, _hook, put=source[site][0]: put))
         ends = [final(prompt).mean() for prompt in (PROMPT, OTHER)]
         expected = (changed.mean() - ends[1]) / (ends[0] - ends[1])
-        effect = torch.as_tensor(patched.samples).flatten()[seed]
+        effect = torch.as_tensor(patched.samples)[0].flatten()[seed]
         torch.testing.assert_close(effect.float(), expected, rtol=2e-2, atol=2e-3)
         without = final(PROMPT, (Site(site, branch="cond"), lambda value, _hook: value * 0))
         distance = (without - final(PROMPT)).square().mean().sqrt()
-        effect = torch.as_tensor(ablated.samples).flatten()[seed]
+        effect = torch.as_tensor(ablated.samples)[0].flatten()[seed]
         torch.testing.assert_close(effect.float(), distance, rtol=1e-3, atol=1e-4)
 
 

@@ -22,15 +22,17 @@ from diffusion_lens.analyses.patching import (
     text_difference,
 )
 from diffusion_lens.analyses.patching.alignment import align, word_spans
+from diffusion_lens.analyses.patching.pair import Pair
+from diffusion_lens.analyses.patching.several import several_samples
 from diffusion_lens.engine.restart import Replay
 from diffusion_lens.errors import (
     ArgumentError,
     EngineError,
     PatchingError,
     ResultError,
-    UnsupportedModelError,
 )
 from tests.pipelines import shared_pipe, short
+from tests.tiny_pipelines import PIPELINES, tiny_pipeline
 
 CLEAN, CORRUPTED = "a red cat on a table", "a blue dog on a table"
 RESIDUAL = "blocks.*.img.hook_resid_post"
@@ -378,11 +380,60 @@ class TestReplay:
             replay.output("1", torch.tensor([0]))
 
 
-def test_pipelines_of_one_sample_are_refused_before_anything_runs(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["teacher-forced", "on-trajectory"])
+def test_videos_say_their_prompt_for_each_sample(mode: str) -> None:
+    """CogVideoX has an argument for several videos of a prompt, and sets it to 1."""
+    video = HookedDiffusion(shared_pipe("cogvideox"))
+    given = {
+        name: one for name, one in short("cogvideox").items() if name not in ("prompt", "latents")
+    }
+    last = f"blocks.{video.n_blocks - 1}.img.hook_resid_post"
+    sweep: dict[str, Any] = {"sites": last, "mode": mode, "show_progress": False}
+    found = activation_patching(
+        video,
+        "a cat",
+        "a dog",
+        seeds=2,
+        branch=None if mode != "teacher-forced" else "cond",
+        **sweep,
+        **given,
+    )
+    torch.testing.assert_close(found.effects, torch.ones_like(found.effects), rtol=1e-3, atol=1e-3)
+    pair = Pair.of(
+        "a", "b", direction="noise", seeds=2, settings={"negative_prompt": "c"}, repeats=None
+    )
+    run = pair.batch(pair.base, [0, 1, 1])
+    assert (run.prompts, run.seed, run.samples) == (["a"] * 3, (0, 1, 1), 3)
+    assert run.settings["negative_prompt"] == ["c"] * 3
+
+
+def test_given_embeddings_cannot_be_said_for_each_sample() -> None:
+    embeddings = Run(None, prompt_embeds=torch.zeros(1, 2, 3))
+    pair = Pair.of(embeddings, embeddings, direction="noise", seeds=2, settings={}, repeats=None)
+    assert pair.batch(pair.base, [0]).samples == 1
+    with pytest.raises(PatchingError, match="one sample of given embeddings; give the prompt as"):
+        pair.batch(pair.base, [0, 1])
+
+
+def test_pipelines_that_make_one_sample_of_an_image_say_how_to_sweep() -> None:
     model = HookedDiffusion(shared_pipe("sd"))
-    monkeypatch.setattr(type(model.pipe), "__call__", lambda self, prompt: None)
-    said = r"num_images_per_prompt or num_videos_per_prompt, and \w+ takes neither\. Patch one part"
-    with pytest.raises(UnsupportedModelError, match=said):
-        activation_patching(model, "a cat", "a dog", sites="blocks.0.img.hook_resid_post")
+    run = Run(["a", "a"], seed=[0, 1], image="one")
+    said = r"could not make 2 samples from one image .*index 1.* seeds=1 and batch_size=1"
+    with pytest.raises(PatchingError, match=said), several_samples(model, run):
+        raise IndexError("index 1 is out of bounds")
+    with pytest.raises(IndexError), several_samples(model, run.with_(prompt="a", seed=0)):
+        raise IndexError("of a single sample")
+    with pytest.raises(ResultError), several_samples(model, run):
+        raise ResultError("of our own")
+
+
+@pytest.mark.slow
+def test_noise_on_words_of_a_chat_is_refused() -> None:
+    """The words' tokens differ behind a template, and nothing would be corrupted."""
+    model = HookedDiffusion(tiny_pipeline("qwen_image"))
+    sweep: dict[str, Any] = {"sites": "blocks.0.img.hook_resid_post", "show_progress": False}
+    one = PIPELINES["qwen_image"]
+    given = {"height": 16, "width": 24, "num_inference_steps": 1, **one.settings, **one.unguided}
+    with pytest.raises(PatchingError, match="puts the prompt into a chat or template"):
+        activation_patching(model, "a red cat", WordNoise("cat"), seeds=1, **sweep, **given)

@@ -41,6 +41,14 @@ def patched(denoiser: Any, rows: Tensor, _calls: Calls) -> Tensor:
     return denoiser.patch_embed.text_proj(rows)
 
 
+def projected(denoiser: Any, rows: Tensor, _calls: Calls) -> Tensor:
+    return denoiser.text_proj(rows)
+
+
+def joys(denoiser: Any, rows: Tensor, _calls: Calls) -> Tensor:
+    return denoiser.condition_embedder.text_embedder(rows)
+
+
 def qwens(denoiser: Any, rows: Tensor, _calls: Calls) -> Tensor:
     return denoiser.txt_in(denoiser.txt_norm(rows))
 
@@ -155,6 +163,11 @@ FAMILIES = {
     ),
     "z_image": Family(
         "Z-Image", z_images, batched("freqs_cis", "img"), "img", 32, ("layers",), refined=True
+    ),
+    "easy_animate": Family("EasyAnimate", projected, none),
+    "joy_image_edit": Family("JoyImage-Edit", joys, none, "img", lists=("double_blocks",)),
+    "joy_image_edit_plus": Family(
+        "JoyImage-Edit Plus", joys, none, "img", lists=("double_blocks",)
     ),
     "krea2": Family("Krea 2", fused, text_first, refined=True),
 }
@@ -401,7 +414,7 @@ REFUSED = {
     "bria_fibo": r"half of every block's text is new",
     "glm_image": r"holds the glyphs of quoted words",
     "hunyuan_video_15": r"three kinds of text are marked and joined",
-    "easy_animate": r"what its text passes before it meets the image is not described",
+    "ernie_image": r"what its text passes before it meets the image is not described",
 }
 
 

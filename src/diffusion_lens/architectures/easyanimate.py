@@ -6,7 +6,14 @@ from typing import Any
 
 from diffusion_lens.architectures import forms
 from diffusion_lens.architectures.forms import IMG_TXT, TXT_IMG, Own
-from diffusion_lens.architectures.spec import BlockSpec, DenoiserSpec, Gate, TextPart
+from diffusion_lens.architectures.spec import (
+    BlockSpec,
+    ConceptEntry,
+    Concepts,
+    DenoiserSpec,
+    Gate,
+    TextPart,
+)
 from diffusion_lens.errors import UnsupportedModelError
 
 _JOINT = forms.joint(
@@ -33,6 +40,7 @@ _JOINT = forms.joint(
     returns=IMG_TXT,
     attention="attn1",
     heads_first=True,
+    concepts=Concepts(positions=forms.placed("image_rotary_emb", "img")),
 )
 
 
@@ -75,5 +83,5 @@ EASY_ANIMATE = DenoiserSpec(
     text_parts=(TextPart("tokenizer", template=chat),),
     text_tokens=256,
     text_ends_in_last_block=True,
-    without_concepts=forms.TEXT_UNKNOWN,
+    concepts=ConceptEntry(("text_proj",)),
 )

@@ -9,7 +9,14 @@ from typing import Any
 
 from diffusion_lens.architectures import forms
 from diffusion_lens.architectures.forms import IMG_TXT, Own
-from diffusion_lens.architectures.spec import DenoiserSpec, Gate, TextPart
+from diffusion_lens.architectures.spec import (
+    ConceptEntry,
+    Concepts,
+    DenoiserSpec,
+    Gate,
+    Placed,
+    TextPart,
+)
 
 
 def own(stream: str) -> Own:
@@ -25,12 +32,15 @@ def own(stream: str) -> Own:
     )
 
 
-BLOCK = forms.joint(
-    IMG_TXT,
-    {stream: own(stream) for stream in IMG_TXT},
-    returns=IMG_TXT,
-    sizes=lambda attention: (attention.heads, attention.head_dim),
-)
+def block(positions: Placed) -> forms.Block:
+    """A double block, given where its rotary embeddings lie."""
+    return forms.joint(
+        IMG_TXT,
+        {stream: own(stream) for stream in IMG_TXT},
+        returns=IMG_TXT,
+        sizes=lambda attention: (attention.heads, attention.head_dim),
+        concepts=Concepts(positions=positions),
+    )
 
 
 def grid(denoiser: Any, arguments: Mapping[str, Any], _level: int) -> tuple[int, ...]:
@@ -54,7 +64,7 @@ def grid_of_shapes(_denoiser: Any, arguments: Mapping[str, Any], _level: int) ->
 JOY_IMAGE_EDIT = DenoiserSpec(
     denoiser="JoyImageEditTransformer3DModel",
     family="JoyImage-Edit",
-    blocks={"JoyImageTransformerBlock": BLOCK},
+    blocks={"JoyImageTransformerBlock": block(forms.placed_apart("image_rotary_emb", *IMG_TXT))},
     outside=forms.points(
         ("image", "channel", "frame", "height", "width"),
         embedding="condition_embedder.time_embedder",
@@ -75,13 +85,15 @@ JOY_IMAGE_EDIT = DenoiserSpec(
     branches=("cond", "uncond"),
     text_ends_in_last_block=True,
     image_length=image_length,
-    without_concepts=forms.TEXT_UNKNOWN,
+    concepts=ConceptEntry(("condition_embedder.text_embedder",)),
 )
 JOY_IMAGE_EDIT_PLUS = replace(
     JOY_IMAGE_EDIT,
     denoiser="JoyImageEditPlusTransformer3DModel",
     family="JoyImage-Edit Plus",
-    blocks={"JoyImageEditPlusTransformerBlock": BLOCK},
+    blocks={
+        "JoyImageEditPlusTransformerBlock": block(forms.placed("image_rotary_emb", "img", axis=1))
+    },
     outside=forms.points(
         ("pos", "channel", "frame", "height", "width"),
         embedding="condition_embedder.time_embedder",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -44,8 +45,9 @@ def _along(
     value: Any, entry: Positions, counts: Mapping[str, tuple[int, int]], position: int
 ) -> Any:
     if isinstance(value, tuple | list):
+        inside = replace(entry, part=None)
         parts = [
-            _along(part, entry, counts, position) if entry.part in (None, at) else part
+            _along(part, inside, counts, position) if entry.part in (None, at) else part
             for at, part in enumerate(value)
         ]
         return type(value)(parts)

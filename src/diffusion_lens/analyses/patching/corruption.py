@@ -54,7 +54,8 @@ class WordNoise:
         """Corrupt the prompt wherever it is encoded while the context is open.
 
         Raises:
-            PatchingError: If a word is not in the prompt, or there is no text encoder.
+            PatchingError: If a word is not in the prompt, there is no text encoder, or none of them
+                was given the prompt as it is.
         """
         encoders = list(_encoders(model.pipe))
         missing = [word for word in self.words if not _spans(prompt, word)]
@@ -65,13 +66,20 @@ class WordNoise:
                 if missing
                 else "the pipeline has no text encoder whose embeddings could be corrupted"
             )
+        found: list[bool] = []
         with contextlib.ExitStack() as undo:
             for tokenizer, embedding in encoders:
-                hook = self._hook(tokenizer, embedding, prompt)
+                hook = self._hook(tokenizer, embedding, prompt, found)
                 undo.callback(embedding.register_forward_hook(hook).remove)
             yield
+        if found and not any(found):
+            raise PatchingError(
+                f"no text encoder of {type(model.pipe).__name__} was given the tokens of {prompt!r}"
+                " as they are: it puts the prompt into a chat or template, whose words cannot be "
+                "corrupted. Give another prompt as corrupted="
+            )
 
-    def _hook(self, tokenizer: Any, embedding: nn.Module, prompt: str) -> Any:
+    def _hook(self, tokenizer: Any, embedding: nn.Module, prompt: str, found: list[bool]) -> Any:
         encoded = tokenizer(prompt, return_offsets_mapping=True, truncation=True)
         ids = torch.tensor(encoded["input_ids"])
         wanted = [span for word in self.words for span in _spans(prompt, word)]
@@ -91,6 +99,7 @@ class WordNoise:
             mine = (given[:, :length] == ids[:length].to(given)).all(1)  # not the negative prompt
             out = output.clone()
             rows = mine.nonzero().flatten()
+            found.append(len(rows) > 0)
             out[rows[:, None], torch.tensor(places, device=rows.device)] += noise.to(output)
             return out
 

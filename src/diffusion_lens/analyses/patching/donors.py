@@ -12,6 +12,7 @@ from torch import Tensor
 from diffusion_lens import ActivationCache, HookContext, HookedDiffusion, Run, Site
 from diffusion_lens.analyses.patching.pair import Pair
 from diffusion_lens.analyses.patching.references import References
+from diffusion_lens.analyses.patching.several import several_samples
 from diffusion_lens.errors import PatchingError
 
 SiteOf = Mapping[str, Site]
@@ -169,14 +170,15 @@ def recorded(
     model: HookedDiffusion, run: Run, sites: SiteOf, steps: Any
 ) -> tuple[Tensor, ActivationCache]:
     """The final latents of a run, and its values."""
-    out, values = model.run_with_cache(
-        run,
-        names_filter=list(sites.values()),
-        steps=steps,
-        branch="all",
-        output_type="latent",
-        show_progress=False,
-    )
+    with several_samples(model, run):
+        out, values = model.run_with_cache(
+            run,
+            names_filter=list(sites.values()),
+            steps=steps,
+            branch="all",
+            output_type="latent",
+            show_progress=False,
+        )
     assert out.latents is not None
     return out.latents, values
 

@@ -13,6 +13,7 @@ from diffusion_lens import HookContext, HookedDiffusion
 from diffusion_lens.analyses.patching.outcome import Outcome
 from diffusion_lens.analyses.patching.pair import Pair, Side
 from diffusion_lens.analyses.patching.scoreboard import Moment
+from diffusion_lens.analyses.patching.several import several_samples
 from diffusion_lens.errors import PatchingError
 
 BRANCH = "cond"
@@ -71,7 +72,7 @@ def follow(model: HookedDiffusion, pair: Pair) -> Trajectory:
         reader.read_only = True  # type: ignore[attr-defined]
     run = pair.batch(pair.clean, range(len(pair.seeds)))
     hooks = [(f"hook_latents[branch={BRANCH}]", read), ("hook_sample", sample)]
-    with pair.clean.encoding(model):
+    with pair.clean.encoding(model), several_samples(model, run):
         model.run_with_hooks(run, fwd_hooks=hooks, output_type="latent")
     names = (model.spec.latents, timestep)
     return Trajectory(inputs, latents, times, noise_levels, names, bool(lists))

@@ -16,10 +16,11 @@ from diffusion_lens.analyses.patching.corruption import WordNoise
 from diffusion_lens.analyses.seeds import listed_seeds, refuse_one_seed
 from diffusion_lens.analyses.telling import told
 from diffusion_lens.authoring import DEFAULT_SEED, call_settings
-from diffusion_lens.errors import PatchingError, UnsupportedModelError, refuse_unknown
+from diffusion_lens.errors import PatchingError, refuse_unknown
 
 DIRECTIONS = ("denoise", "noise")
 SAMPLES = 8
+SAID = ("negative_prompt", "prompt_2", "prompt_3", "negative_prompt_2", "negative_prompt_3")
 REPEATS = ("num_images_per_prompt", "num_videos_per_prompt")
 """What pipelines call the number of samples of one prompt."""
 
@@ -60,7 +61,8 @@ class Pair:
         direction: `"denoise"`: clean values go into the corrupted run; `"noise"`: the reverse.
         seeds: Seed of each sample, or its number where latents were given.
         latents: The latents that were given, or None.
-        repeats: The pipeline's argument for several samples of one prompt.
+        repeats: The pipeline's argument for several samples of one prompt; None where the prompt is
+            said as often as there are samples.
     """
 
     clean: Side
@@ -68,7 +70,7 @@ class Pair:
     direction: str
     seeds: tuple[int, ...]
     latents: Tensor | None = field(default=None, repr=False)
-    repeats: str = REPEATS[0]
+    repeats: str | None = REPEATS[0]
 
     @classmethod
     def of(
@@ -79,7 +81,7 @@ class Pair:
         direction: str,
         seeds: int | Sequence[int] | None,
         settings: Mapping[str, Any],
-        repeats: str = REPEATS[0],
+        repeats: str | None = REPEATS[0],
     ) -> Pair:
         """Check two runs and bring them into one form.
 
@@ -117,7 +119,18 @@ class Pair:
 
     def batch(self, side: Side, samples: Sequence[int]) -> Run:
         """The run of some samples (a sample may come several times)."""
-        more: dict[str, Any] = {self.repeats: len(samples)}
+        more: dict[str, Any] = {}
+        if self.repeats is not None:
+            more[self.repeats] = len(samples)
+        elif side.prompt is None:
+            if len(samples) > 1:
+                raise PatchingError(
+                    "the pipeline makes one sample of given embeddings; give the prompt as words, "
+                    "or seeds=1 and batch_size=1"
+                )
+        else:
+            more = said_for_each(side.run.settings, len(samples))
+            more["prompt"] = [side.prompt] * len(samples)
         if self.latents is not None:
             more["latents"] = self.latents[list(samples)]
         seeds = tuple(self.seeds[sample] for sample in samples)
@@ -135,21 +148,22 @@ class Pair:
         } | {"direction": self.direction, "seeds": self.seeds, "latents": told(self.latents)}
 
 
-def repeats_of(model: HookedDiffusion) -> str:
+def repeats_of(model: HookedDiffusion) -> str | None:
     """The pipeline's argument for several samples of one prompt.
 
-    Raises:
-        UnsupportedModelError: If it has none.
+    None where it has none, and for videos: several of those pipelines have the argument and set it
+    to 1 (CogVideoX, Allegro), or fail at it (Wan from images), but take a list of prompts.
     """
-    known = call_settings(model.pipe)
-    found = [name for name in REPEATS if name in known]
-    if not found:
-        raise UnsupportedModelError(
-            "sweeps of patches and ablations run several samples of a prompt in one batch, by "
-            f"{' or '.join(REPEATS)}, and {type(model.pipe).__name__} takes neither. Patch one "
-            "part at a time, with `run_with_hooks` and `interventions.replace_with`"
-        )
-    return found[0]
+    return REPEATS[0] if REPEATS[0] in call_settings(model.pipe) else None
+
+
+def said_for_each(settings: Mapping[str, Any], count: int) -> dict[str, Any]:
+    """Further prompts of a run as lists, which some pipelines want beside a list of prompts."""
+    return {
+        name: [value] * count
+        for name, value in settings.items()
+        if isinstance(value, str) and name in SAID
+    }
 
 
 def _one_prompt(run: Run) -> Run:

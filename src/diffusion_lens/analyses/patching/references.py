@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from diffusion_lens import Run
-from diffusion_lens.analyses.patching.pair import Pair
+from diffusion_lens.analyses.patching.pair import Pair, said_for_each
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,7 @@ class References:
 def _run(pair: Pair, prompts: Sequence[str], samples: Sequence[int]) -> Run:
     """Prompts with the settings of the base, each from the noise of a sample."""
     settings = dict(pair.base.run.settings)
-    if isinstance(settings.get("negative_prompt"), str):  # some pipelines want lists of both
-        settings["negative_prompt"] = [settings["negative_prompt"]] * len(prompts)
+    settings |= said_for_each(settings, len(prompts))
     if pair.latents is not None:
         settings["latents"] = pair.latents[list(samples)]
     return Run(prompts, seed=tuple(pair.seeds[sample] for sample in samples), **settings)

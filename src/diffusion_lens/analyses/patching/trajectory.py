@@ -23,6 +23,7 @@ from diffusion_lens.analyses.patching.pair import Pair
 from diffusion_lens.analyses.patching.plan import Plan
 from diffusion_lens.analyses.patching.schedule import Schedule
 from diffusion_lens.analyses.patching.scoreboard import Scoreboard
+from diffusion_lens.analyses.patching.several import several_samples
 from diffusion_lens.analyses.patching.sweep import Sweep
 from diffusion_lens.authoring import TrajectoryReplay
 from diffusion_lens.errors import PatchingError
@@ -130,6 +131,7 @@ class OnTrajectory:
         with contextlib.ExitStack() as stack:
             stack.enter_context(self.pair.base.encoding(self.model))
             run = self.pair.batch(self.pair.base, samples)
+            stack.enter_context(several_samples(self.model, run))
             return self.model(run, output_type="latent")
 
     def _outcome(self, latents: Tensor, samples: Sequence[int]) -> Outcome:
