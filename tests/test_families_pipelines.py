@@ -18,7 +18,7 @@ from tests.tiny_pipelines import PIPELINES, tiny_pipeline
 from tests.tiny_pipelines.families import HEIGHT, WIDTH
 
 FAST = ("flux2", "z_image")
-SLOW = ("qwen_image", "krea2")
+SLOW = ("qwen_image", "krea2", "sana")
 """Checked at each `make check`; the others are `exhaustive`."""
 
 
@@ -35,6 +35,9 @@ GUIDED = [
     for name, one in PIPELINES.items()
     if one.guided is not None
 ]
+BARE_NEGATIVES = ("lumina2", "sana")
+"""Those that put nothing before a negative prompt, as they do before a prompt."""
+
 PROMPT, NEGATIVE = "a red cat on the glass table", "a red dog on the glass table"
 LONG = "a zebra on the glass table"
 
@@ -163,12 +166,21 @@ def test_a_branch_has_the_text_of_its_own_prompt(name: str) -> None:
 
 
 def own_negative(name: str, prompt: str) -> Tensor:
-    """The embeddings of a negative prompt; Lumina 2 gives it no system prompt."""
+    """The embeddings of a negative prompt; Lumina 2 and Sana put nothing before it."""
     pipe: Any = shared(name).pipe
-    if name == "lumina2":
-        length = PIPELINES[name].settings["max_sequence_length"]
-        return pipe._get_gemma_prompt_embeds(prompt, max_sequence_length=length)[0]
+    if name in BARE_NEGATIVES:
+        more = {"max_sequence_length": PIPELINES[name].settings["max_sequence_length"]}
+        if name == "sana":
+            more |= {"device": pipe.device, "dtype": torch.float32}
+        return pipe._get_gemma_prompt_embeds(prompt, **more)[0]
     return own_embeddings(name, prompt)
+
+
+def negative_rows(name: str) -> tuple[int, ...]:
+    """Where a word lies that a negative prompt has in place of another, by its embeddings."""
+    other = own_negative(name, NEGATIVE.replace("dog", "cat"))[0]
+    first = differing(own_negative(name, NEGATIVE)[0], other)[0]
+    return (first,)
 
 
 @pytest.mark.parametrize("name", GUIDED)
@@ -187,7 +199,7 @@ def test_a_branch_has_the_prediction_of_its_own_prompt(name: str) -> None:
     alone = own_prediction(name, PROMPT)
     torch.testing.assert_close(predictions["cond"], alone, rtol=1e-4, atol=1e-4)
     assert (predictions["uncond"] - alone).abs().max() > 1e-3
-    if name != "lumina2":  # which gives a negative prompt no system prompt
+    if name not in BARE_NEGATIVES:
         alone = own_prediction(name, NEGATIVE if PIPELINES[name].negative else "")
         torch.testing.assert_close(predictions["uncond"], alone, rtol=1e-4, atol=1e-4)
 
@@ -303,8 +315,10 @@ def test_words_of_both_branches_are_looked_up_in_the_run(name: str) -> None:
     assert seen["cond"]["cat"] == model.words(PROMPT, "cat", max_sequence_length=length)
     if PIPELINES[name].negative:
         assert "dog" in seen["uncond"] and "cat" not in seen["uncond"]
-        if name != "lumina2":
+        if name not in BARE_NEGATIVES:
             assert seen["uncond"]["dog"] == seen["cond"]["cat"]
+        else:
+            assert seen["uncond"]["dog"] == negative_rows(name)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

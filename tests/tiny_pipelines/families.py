@@ -165,6 +165,13 @@ PIPELINES: dict[str, TinyPipeline] = {
         causal=False,
         runs_unguided=False,  # which diffusers has for the DPM scheduler alone
     ),
+    "sana": TinyPipeline(
+        plain.sana,
+        (16 * HEIGHT, 16 * WIDTH),
+        {"guidance_scale": 4.0},
+        {"guidance_scale": 1.0},
+        {"max_sequence_length": 60, "use_resolution_binning": False},
+    ),
 }
 """Every family's."""
 

@@ -76,3 +76,33 @@ def cogview3_plus() -> Any:
         transformer=parts.denoiser("cogview3_plus"),
         scheduler=CogVideoXDDIMScheduler(),
     )
+
+
+def sana() -> Any:
+    """Sana, with an instruction before the prompt."""
+    from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaPipeline
+
+    sides = (8,) * 5
+    vae = AutoencoderDC(
+        latent_channels=4,
+        attention_head_dim=4,
+        encoder_block_types="ResBlock",
+        decoder_block_types="ResBlock",
+        encoder_block_out_channels=sides,
+        decoder_block_out_channels=sides,
+        encoder_layers_per_block=(1,) * 5,
+        decoder_layers_per_block=(1,) * 5,
+        encoder_qkv_multiscales=((),) * 5,
+        decoder_qkv_multiscales=((),) * 5,
+        scaling_factor=0.41,
+    )
+    scheduler: Any = DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    )
+    return SanaPipeline(
+        tokenizer=tokenizers.gemma(),
+        text_encoder=encoders.gemma2(24),
+        vae=vae.eval(),
+        transformer=parts.denoiser("sana"),
+        scheduler=scheduler,
+    )

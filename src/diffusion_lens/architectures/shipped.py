@@ -59,6 +59,7 @@ RUN = (
     PIXART,
     CHRONO_EDIT,
     SKYREELS_V2,
+    SANA,
 )
 """Those whose description is compared with runs of their pipelines."""
 
@@ -75,7 +76,6 @@ READ = (
     BRIA_FIBO,
     FLUX3,
     HIDREAM,
-    SANA,
     SANA_VIDEO,
     ERNIE_IMAGE,
     IDEOGRAM4,

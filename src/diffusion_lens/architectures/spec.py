@@ -310,7 +310,7 @@ class TextPart:
             pipeline.
         pieces: The pieces of a prompt that are tokenized one by one, given the pipeline and the
             prompt; None where it is tokenized as a whole.
-        plain_negative: Whether a negative prompt goes to the tokenizer without the template.
+        negative: How a negative prompt fills the stretch; None where it does so like any other.
         assumed: Arguments of `encode_prompt` whose defaults all this is true for; words of runs
             that give others cannot be told.
         untold: Why words cannot be told in any run; empty where they can.
@@ -326,7 +326,7 @@ class TextPart:
     padded: bool = True
     reserved: Callable[[Any], int] | None = None
     pieces: Callable[[Any, str], Sequence[str]] | None = None
-    plain_negative: bool = False
+    negative: TextPart | None = None
     assumed: tuple[str, ...] = ()
     untold: str = ""
 

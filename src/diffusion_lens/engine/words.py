@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from diffusion_lens.architectures.spec import TextPart
@@ -70,7 +69,7 @@ class PromptTokens(NamedTuple):
             parts: How the tokenizers fill the text stream.
             prompts: The prompt, or one for each part.
             max_length: The run's `max_sequence_length`; None is the pipeline's default.
-            negative: Whether it is a negative prompt, which some pipelines give no template.
+            negative: Whether it is a negative prompt, which some pipelines treat in another way.
 
         Raises:
             WordError: If a tokenizer gives no character offsets, or words cannot be told.
@@ -82,19 +81,19 @@ class PromptTokens(NamedTuple):
         found: list[tuple[int, int, tuple[int, int]]] = []
         start = 0
         for number, (part, prompt) in enumerate(zip(parts, each, strict=True)):
-            tokenizer = tokenizer_of(pipe, part)
             if part.untold:
                 raise WordError(
                     f"words cannot be told in {type(pipe).__name__}: {part.untold}; use token "
                     "indices"
                 )
+            if negative and part.negative is not None:
+                part = part.negative
+            tokenizer = tokenizer_of(pipe, part)
             text, offsets, cut, first = "", [], False, start
             if tokenizer is not None:
                 expansions += _expansions(pipe, tokenizer)
                 text = _converted(pipe, tokenizer, prompt)
                 limit = _limit(pipe, tokenizer, part, max_length)
-                if negative and part.plain_negative:
-                    part = replace(part, template=None)
                 text, offsets, cut = _tokens(pipe, tokenizer, part, text, limit)
                 dropped = 0 if part.dropped is None else part.dropped(pipe)
                 first -= dropped

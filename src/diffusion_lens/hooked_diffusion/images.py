@@ -41,7 +41,7 @@ def encode_image(
         else:
             latents = distribution.sample(generators([seed])[0])
     else:
-        latents = encoded.latents
+        latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent  # one of DC
     if hasattr(pipe, "_patchify_latents"):
         latents = pipe._patchify_latents(latents)
     shift, scale, spread = _scaling(pipe, like=latents)
