@@ -23,6 +23,7 @@ MARKS: dict[str, Any] = {
     "wan": (),
     "ltx_video": pytest.mark.slow,
     "hunyuan_video": pytest.mark.slow,
+    "kandinsky5": pytest.mark.slow,
 }
 """When a family's tests run; the others are `exhaustive`."""
 
@@ -194,7 +195,7 @@ def test_the_text_that_is_attended_to_is_the_blocks_own(family: str) -> None:
 
     def of_block(_module: Any, args: tuple, kwargs: dict) -> None:
         text = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
-        lengths["block"] = text.shape[1]
+        lengths.setdefault("block", text.shape[1])  # of the branch that comes first
 
     def of_hook(value: Tensor, hook: Any) -> None:
         lengths["hook"] = value.shape[-1]

@@ -164,3 +164,12 @@ def test_the_context_of_cross_attention_is_the_text_without_the_image() -> None:
     del settings["prompt"]
     assert not torch.equal(patched, latents_of(out))
     assert torch.equal(patched, latents_of(model(PROMPT, **settings)))
+
+
+@pytest.mark.slow
+def test_kandinsky_cuts_long_prompts_in_a_way_of_its_own() -> None:
+    made = tiny_video("kandinsky5")
+    model, prompt = HookedDiffusion(made.pipe), "cat " * 30 + "dog"
+    with pytest.raises(WordError, match="is too long for Kandinsky5T2VPipeline, which takes char"):
+        model.words(prompt, "dog", max_sequence_length=24)
+    assert model.words(prompt, "dog", max_sequence_length=60)

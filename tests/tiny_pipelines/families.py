@@ -172,6 +172,13 @@ PIPELINES: dict[str, TinyPipeline] = {
         {"guidance_scale": 1.0},
         {"max_sequence_length": 60, "use_resolution_binning": False},
     ),
+    "kandinsky5": TinyPipeline(
+        plain.kandinsky5,
+        (16 * HEIGHT, 16 * WIDTH),
+        {"guidance_scale": 4.0},
+        {"guidance_scale": 1.0},
+        {"max_sequence_length": 60},
+    ),
 }
 """Every family's."""
 

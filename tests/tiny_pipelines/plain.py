@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.tiny_pipelines import encoders, parts, tokenizers
+from tests.tiny_videos import texts
 
 
 def pixart(*, sigma: bool = False) -> Any:
@@ -106,3 +107,21 @@ def sana() -> Any:
         transformer=parts.denoiser("sana"),
         scheduler=scheduler,
     )
+
+
+def kandinsky5() -> Any:
+    """Kandinsky 5, whose images are videos of one frame."""
+    from diffusers import Kandinsky5T2IPipeline
+
+    pipe = Kandinsky5T2IPipeline(
+        transformer=parts.denoiser("kandinsky5"),
+        vae=parts.vae(4, blocks=4, scaling_factor=0.36),
+        text_encoder=encoders.qwen25_vl(24),
+        tokenizer=texts.Processor(tokenizers.qwen()),
+        text_encoder_2=texts.clip(),
+        tokenizer_2=texts.clip_tokenizer(),
+        scheduler=parts.flow(shift=3.0),
+    )
+    pipe.prompt_template_encode_start_idx = parts.count(pipe, pipe.prompt_template.split("{}")[0])
+    pipe.resolutions = [(96, 64)]
+    return pipe

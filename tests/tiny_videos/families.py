@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from tests.tiny_videos import hunyuan, others, wan
+from tests.tiny_videos import hunyuan, kandinsky, others, wan
 from tests.tiny_videos.settings import TinyVideo
 
 TINY_VIDEOS: dict[str, Callable[[], TinyVideo]] = {
@@ -27,6 +27,7 @@ TINY_VIDEOS: dict[str, Callable[[], TinyVideo]] = {
     "chrono_edit": wan.chrono_edit,
     "skyreels_v2": wan.skyreels_v2,
     "consisid": others.consisid,
+    "kandinsky5": kandinsky.kandinsky5,
 }
 """What makes the tiny pipeline of each family that has one denoiser."""
 

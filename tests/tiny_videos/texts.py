@@ -17,6 +17,8 @@ from transformers import (
     LlamaConfig,
     LlamaModel,
     PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLTextConfig,
     Qwen2_5_VLTextModel,
     T5Config,
@@ -96,6 +98,23 @@ def bytes_tokenizer(
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", **more)
 
 
+class Processor:
+    """As transformers' processor of Qwen 2.5-VL, which needs torchvision, does with text alone."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Keep the tokenizer."""
+        self.tokenizer = tokenizer
+
+    def __call__(self, text: Any, images: None = None, videos: None = None, **options: Any) -> Any:
+        """Tokenized texts."""
+        assert images is videos is None
+        return self.tokenizer(text, **options)
+
+    def decode(self, ids: Any) -> str:
+        """A text of tokens."""
+        return self.tokenizer.decode(ids)
+
+
 _LLAMA: dict[str, Any] = {
     "vocab_size": 900,
     "hidden_size": WIDTH,
@@ -116,6 +135,20 @@ def qwen() -> nn.Module:
     """HunyuanVideo 1.5's."""
     rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 10_000.0}
     return local(Qwen2_5_VLTextModel(Qwen2_5_VLTextConfig(**_LLAMA, rope_parameters=rope)))
+
+
+def qwen_vl() -> nn.Module:
+    """Kandinsky 5's, whose eyes are never used."""
+    rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 10_000.0}
+    vision = {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 2,
+        "out_hidden_size": WIDTH,
+    }
+    config = Qwen2_5_VLConfig(text_config=_LLAMA | {"rope_parameters": rope}, vision_config=vision)
+    return local(Qwen2_5_VLForConditionalGeneration(config))
 
 
 def clip() -> nn.Module:

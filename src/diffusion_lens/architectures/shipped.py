@@ -60,6 +60,7 @@ RUN = (
     CHRONO_EDIT,
     SKYREELS_V2,
     SANA,
+    KANDINSKY5,
 )
 """Those whose description is compared with runs of their pipelines."""
 
@@ -71,7 +72,6 @@ READ = (
     JOY_IMAGE_EDIT_PLUS,
     EASY_ANIMATE,
     ALLEGRO,
-    KANDINSKY5,
     COSMOS,
     BRIA_FIBO,
     FLUX3,

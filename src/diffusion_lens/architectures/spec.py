@@ -313,6 +313,8 @@ class TextPart:
         negative: How a negative prompt fills the stretch; None where it does so like any other.
         assumed: Arguments of `encode_prompt` whose defaults all this is true for; words of runs
             that give others cannot be told.
+        cut: How the pipeline cuts a prompt that is too long, where it does not keep just the tokens
+            up to the limit, so that words of such a prompt cannot be told.
         untold: Why words cannot be told in any run; empty where they can.
     """
 
@@ -328,6 +330,7 @@ class TextPart:
     pieces: Callable[[Any, str], Sequence[str]] | None = None
     negative: TextPart | None = None
     assumed: tuple[str, ...] = ()
+    cut: str = ""
     untold: str = ""
 
 

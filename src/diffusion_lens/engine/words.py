@@ -296,6 +296,11 @@ def _tokens(
         )
     first, last = len(before), len(whole) - len(after)
     offsets, cut = _offsets(tokenizer, whole, limit, bare=part.bare)
+    if cut and part.cut:
+        raise WordError(
+            f"the prompt {prompt!r} is too long for {type(pipe).__name__}, {part.cut}; shorten it, "
+            "raise max_sequence_length, or use token indices"
+        )
     inside = [
         (max(a, first) - first, max(min(b, last), first) - first)
         if b > first and a < last

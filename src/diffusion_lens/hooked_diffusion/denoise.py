@@ -25,7 +25,11 @@ from diffusion_lens.engine.steps import StepTracker
 from diffusion_lens.engine.wiring import Wiring
 from diffusion_lens.errors import CacheKeyError, EngineError, RunError
 from diffusion_lens.hooked_diffusion.caching import quiet
-from diffusion_lens.hooked_diffusion.images import frames_to_a_latent, pixels_to_a_latent
+from diffusion_lens.hooked_diffusion.images import (
+    frames_to_a_latent,
+    pixels_to_a_latent,
+    without_condition,
+)
 from diffusion_lens.hooked_diffusion.run import Run, generators
 from diffusion_lens.showing.one_line import counted
 
@@ -183,14 +187,18 @@ def _size_of(wiring: Wiring, latents: Tensor, settings: Mapping[str, Any]) -> di
     """Height and width in pixels, and frames, of unpacked latents; packed ones do not tell."""
     pipe: Any = wiring.pipe
     axes = wiring.points["hook_latents"].axes
+    if latents.ndim != len(axes):  # Z-Image's loop holds no frames, which its denoiser takes
+        axes = ("batch", "channel", "height", "width")
+    if latents.ndim != len(axes) or "height" not in axes:
+        return {}
     size = {}
-    if "frame" in axes and latents.ndim == len(axes):
+    if "frame" in axes and "num_frames" in inspect.signature(type(pipe).__call__).parameters:
         every = frames_to_a_latent(pipe)
         size["num_frames"] = (latents.shape[axes.index("frame")] - 1) * every + 1
-    if latents.ndim < 4 or "height" in settings or "width" in settings:
+    if "height" in settings or "width" in settings:
         return size
     scale = pixels_to_a_latent(pipe)
-    return size | {"height": latents.shape[-2] * scale, "width": latents.shape[-1] * scale}
+    return size | {side: latents.shape[axes.index(side)] * scale for side in ("height", "width")}
 
 
 @contextlib.contextmanager
@@ -205,8 +213,10 @@ def _latents_are(pipe: Any, latents: Tensor) -> Iterator[None]:
         with _generators_kept(bound.arguments.get("generator")):
             prepared = original(*bound.args, **bound.kwargs)
         if isinstance(prepared, Tensor):
-            _same_shape(prepared, latents)
-            return latents
+            own = without_condition(pipe, prepared)
+            _same_shape(own, latents)
+            beside = prepared[..., own.shape[-1] :]
+            return torch.cat([latents, beside], -1) if beside.numel() else latents
         _same_shape(prepared[0], latents)
         return (latents, *prepared[1:])
 

@@ -14,6 +14,7 @@ from diffusion_lens.engine.observing import observed
 from diffusion_lens.engine.step_noise import seeded_steps
 from diffusion_lens.engine.wiring import Wiring
 from diffusion_lens.errors import RunError, closest, listing
+from diffusion_lens.hooked_diffusion.images import without_condition
 from diffusion_lens.hooked_diffusion.output import Output, provenance
 from diffusion_lens.hooked_diffusion.report import Report
 from diffusion_lens.hooked_diffusion.run import DEFAULT_SEED, Run, generators
@@ -50,7 +51,7 @@ def generate(wiring: Wiring, run: Run, *, model: str, dtype: torch.dtype) -> Out
     with last.followed(pipe), steps:
         result = pipe(**last.settings)
     latent = settings.get("output_type") == "latent"
-    images = getattr(result, "images", None)
+    images = getattr(result, "images", getattr(result, "image", None))  # image: of Kandinsky 5
     frames = getattr(result, "frames", None)
     if isinstance(result, tuple):
         images = result[0]
@@ -134,11 +135,11 @@ class LastLatents:
     def __call__(self, pipe: Any, step: int, timestep: Any, tensors: dict) -> dict:
         """The pipeline's callback; the user's own is called from here."""
         self.steps += 1
-        self.latents = tensors["latents"]
+        self.latents = without_condition(pipe, tensors["latents"])
         if self.theirs is None:
             return {}
         changed = self.theirs(pipe, step, timestep, tensors) or {}
-        self.latents = changed.get("latents", self.latents)
+        self.latents = without_condition(pipe, changed.get("latents", tensors["latents"]))
         return changed
 
     def _stepped(self, original: Callable, *args: Any, **kwargs: Any) -> Any:

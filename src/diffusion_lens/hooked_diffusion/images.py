@@ -51,6 +51,8 @@ def encode_image(
     if video:
         return pipe._pack_latents(latents, *_video_patches(pipe))
     latents = latents[:, :, 0] if latents.ndim == len(VIDEO) else latents
+    if _holds_frames(axes):
+        return latents[:, :, None].permute([VIDEO.index(axis) for axis in axes])
     return _packed(pipe, latents)
 
 
@@ -61,6 +63,11 @@ def _makes_videos(pipe: Any, axes: Sequence[str]) -> bool:
     """
     packed = hasattr(pipe, "vae_temporal_compression_ratio")
     return packed or ("frame" in axes and hasattr(pipe, "video_processor"))
+
+
+def _holds_frames(axes: Sequence[str]) -> bool:
+    """Whether a loop that makes images holds videos of one frame: Kandinsky 5's, channels last."""
+    return "frame" in axes and axes[-1] == "channel"
 
 
 def _takes_frames(vae: Any) -> bool:
@@ -91,6 +98,14 @@ def frames_to_a_latent(pipe: Any) -> int:
     """How many frames behind the first are one of the latents."""
     names = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio")
     return next(getattr(pipe, name) for name in names if hasattr(pipe, name))
+
+
+def without_condition(pipe: Any, latents: Tensor) -> Tensor:
+    """The latents alone, where the loop of Kandinsky 5 holds a given image beside them."""
+    denoiser = getattr(pipe, "transformer", None)
+    if not getattr(denoiser, "visual_cond", False):
+        return latents
+    return latents[..., : denoiser.config.in_visual_dim]
 
 
 def _pixels(pipe: Any, image: Any, *, video: bool, height: int | None, width: int | None) -> Tensor:
@@ -145,6 +160,9 @@ def decode_latents(
         latents = latents.permute([axes.index(axis) for axis in VIDEO])
     elif video:
         latents = _unpacked_video(pipe, latents, height=height, width=width)
+    elif _holds_frames(axes):
+        frames = latents.permute([axes.index(axis) for axis in VIDEO])
+        latents = frames.reshape(frames.shape[:2] + frames.shape[3:])  # strides as the pipeline's
     elif hasattr(pipe, "_pack_latents") and latents.ndim == 3:
         latents = _unpacked(pipe, latents, height, width)
     with torch.no_grad(), _upcast(pipe.vae) as vae:
