@@ -17,6 +17,7 @@ from diffusion_lens.errors import SiteError, UnsupportedModelError, WordError
 from tests.test_families_pipelines import (
     FAMILIES,
     GUIDED,
+    ONE_TEXT,
     PROMPT,
     differing,
     embedded,
@@ -30,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 CAPITALS = "A Red cat on the Glass Table"
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ONE_TEXT)
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_words_are_found_whichever_side_is_padded(
     name: str, side: str, monkeypatch: pytest.MonkeyPatch
@@ -53,7 +54,7 @@ def test_words_are_found_whichever_side_is_padded(
         assert tuple(differing(ids, other)) == places
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", ONE_TEXT)
 def test_words_with_capitals_are_found(name: str) -> None:
     model = shared(name)
     length = PIPELINES[name].settings.get("max_sequence_length")

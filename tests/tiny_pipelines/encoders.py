@@ -121,3 +121,11 @@ def glm(width: int) -> Any:
     from transformers import GlmConfig, GlmModel
 
     return GlmModel(GlmConfig(**_decoder(width))).eval()
+
+
+def llama(width: int, *, layers: int) -> Any:
+    """Llama with its head, all of whose layers are read."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = _decoder(width, num_hidden_layers=layers, head_dim=width // 2)
+    return LlamaForCausalLM(LlamaConfig(**config, attn_implementation="eager")).eval()

@@ -179,6 +179,14 @@ PIPELINES: dict[str, TinyPipeline] = {
         {"guidance_scale": 1.0},
         {"max_sequence_length": 60},
     ),
+    "hidream": TinyPipeline(
+        plain.hidream,
+        SIZE,
+        {"guidance_scale": 4.0},
+        {"guidance_scale": 1.0},
+        {"max_sequence_length": 60},
+        padded=True,
+    ),
 }
 """Every family's."""
 

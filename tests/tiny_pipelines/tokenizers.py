@@ -156,3 +156,15 @@ def mistral(*, padding_side: str = "left") -> Any:
         chat_template=MISTRAL_CHAT,
     )
     return Processor(tokenizer)
+
+
+def llama() -> Any:
+    """Llama 3's: a start mark, no padding of its own."""
+    return _wrapped(
+        ("<|end_of_text|>", "<|begin_of_text|>"),
+        "PreTrainedTokenizerFast",
+        "<|begin_of_text|> $A",
+        bos_token="<|begin_of_text|>",
+        eos_token="<|end_of_text|>",
+        model_max_length=4096,
+    )

@@ -108,6 +108,7 @@ HIDREAM = DenoiserSpec(
         embedding="t_embedder",
         pooled="pooled_embeds",
         names=("hidden_states", "encoder_hidden_states_t5"),
+        text_axes=("token", "d_text"),  # T5's alone: words are those of the whole stream
     ),
     latents="hidden_states",
     text="encoder_hidden_states_t5",
@@ -115,9 +116,9 @@ HIDREAM = DenoiserSpec(
     grid=grid,
     default_grid=forms.native(64, 64),
     text_parts=(
-        TextPart("tokenizer_3", 128, "prompt_3"),
-        TextPart("tokenizer_4", 128, "prompt_4"),
-        TextPart("tokenizer_4", None, "prompt_4"),
+        TextPart("tokenizer_3", prompt="prompt_3"),
+        TextPart("tokenizer_4", prompt="prompt_4"),
+        TextPart("tokenizer_4", prompt="prompt_4"),
     ),
     text_tokens=384,
     text_ends_in_last_block=True,

@@ -60,6 +60,7 @@ RUN = (
     CHRONO_EDIT,
     SKYREELS_V2,
     SANA,
+    HIDREAM,
     KANDINSKY5,
 )
 """Those whose description is compared with runs of their pipelines."""
@@ -75,7 +76,6 @@ READ = (
     COSMOS,
     BRIA_FIBO,
     FLUX3,
-    HIDREAM,
     SANA_VIDEO,
     ERNIE_IMAGE,
     IDEOGRAM4,

@@ -297,7 +297,7 @@ class TextPart:
 
     Attributes:
         tokenizer: Attribute of the pipeline.
-        length: Number of tokens, or None: what is left of the stream.
+        length: Number of tokens, or None: as many as the run lets the pipeline keep.
         prompt: The argument of `encode_prompt` that fills it, where it is given.
         template: What the pipeline makes of a prompt before it goes to the tokenizer, given the
             pipeline and the prompt: a chat, a cleaned prompt. None where it goes as it is.

@@ -81,6 +81,7 @@ class PromptTokens(NamedTuple):
         found: list[tuple[int, int, tuple[int, int]]] = []
         start = 0
         for number, (part, prompt) in enumerate(zip(parts, each, strict=True)):
+            length = part.length or 0
             if part.untold:
                 raise WordError(
                     f"words cannot be told in {type(pipe).__name__}: {part.untold}; use token "
@@ -93,7 +94,7 @@ class PromptTokens(NamedTuple):
             if tokenizer is not None:
                 expansions += _expansions(pipe, tokenizer)
                 text = _converted(pipe, tokenizer, prompt)
-                limit = _limit(pipe, tokenizer, part, max_length)
+                length = limit = _limit(pipe, tokenizer, part, max_length)
                 text, offsets, cut = _tokens(pipe, tokenizer, part, text, limit)
                 dropped = 0 if part.dropped is None else part.dropped(pipe)
                 first -= dropped
@@ -105,7 +106,7 @@ class PromptTokens(NamedTuple):
             rows = [(first + at, span) for at, span in enumerate(offsets) if first + at >= start]
             ends.append(max((stop for _, (_, stop) in rows), default=0) if cut else None)
             found += [(row, number, span) for row, span in rows]
-            start += part.length or 0
+            start += length
         columns = zip(*found, strict=True) if found else ((), (), ())
         positions, owners, spans = (tuple(column) for column in columns)
         several = tuple(dict.fromkeys(expansions))
