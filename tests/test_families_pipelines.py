@@ -65,6 +65,13 @@ def settings(name: str, *, guided: bool = False, **more: Any) -> dict[str, Any]:
     return {**found, "output_type": "pt", **more}
 
 
+def tokenizer_of(name: str) -> Any:
+    """The tokenizer, in its processor or not."""
+    pipe: Any = shared(name).pipe
+    found = getattr(pipe, "processor", None) or pipe.tokenizer
+    return found if hasattr(found, "is_fast") else found.tokenizer
+
+
 @contextlib.contextmanager
 def without_guider(name: str) -> Iterator[None]:
     """No second branch in HunyuanImage, whose guidance is a part of the pipeline."""
@@ -341,8 +348,8 @@ def test_a_words_row_is_the_one_that_the_blocks_see(name: str) -> None:
         text[0][given[0]] += change * torch.randn(
             text[0][given[0]].shape, generator=torch.Generator().manual_seed(0)
         )
-        crossed = "blocks.0.cross_attn.hook_context" in model.points
-        point = "blocks.0.cross_attn.hook_context" if crossed else "blocks.0.txt.hook_resid_pre"
+        ends = ("cross_attn.hook_context", "attn.hook_context", "txt.hook_resid_pre")
+        point = next(f"blocks.0.{end}" for end in ends if f"blocks.0.{end}" in model.points)
         with torch.no_grad(), model.caching(Site(point)) as cache:
             model.denoiser(**{**arguments, model.spec.text: text})
         found.append(cache.at(step=0)[point])
@@ -361,9 +368,7 @@ def too_long(name: str, prompt: str, length: int) -> bool:
 def test_a_prompt_that_is_too_long_says_which_words_are_cut(name: str) -> None:
     model = shared(name)
     length = PIPELINES[name].settings.get("max_sequence_length")
-    marked = model.pipe.tokenizer
-    marked = getattr(marked, "tokenizer", marked)
-    zebra = marked(" zebra", add_special_tokens=False).input_ids
+    zebra = tokenizer_of(name)(" zebra", add_special_tokens=False).input_ids
     known = []
     for count in range(20, 70) if name != "lumina2" else range(5, 50):
         prompt = "cat " * count + "zebra"

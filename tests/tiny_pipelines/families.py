@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from tests.tiny_pipelines import packed, plain
+from tests.tiny_pipelines import packed, plain, several_texts
 from tests.tiny_pipelines.parts import LAYERS
 
 HEIGHT, WIDTH = 4, 6
@@ -173,19 +173,48 @@ PIPELINES: dict[str, TinyPipeline] = {
         {"max_sequence_length": 60, "use_resolution_binning": False},
     ),
     "kandinsky5": TinyPipeline(
-        plain.kandinsky5,
+        several_texts.kandinsky5,
         (16 * HEIGHT, 16 * WIDTH),
         {"guidance_scale": 4.0},
         {"guidance_scale": 1.0},
         {"max_sequence_length": 60},
     ),
     "hidream": TinyPipeline(
-        plain.hidream,
+        several_texts.hidream,
         SIZE,
         {"guidance_scale": 4.0},
         {"guidance_scale": 1.0},
         {"max_sequence_length": 60},
         padded=True,
+    ),
+    "ernie_image": TinyPipeline(
+        plain.ernie_image,
+        SIZE,
+        {"guidance_scale": 4.0},
+        {"guidance_scale": 1.0},
+        {"use_pe": False},
+    ),
+    "prx": TinyPipeline(
+        plain.prx,
+        SIZE,
+        {"guidance_scale": 4.0},
+        {"guidance_scale": 1.0},
+        {"use_resolution_binning": False},
+        causal=False,
+    ),
+    "nucleus": TinyPipeline(
+        packed.nucleus,
+        SIZE,
+        {"guidance_scale": 4.0},
+        {"guidance_scale": 1.0},
+        {"max_sequence_length": 264},
+    ),
+    "bria_fibo": TinyPipeline(
+        packed.bria_fibo,
+        (16 * HEIGHT, 16 * WIDTH),
+        {"guidance_scale": 4.0},
+        {"guidance_scale": 1.0},
+        {"max_sequence_length": 60},
     ),
 }
 """Every family's."""

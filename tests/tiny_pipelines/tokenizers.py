@@ -168,3 +168,24 @@ def llama() -> Any:
         eos_token="<|end_of_text|>",
         model_max_length=4096,
     )
+
+
+class QwenProcessor:
+    """As transformers' processor of Qwen 3-VL, which needs torchvision, does with text alone."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Keep the tokenizer."""
+        self.tokenizer = tokenizer
+
+    def __call__(self, text: Any, **options: Any) -> Any:
+        """Tokenized texts."""
+        return self.tokenizer(text, **options)
+
+    def apply_chat_template(self, messages: Any, **options: Any) -> Any:
+        """A chat as text; what a message says may stand in a list."""
+        said = [
+            {**one, "content": one["content"] if isinstance(one["content"], str) else text}
+            for one in messages
+            for text in [one["content"][0]["text"] if not isinstance(one["content"], str) else ""]
+        ]
+        return self.tokenizer.apply_chat_template(said, **options)

@@ -20,11 +20,6 @@ def described(pipe: Any, prompt: str) -> str:
     return chats.filled("prompt_template")(pipe, chats.without_entities(pipe, prompt))
 
 
-def none_before(_pipe: Any, _count: int) -> int:
-    """Nothing, in a batch of one; in others the shorter prompts are filled up to the longest."""
-    return 0
-
-
 KANDINSKY5 = DenoiserSpec(
     denoiser="Kandinsky5Transformer3DModel",
     family="Kandinsky 5",
@@ -56,7 +51,7 @@ KANDINSKY5 = DenoiserSpec(
             "tokenizer",
             template=described,
             dropped=lambda pipe: pipe.prompt_template_encode_start_idx,
-            before=none_before,
+            before=chats.none_alone,
             padded=False,
             cut="which takes characters off the end of its chat and tokenizes it once more",
         ),

@@ -62,6 +62,10 @@ RUN = (
     SANA,
     HIDREAM,
     KANDINSKY5,
+    ERNIE_IMAGE,
+    PRX,
+    NUCLEUS,
+    BRIA_FIBO,
 )
 """Those whose description is compared with runs of their pipelines."""
 
@@ -74,13 +78,9 @@ READ = (
     EASY_ANIMATE,
     ALLEGRO,
     COSMOS,
-    BRIA_FIBO,
     FLUX3,
     SANA_VIDEO,
-    ERNIE_IMAGE,
     IDEOGRAM4,
-    PRX,
-    NUCLEUS,
 )
 """Those whose pipeline was read, and not run: the denoiser's points are proved, words are not."""
 

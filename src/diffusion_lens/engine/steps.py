@@ -430,20 +430,23 @@ class StepTracker:
         run.encodings += 1
         if "do_classifier_free_guidance" in bound:
             run.guided = bool(bound["do_classifier_free_guidance"])
+        elif "guidance_scale" in bound:  # Bria FIBO
+            run.guided = bound["guidance_scale"] > 1
         if bound.get("max_sequence_length") is not None:
             run.max_length = int(bound["max_sequence_length"])
-        named = {1: "cond", 2: "uncond"} if self.spec.guidance == "calls" else {1: "cond"}
+        known = inspect.signature(type(self.pipe).encode_prompt).parameters
+        apart = self.spec.guidance == "calls" or "negative_prompt" not in known
+        named = {1: "cond", 2: "uncond"} if apart else {1: "cond"}
         branch = named.get(run.encodings)
         prompt = bound.get("prompt")
         if branch is None or prompt is None:
             return
         count = 1 if isinstance(prompt, str) else len(prompt)
         # Some encode each prompt once and repeat the embeddings after that.
-        known = inspect.signature(type(self.pipe).encode_prompt).parameters
         repeats = {"num_images_per_prompt", "num_videos_per_prompt"} & set(known)
         images = images_per_prompt(bound if repeats else run.asked or {})
         run.prompts[branch] = self._prompts(bound, "", count, images)
-        if self.spec.guidance == "batched" or "negative_prompt" in bound:
+        if not apart or "negative_prompt" in bound:
             run.prompts["uncond"] = self._prompts(bound, "negative_", count, images)
 
     def _prompts(

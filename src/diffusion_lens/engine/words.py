@@ -13,8 +13,9 @@ from diffusion_lens.errors import WordError, closest, listing
 MARK = "\ue000"
 """Stands for the prompt where a template is taken apart; a character of no language."""
 
-REWRITING = ("enable_prompt_rewrite", "caption_upsample_temperature")
-"""Settings with which a pipeline has a language model write another prompt (LongCat, Flux.2)."""
+REWRITING = {"enable_prompt_rewrite": "", "caption_upsample_temperature": "", "use_pe": "pe"}
+"""Settings with which a pipeline has a language model write another prompt (LongCat, Flux.2,
+ERNIE-Image), each with the model that it needs besides the text encoder."""
 
 WORD = re.compile(r"\w+(?:['\u2019\-]\w+)*")
 
@@ -202,8 +203,8 @@ def refuse_other_text(pipe: Any, parts: tuple[TextPart, ...], settings: Mapping[
     """
     call = inspect.signature(type(pipe).__call__).parameters
     given = {name: settings.get(name, call[name].default) for name in call if name != "self"}
-    for name in REWRITING:
-        if given.get(name):
+    for name, writer in REWRITING.items():
+        if given.get(name) and (not writer or getattr(pipe, writer, None) is not None):
             raise WordError(
                 f"{type(pipe).__name__} writes the prompt anew before it is encoded "
                 f"({name}={given[name]!r}), so that its words are not known before the run; give "
@@ -269,7 +270,8 @@ def _limit(pipe: Any, tokenizer: Any, part: TextPart, max_length: int | None) ->
         call = getattr(type(pipe), method, None)
         known = {} if call is None else inspect.signature(call).parameters
         if "max_sequence_length" in known:
-            chosen = max_length or known["max_sequence_length"].default
+            usual = getattr(pipe, "default_max_sequence_length", None)
+            chosen = max_length or known["max_sequence_length"].default or usual
             if isinstance(chosen, int):
                 return chosen - (0 if part.reserved is None else part.reserved(pipe))
     chosen = getattr(pipe, "tokenizer_max_length", None)

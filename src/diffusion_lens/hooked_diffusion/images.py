@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -79,8 +79,21 @@ def _packed(pipe: Any, latents: Tensor) -> Tensor:
     """Latents with axes batch, channel, height, width as the pipeline's loop holds them."""
     if not hasattr(pipe, "_pack_latents"):
         return latents
-    alone = len(inspect.signature(pipe._pack_latents).parameters) == 1  # Flux.2: patches already
-    return pipe._pack_latents(latents) if alone else pipe._pack_latents(latents, *latents.shape)
+    pack = getattr(pipe, f"_pack_latents{_unpatched(pipe)}")
+    known = inspect.signature(pack).parameters
+    if len(known) == 1:  # Flux.2: patches already
+        return pack(latents)
+    return pack(latents, *latents.shape, *_patch(pipe, known))
+
+
+def _unpatched(pipe: Any) -> str:
+    """The end of the names of what packs where every latent is a token (Bria FIBO); empty else."""
+    return "_no_patch" if hasattr(pipe, "_pack_latents_no_patch") else ""
+
+
+def _patch(pipe: Any, known: Mapping[str, Any]) -> tuple[int, ...]:
+    """The side of a patch, for what packs and asks for it (Nucleus-Image)."""
+    return (pipe.transformer.config.patch_size,) if "patch_size" in known else ()
 
 
 def _video_patches(pipe: Any) -> tuple[int, int]:
@@ -127,7 +140,8 @@ def _pixels(pipe: Any, image: Any, *, video: bool, height: int | None, width: in
     if video:
         _refuse_frames(pipe, pixels.shape[2])
     wanted = getattr(pipe.vae.config, "in_channels", pixels.shape[1])
-    if pixels.shape[1] != wanted:
+    side = getattr(pipe.vae.config, "patch_size", None) or 1  # Wan's counts its pixels as channels
+    if pixels.shape[1] * side**2 != wanted != pixels.shape[1]:
         raise RunError(
             f"image= has {pixels.shape[1]} channels, {type(pipe.vae).__name__} takes {wanted}; the "
             "axes of a tensor are rgb, height, width, those of an array height, width, rgb"
@@ -174,6 +188,8 @@ def decode_latents(
         more = {}
         if getattr(vae.config, "timestep_conditioning", False):  # LTX-Video decodes at noise 0
             more["temb"] = torch.zeros(len(latents), device=latents.device, dtype=latents.dtype)
+        if latents.ndim == 4 and _takes_frames(vae):
+            latents = latents[:, :, None]
         pixels = vae.decode(latents, return_dict=False, **more)[0]
     if video:
         return pipe.video_processor.postprocess_video(pixels, output_type=output_type)
@@ -188,6 +204,7 @@ def _unpacked(pipe: Any, latents: Tensor, height: int | None, width: int | None)
         RunError: If they make no image of that size.
     """
     side = pipe.image_processor.config.vae_scale_factor  # pixels on a side of a token
+    side = pixels_to_a_latent(pipe) if _unpatched(pipe) else side
     usual = inspect.signature(type(pipe).__call__).parameters
     native = getattr(pipe, "default_sample_size", 0) * pipe.vae_scale_factor
     height = height or native or usual["height"].default
@@ -200,9 +217,10 @@ def _unpacked(pipe: Any, latents: Tensor, height: int | None, width: int | None)
         )
     if not hasattr(pipe, "_unpack_latents"):  # Flux.2 looks up each token's place instead
         return latents.transpose(1, 2).unflatten(2, (rows, columns))
-    known = inspect.signature(pipe._unpack_latents).parameters
+    unpack = getattr(pipe, f"_unpack_latents{_unpatched(pipe)}")
+    known = inspect.signature(unpack).parameters
     more = (pipe.vae_scale_factor,) if "vae_scale_factor" in known else ()
-    return pipe._unpack_latents(latents, height, width, *more)
+    return unpack(latents, height, width, *_patch(pipe, known), *more)
 
 
 def _unpacked_video(pipe: Any, latents: Tensor, *, height: int | None, width: int | None) -> Tensor:
@@ -271,7 +289,9 @@ def _scaling(pipe: Any, *, like: Tensor) -> tuple[float | Tensor, float | Tensor
     shape = (1, -1, *[1] * (like.ndim - 2))
     if hasattr(pipe, "_patchify_latents"):
         norm = pipe.vae.bn
-        spread = torch.sqrt(norm.running_var.view(shape) + config.batch_norm_eps).to(like)
+        written_in = "ErnieImage" in type(pipe).__name__  # and not what its autoencoder says
+        least = 1e-5 if written_in else config.batch_norm_eps
+        spread = torch.sqrt(norm.running_var.view(shape) + least).to(like)
         return norm.running_mean.view(shape).to(like), 1.0 if factor is None else factor, spread
     kept = dict(pipe.vae.named_buffers(recurse=False))
     mean, spread = (
