@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -33,8 +34,8 @@ FAMILIES = [
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
-def seeded() -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(0)]
+def seeded() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
 
 
 @contextlib.contextmanager
@@ -50,12 +51,18 @@ def unguided(made: TinyVideo) -> Iterator[dict[str, Any]]:
             guider.enable()
 
 
+def bound(module: Any, args: tuple, kwargs: dict) -> dict[str, Any]:
+    """The arguments of a module's forward by name."""
+    names = list(inspect.signature(type(module).forward).parameters)[1:]
+    return dict(zip(names, args, strict=False)) | kwargs
+
+
 def first_call(made: TinyVideo, **changes: Any) -> dict[str, Any]:
     """The denoiser's arguments in the first call of a run without guidance, without the library."""
     found: dict[str, Any] = {}
 
-    def keep(_module: Any, _args: tuple, kwargs: dict) -> None:
-        found.update({} if found else kwargs)
+    def keep(module: Any, args: tuple, kwargs: dict) -> None:
+        found.update({} if found else bound(module, args, kwargs))
 
     handle = made.pipe.transformer.register_forward_pre_hook(keep, with_kwargs=True)
     try:
@@ -92,7 +99,8 @@ def test_branches_hold_the_prompt_and_the_negative_prompt(family: str) -> None:
     model, name = HookedDiffusion(made.pipe), "hook_text_emb"
     _, cache = model.run_with_cache(**made.settings, names_filter=name, branch="all")
     prompt, negative = (
-        first_call(made, prompt=text)[model.spec.text] for text in (PROMPT, NEGATIVE)
+        first_call(made, prompt=text, **more)[model.spec.text]
+        for text, more in ((PROMPT, {}), (NEGATIVE, made.as_negative))
     )
     assert not torch.equal(prompt, negative)
     for step in range(made.settings["num_inference_steps"]):
@@ -183,8 +191,15 @@ def test_words_in_a_run_are_those_of_the_branch(family: str) -> None:
     model.run_with_hooks(**made.settings, fwd_hooks=[("hook_text_emb", note)])
     for branch, prompt in {"cond": PROMPT, "uncond": NEGATIVE}.items():
         assert list(found[branch]) == prompt.split()
-        for word, places in found[branch].items():
-            assert places == model.words(prompt, word, max_sequence_length=length)
+        negative = branch == "uncond"
+        tokens = model.prompt_tokens(prompt, max_sequence_length=length, negative=negative)
+        assert found[branch] == {word: tokens.find(word) for word in prompt.split()}
+    text, swapped = (
+        first_call(made, prompt=prompt, **made.as_negative)[model.spec.text]
+        for prompt in (NEGATIVE, NEGATIVE.replace("video", "glass"))
+    )
+    rows = (text != swapped).any(-1)[0].nonzero().flatten().tolist()
+    assert found["uncond"]["video"] == tuple(rows)
 
 
 @every_family
@@ -193,8 +208,10 @@ def test_the_text_that_is_attended_to_is_the_blocks_own(family: str) -> None:
     model, lengths = HookedDiffusion(made.pipe), {}
     block = model.points["blocks.0.img.hook_resid_pre"].module
 
-    def of_block(_module: Any, args: tuple, kwargs: dict) -> None:
-        text = kwargs.get("encoder_hidden_states", args[1] if len(args) > 1 else None)
+    def of_block(module: Any, args: tuple, kwargs: dict) -> None:
+        names = ("encoder_hidden_states", "text_embed")
+        given = bound(module, args, kwargs)
+        text = next(given[name] for name in names if name in given)
         lengths.setdefault("block", text.shape[1])  # of the branch that comes first
 
     def of_hook(value: Tensor, hook: Any) -> None:
@@ -234,7 +251,8 @@ def test_decoded_latents_are_the_pipelines_own_video(family: str) -> None:
     expected = model(**{**made.settings, "output_type": "pt"}).frames
     height, width = made.size
     found = model.decode_latents(latents, output_type="pt", height=height, width=width)
-    rounding = 1e-5 if family == "consisid" else 0.0  # it multiplies by 1 over the factor
+    inverse = ("consisid", "easy_animate")  # which multiply by 1 over the factor
+    rounding = 1e-5 if family in inverse else 0.0
     torch.testing.assert_close(found, expected, rtol=0.0, atol=rounding)
     assert found.shape[1:] == (made.frames, 3, height, width)
 
@@ -243,7 +261,7 @@ def test_decoded_latents_are_the_pipelines_own_video(family: str) -> None:
 def test_frames_become_latents_as_the_loop_holds_them(family: str) -> None:
     made = tiny_video(family)
     model = HookedDiffusion(made.pipe)
-    video = torch.rand(made.frames, 3, *made.size, generator=seeded()[0])
+    video = torch.rand(made.frames, 3, *made.size, generator=seeded())
     latents = model.encode_image(list(video))
     _, cache = model.run_with_cache(**made.settings, names_filter="hook_sample")
     assert latents.shape == cache["hook_sample"][0].shape
@@ -252,7 +270,7 @@ def test_frames_become_latents_as_the_loop_holds_them(family: str) -> None:
 @pytest.mark.slow
 def test_an_encoded_frame_is_wans_own() -> None:
     made = tiny_video("wan_ti2v_image")
-    image = torch.rand(1, 3, *made.size, generator=seeded()[0])
+    image = torch.rand(1, 3, *made.size, generator=seeded())
     _, expected, _ = made.pipe.prepare_latents(
         image * 2 - 1, 1, 4, *made.size, 9, torch.float32, torch.device("cpu"), seeded()
     )
@@ -265,7 +283,7 @@ def test_an_encoded_frame_is_ltx_videos_own() -> None:
 
     made = tiny_video("ltx_video")
     pipe = LTXImageToVideoPipeline(**made.pipe.components)
-    image = torch.rand(1, 3, *made.size, generator=seeded()[0])
+    image = torch.rand(1, 3, *made.size, generator=seeded())
     held, _ = pipe.prepare_latents(
         image * 2 - 1, 1, 4, *made.size, 17, torch.float32, torch.device("cpu"), seeded()
     )

@@ -27,6 +27,9 @@ TINY_VIDEOS: dict[str, Callable[[], TinyVideo]] = {
     "chrono_edit": wan.chrono_edit,
     "skyreels_v2": wan.skyreels_v2,
     "consisid": others.consisid,
+    "wan_vace": wan.wan_vace,
+    "sana_video": others.sana_video,
+    "easy_animate": others.easy_animate,
     "kandinsky5": kandinsky.kandinsky5,
 }
 """What makes the tiny pipeline of each family that has one denoiser."""

@@ -11,6 +11,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from tests.tiny_videos import texts
 from tests.tiny_videos.settings import OFF, SHORT, SIZE, TinyVideo, drawn, picture
+from tests.tiny_videos.wan import wan_vae
 
 
 def ltx_video() -> TinyVideo:
@@ -85,3 +86,80 @@ def consisid() -> TinyVideo:
     )
     more = {"guidance_scale": 6.0, "image": picture()}
     return TinyVideo(pipe, SHORT | SIZE | more, OFF, (3, 2, 3))
+
+
+def sana_video() -> TinyVideo:
+    """An instruction before the prompt, and none before a negative one."""
+    denoiser = diffusers.SanaVideoTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=4,
+        attention_head_dim=16,
+        num_layers=2,
+        num_cross_attention_heads=4,
+        cross_attention_head_dim=16,
+        cross_attention_dim=64,
+        caption_channels=texts.WIDTH,
+        sample_size=8,
+        patch_size=(1, 2, 2),
+        qk_norm="rms_norm_across_heads",
+        rope_max_seq_len=32,
+    )
+    pipe = diffusers.SanaVideoPipeline(
+        tokenizer=texts.bytes_tokenizer([], start="<bos>", marks=[]),
+        text_encoder=texts.gemma2(),
+        vae=wan_vae(),
+        transformer=drawn(denoiser),
+        scheduler=diffusers.DPMSolverMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=7.0
+        ),
+    )
+    more = {"height": 64, "width": 96, "frames": 9, "guidance_scale": 5.0}
+    more |= {"use_resolution_binning": False}
+    bare = {"complex_human_instruction": None}
+    return TinyVideo(pipe, SHORT | more, OFF, (3, 4, 6), size=(64, 96), as_negative=bare)
+
+
+def easy_animate() -> TinyVideo:
+    """A chat around the prompt."""
+    denoiser = diffusers.EasyAnimateTransformer3DModel(
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=4,
+        patch_size=2,
+        num_layers=2,
+        mmdit_layers=2,
+        time_embed_dim=20,
+        text_embed_dim=texts.WIDTH,
+        text_embed_dim_t5=None,
+        sample_height=4,
+        sample_width=6,
+        add_norm_text_encoder=True,
+    )
+    vae = diffusers.AutoencoderKLMagvit(
+        latent_channels=4,
+        block_out_channels=(8, 8, 8, 8),
+        layers_per_block=1,
+        norm_num_groups=2,
+        scaling_factor=0.7,
+    ).eval()
+    tokenizer = texts.bytes_tokenizer(
+        [], start=None, marks=["<|im_start|>", "<|im_end|>"], chat_template=LISTS
+    )
+    pipe = diffusers.EasyAnimatePipeline(
+        vae=vae,
+        text_encoder=texts.qwen2_vl(),
+        tokenizer=tokenizer,
+        transformer=drawn(denoiser),
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+    )
+    given = {name: value for name, value in SHORT.items() if name != "max_sequence_length"}
+    return TinyVideo(pipe, given | SIZE | {"guidance_scale": 5.0}, OFF, (3, 2, 3))
+
+
+LISTS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content[0].text }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""A chat whose messages are lists of contents."""

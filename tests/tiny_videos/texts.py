@@ -17,6 +17,10 @@ from transformers import (
     LlamaConfig,
     LlamaModel,
     PreTrainedTokenizerFast,
+    Gemma2Config,
+    Gemma2Model,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLTextConfig,
@@ -135,6 +139,19 @@ def qwen() -> nn.Module:
     """HunyuanVideo 1.5's."""
     rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 10_000.0}
     return local(Qwen2_5_VLTextModel(Qwen2_5_VLTextConfig(**_LLAMA, rope_parameters=rope)))
+
+
+def qwen2_vl() -> nn.Module:
+    """EasyAnimate's, whose eyes are never used."""
+    rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 10_000.0}
+    vision = {"depth": 1, "embed_dim": 16, "hidden_size": WIDTH, "num_heads": 2, "mlp_ratio": 1}
+    config = Qwen2VLConfig(text_config=_LLAMA | {"rope_parameters": rope}, vision_config=vision)
+    return local(Qwen2VLForConditionalGeneration(config))
+
+
+def gemma2() -> nn.Module:
+    """SANA-Video's."""
+    return local(Gemma2Model(Gemma2Config(**_LLAMA, head_dim=8)))
 
 
 def qwen_vl() -> nn.Module:

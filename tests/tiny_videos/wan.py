@@ -13,7 +13,8 @@ from tests.tiny_videos import texts
 from tests.tiny_videos.settings import OFF, SHORT, SIZE, TinyVideo, drawn, picture
 
 
-def _wan_vae() -> nn.Module:
+def wan_vae() -> nn.Module:
+    """Wan 2.1's autoencoder."""
     return diffusers.AutoencoderKLWan(
         base_dim=3,
         z_dim=4,
@@ -45,7 +46,7 @@ def _wan_parts(transformer: nn.Module, **more: Any) -> dict[str, Any]:
     return {
         "tokenizer": texts.t5_tokenizer(),
         "text_encoder": texts.umt5(),
-        "vae": _wan_vae(),
+        "vae": wan_vae(),
         "scheduler": UniPCMultistepScheduler(
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
         ),
@@ -122,4 +123,13 @@ def skyreels_v2() -> TinyVideo:
     """Text to video."""
     denoiser = _wan_denoiser("SkyReelsV2Transformer3DModel")
     pipe = diffusers.SkyReelsV2Pipeline(**_wan_parts(denoiser))
+    return TinyVideo(pipe, SHORT | SIZE | {"guidance_scale": 5.0}, OFF, (3, 2, 3))
+
+
+def wan_vace() -> TinyVideo:
+    """A control beside the video: here a grey one."""
+    denoiser = _wan_denoiser(
+        "WanVACETransformer3DModel", vace_layers=(0,), vace_in_channels=2 * 4 + 64
+    )
+    pipe = diffusers.WanVACEPipeline(**_wan_parts(denoiser))
     return TinyVideo(pipe, SHORT | SIZE | {"guidance_scale": 5.0}, OFF, (3, 2, 3))

@@ -66,20 +66,20 @@ RUN = (
     PRX,
     NUCLEUS,
     BRIA_FIBO,
+    WAN_VACE,
+    SANA_VIDEO,
+    EASY_ANIMATE,
 )
 """Those whose description is compared with runs of their pipelines."""
 
 READ = (
     WAN_ANIMATE,
-    WAN_VACE,
     GLM_IMAGE,
     JOY_IMAGE_EDIT,
     JOY_IMAGE_EDIT_PLUS,
-    EASY_ANIMATE,
     ALLEGRO,
     COSMOS,
     FLUX3,
-    SANA_VIDEO,
     IDEOGRAM4,
 )
 """Those whose pipeline was read, and not run: the denoiser's points are proved, words are not."""

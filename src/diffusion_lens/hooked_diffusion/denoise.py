@@ -30,7 +30,7 @@ from diffusion_lens.hooked_diffusion.images import (
     pixels_to_a_latent,
     without_condition,
 )
-from diffusion_lens.hooked_diffusion.run import Run, generators
+from diffusion_lens.hooked_diffusion.run import Run, as_taken, generators
 from diffusion_lens.showing.one_line import counted
 
 
@@ -167,7 +167,7 @@ def _run_until_stopped(
         )
     size = _size_of(wiring, latents, run.settings)
     settings = {**size, **run.settings, "latents": latents}
-    settings.setdefault("generator", generators(run.seeds()))
+    settings.setdefault("generator", as_taken(pipe, generators(run.seeds())))
     settings["output_type"] = "latent"
     prompt = list(run.prompt) if isinstance(run.prompt, tuple) else run.prompt
     settings["prompt"] = prompt
@@ -192,9 +192,10 @@ def _size_of(wiring: Wiring, latents: Tensor, settings: Mapping[str, Any]) -> di
     if latents.ndim != len(axes) or "height" not in axes:
         return {}
     size = {}
-    if "frame" in axes and "num_frames" in inspect.signature(type(pipe).__call__).parameters:
+    known = inspect.signature(type(pipe).__call__).parameters
+    for name in {"num_frames", "frames"} & set(known) if "frame" in axes else ():
         every = frames_to_a_latent(pipe)
-        size["num_frames"] = (latents.shape[axes.index("frame")] - 1) * every + 1
+        size[name] = (latents.shape[axes.index("frame")] - 1) * every + 1
     if "height" in settings or "width" in settings:
         return size
     scale = pixels_to_a_latent(pipe)

@@ -17,7 +17,7 @@ from diffusion_lens.errors import RunError, closest, listing
 from diffusion_lens.hooked_diffusion.images import without_condition
 from diffusion_lens.hooked_diffusion.output import Output, provenance
 from diffusion_lens.hooked_diffusion.report import Report
-from diffusion_lens.hooked_diffusion.run import DEFAULT_SEED, Run, generators
+from diffusion_lens.hooked_diffusion.run import DEFAULT_SEED, Run, as_taken, generators
 
 DEPRECATED = ("callback", "callback_steps")
 """Arguments that pipelines still take without listing them."""
@@ -42,8 +42,9 @@ def generate(wiring: Wiring, run: Run, *, model: str, dtype: torch.dtype) -> Out
     steps: Any = contextlib.nullcontext()
     if "generator" not in settings:
         seeds = run.seeds()
-        settings["generator"] = generators(seeds)
-        steps = seeded_steps(pipe, settings["generator"])
+        own = generators(seeds)
+        settings["generator"] = as_taken(pipe, own)
+        steps = seeded_steps(pipe, own)
     prompt = list(run.prompt) if isinstance(run.prompt, tuple) else run.prompt
     if prompt is not None:
         settings["prompt"] = prompt

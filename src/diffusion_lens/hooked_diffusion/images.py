@@ -140,7 +140,8 @@ def _pixels(pipe: Any, image: Any, *, video: bool, height: int | None, width: in
     if video:
         _refuse_frames(pipe, pixels.shape[2])
     wanted = getattr(pipe.vae.config, "in_channels", pixels.shape[1])
-    side = getattr(pipe.vae.config, "patch_size", None) or 1  # Wan's counts its pixels as channels
+    patch = getattr(pipe.vae.config, "patch_size", None)
+    side = patch if isinstance(patch, int) else 1  # Wan's counts the pixels of one as channels
     if pixels.shape[1] * side**2 != wanted != pixels.shape[1]:
         raise RunError(
             f"image= has {pixels.shape[1]} channels, {type(pipe.vae).__name__} takes {wanted}; the "
