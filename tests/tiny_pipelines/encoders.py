@@ -54,12 +54,12 @@ def qwen25_vl(width: int) -> Any:
     return Qwen2_5_VLForConditionalGeneration(config).eval()
 
 
-def qwen3_vl(width: int, *, causal_lm: bool = False) -> Any:
+def qwen3_vl(width: int, *, causal_lm: bool = False, **more: Any) -> Any:
     """Qwen 3-VL, with or without its head; its eyes are never used."""
     from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLModel
 
     rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 10000.0}
-    text = decoder(width, rope_parameters=rope)
+    text = decoder(width, rope_parameters=rope, **more)
     vision = {
         "depth": 1,
         "hidden_size": 16,

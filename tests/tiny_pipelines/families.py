@@ -216,6 +216,14 @@ PIPELINES: dict[str, TinyPipeline] = {
         {"guidance_scale": 1.0},
         {"max_sequence_length": 60},
     ),
+    "ideogram4": TinyPipeline(
+        packed.ideogram4,
+        SIZE,
+        None,
+        {"guidance_scale": 4.0, "guidance_schedule": None},
+        {"max_sequence_length": 60},
+        negative=False,
+    ),
 }
 """Every family's."""
 

@@ -222,3 +222,19 @@ def nucleus() -> Any:
     )
     pipe.default_return_index = -2
     return pipe
+
+
+def ideogram4() -> Any:
+    """Ideogram 4, whose text is of thirteen layers; a second denoiser has none."""
+    from diffusers import Ideogram4Pipeline
+
+    width, read = 8, 13
+    changes = {"in_channels": 4, "llm_features_dim": width * read}
+    return Ideogram4Pipeline(
+        scheduler=parts.flow(),
+        vae=parts.flux2_vae(),
+        text_encoder=encoders.qwen3_vl(width, num_hidden_layers=36),
+        tokenizer=tokenizers.qwen(chat=tokenizers.LISTS),
+        transformer=parts.denoiser("ideogram4", **changes),
+        unconditional_transformer=parts.denoiser("ideogram4", **changes),
+    )

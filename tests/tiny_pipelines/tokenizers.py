@@ -20,6 +20,9 @@ QWEN_CHAT = (
     "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
     "{% endif %}"
 )
+LISTS = QWEN_CHAT.replace("m.content", "m.content[0].text")
+"""The same, where what a message says stands in a list."""
+
 MISTRAL_CHAT = (
     "{{ bos_token }}{% for m in messages %}{% set text = m.content[0].text %}"
     "{% if m.role == 'system' %}[SYSTEM_PROMPT]{{ text }}[/SYSTEM_PROMPT]"
@@ -50,7 +53,7 @@ def _trained(marks: tuple[str, ...], *, spaces: bool = False) -> str:
     return tokenizer.to_str()
 
 
-def qwen(*, padding_side: str = "right") -> Any:
+def qwen(*, padding_side: str = "right", chat: str = QWEN_CHAT) -> Any:
     """Qwen's, of bytes, with marks for a chat."""
     import transformers
 
@@ -62,7 +65,7 @@ def qwen(*, padding_side: str = "right") -> Any:
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         additional_special_tokens=list(CHAT_MARKS),
-        chat_template=QWEN_CHAT,
+        chat_template=chat,
         padding_side=padding_side,
         model_max_length=4096,
     )

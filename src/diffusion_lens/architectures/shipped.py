@@ -69,6 +69,7 @@ RUN = (
     WAN_VACE,
     SANA_VIDEO,
     EASY_ANIMATE,
+    IDEOGRAM4,
 )
 """Those whose description is compared with runs of their pipelines."""
 
@@ -80,7 +81,6 @@ READ = (
     ALLEGRO,
     COSMOS,
     FLUX3,
-    IDEOGRAM4,
 )
 """Those whose pipeline was read, and not run: the denoiser's points are proved, words are not."""
 

@@ -306,6 +306,7 @@ class TextPart:
             pipeline and the number of tokens, padding apart.
         bare: Whether the tokenizer is told to add no start and end tokens.
         padded: Whether padding stays in the stream, so that one in front moves the words.
+        in_front: Whether the pipeline itself fills up in front, whatever the tokenizer does.
         reserved: How many places at the end the pipeline keeps for tokens of its own, given the
             pipeline.
         pieces: The pieces of a prompt that are tokenized one by one, given the pipeline and the
@@ -326,6 +327,7 @@ class TextPart:
     before: Callable[[Any, int], int] | None = None
     bare: bool = False
     padded: bool = True
+    in_front: bool = False
     reserved: Callable[[Any], int] | None = None
     pieces: Callable[[Any, str], Sequence[str]] | None = None
     negative: TextPart | None = None

@@ -13,9 +13,14 @@ from diffusion_lens.errors import WordError, closest, listing
 MARK = "\ue000"
 """Stands for the prompt where a template is taken apart; a character of no language."""
 
-REWRITING = {"enable_prompt_rewrite": "", "caption_upsample_temperature": "", "use_pe": "pe"}
+REWRITING = {
+    "enable_prompt_rewrite": "",
+    "caption_upsample_temperature": "",
+    "prompt_upsampling": "",
+    "use_pe": "pe",
+}
 """Settings with which a pipeline has a language model write another prompt (LongCat, Flux.2,
-ERNIE-Image), each with the model that it needs besides the text encoder."""
+Ideogram 4, ERNIE-Image), each with the model that it needs besides the text encoder."""
 
 WORD = re.compile(r"\w+(?:['\u2019\-]\w+)*")
 
@@ -99,7 +104,8 @@ class PromptTokens(NamedTuple):
                 text, offsets, cut = _tokens(pipe, tokenizer, part, text, limit)
                 dropped = 0 if part.dropped is None else part.dropped(pipe)
                 first -= dropped
-                if part.padded and getattr(tokenizer, "padding_side", "right") == "left":
+                left = part.in_front or getattr(tokenizer, "padding_side", "right") == "left"
+                if part.padded and left:
                     first += limit + dropped - len(offsets)
                 if part.before is not None:
                     first += part.before(pipe, len(offsets) - dropped)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diffusion_lens.engine.noise import noise_level
 from diffusion_lens.errors import RunError
+from diffusion_lens.hooked_diffusion.flat_patches import as_map, as_tokens, holds_flat_patches
 from diffusion_lens.hooked_diffusion.run import generators
 
 VIDEO = ("batch", "channel", "frame", "height", "width")
@@ -42,6 +43,8 @@ def encode_image(
             latents = distribution.sample(generators([seed])[0])
     else:
         latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent  # one of DC
+    if holds_flat_patches(pipe):
+        latents = as_tokens(pipe, latents)
     if hasattr(pipe, "_patchify_latents"):
         latents = pipe._patchify_latents(latents)
     shift, scale, spread = _scaling(pipe, like=latents)
@@ -184,6 +187,9 @@ def decode_latents(
         latents = latents.to(vae.dtype)  # first, so that no shift is rounded to half precision
         shift, scale, spread = _scaling(pipe, like=latents)
         latents = latents * spread / scale + shift
+        if holds_flat_patches(pipe):
+            rows, columns = _tokens_of(pipe, latents, *_size(pipe, height, width))
+            latents = as_map(pipe, latents, rows=rows, columns=columns)
         if hasattr(pipe, "_unpatchify_latents"):
             latents = pipe._unpatchify_latents(latents)
         more = {}
@@ -204,24 +210,41 @@ def _unpacked(pipe: Any, latents: Tensor, height: int | None, width: int | None)
     Raises:
         RunError: If they make no image of that size.
     """
-    side = pipe.image_processor.config.vae_scale_factor  # pixels on a side of a token
-    side = pixels_to_a_latent(pipe) if _unpatched(pipe) else side
-    usual = inspect.signature(type(pipe).__call__).parameters
-    native = getattr(pipe, "default_sample_size", 0) * pipe.vae_scale_factor
-    height = height or native or usual["height"].default
-    width = width or native or usual["width"].default
-    rows, columns = height // side, width // side
-    if rows * columns != latents.shape[1]:
-        raise RunError(
-            f"packed latents of {latents.shape[1]} tokens do not make an image of "
-            f"{height} x {width} pixels ({rows * columns} tokens); give height= and width="
-        )
+    height, width = _size(pipe, height, width)
+    rows, columns = _tokens_of(pipe, latents, height, width)
     if not hasattr(pipe, "_unpack_latents"):  # Flux.2 looks up each token's place instead
         return latents.transpose(1, 2).unflatten(2, (rows, columns))
     unpack = getattr(pipe, f"_unpack_latents{_unpatched(pipe)}")
     known = inspect.signature(unpack).parameters
     more = (pipe.vae_scale_factor,) if "vae_scale_factor" in known else ()
     return unpack(latents, height, width, *_patch(pipe, known), *more)
+
+
+def _size(pipe: Any, height: int | None, width: int | None) -> tuple[int, int]:
+    """Height and width in pixels, where they are not given those of the pipeline's own images."""
+    usual = inspect.signature(type(pipe).__call__).parameters
+    native = getattr(pipe, "default_sample_size", 0) * pipe.vae_scale_factor
+    return (
+        height or native or usual["height"].default,
+        width or native or usual["width"].default,
+    )
+
+
+def _tokens_of(pipe: Any, latents: Tensor, height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of packed latents.
+
+    Raises:
+        RunError: If they make no image of that size.
+    """
+    side = pipe.image_processor.config.vae_scale_factor  # pixels on a side of a token
+    side = pixels_to_a_latent(pipe) if _unpatched(pipe) else side
+    rows, columns = height // side, width // side
+    if rows * columns != latents.shape[1]:
+        raise RunError(
+            f"packed latents of {latents.shape[1]} tokens do not make an image of "
+            f"{height} x {width} pixels ({rows * columns} tokens); give height= and width="
+        )
+    return rows, columns
 
 
 def _unpacked_video(pipe: Any, latents: Tensor, *, height: int | None, width: int | None) -> Tensor:
@@ -287,8 +310,9 @@ def _scaling(pipe: Any, *, like: Tensor) -> tuple[float | Tensor, float | Tensor
     """
     config = pipe.vae.config
     factor = getattr(config, "scaling_factor", None)
-    shape = (1, -1, *[1] * (like.ndim - 2))
-    if hasattr(pipe, "_patchify_latents"):
+    flat = holds_flat_patches(pipe)
+    shape = (1, 1, -1) if flat else (1, -1, *[1] * (like.ndim - 2))
+    if flat or hasattr(pipe, "_patchify_latents"):
         norm = pipe.vae.bn
         written_in = "ErnieImage" in type(pipe).__name__  # and not what its autoencoder says
         least = 1e-5 if written_in else config.batch_norm_eps
