@@ -230,6 +230,11 @@ PIPELINES: dict[str, TinyPipeline] = {
 
 def tiny_pipeline(name: str) -> Any:
     """A pipeline of its own."""
+    return quiet(PIPELINES[name].make)
+
+
+def quiet(make: Callable[[], Any]) -> Any:
+    """A pipeline made with the same weights each time, which says nothing."""
     with (
         warnings.catch_warnings(),
         contextlib.redirect_stderr(io.StringIO()),
@@ -237,6 +242,6 @@ def tiny_pipeline(name: str) -> Any:
     ):
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
-        pipe = PIPELINES[name].make()
+        pipe = make()
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -192,3 +192,15 @@ class QwenProcessor:
             for text in [one["content"][0]["text"] if not isinstance(one["content"], str) else ""]
         ]
         return self.tokenizer.apply_chat_template(said, **options)
+
+
+class PictureProcessor(QwenProcessor):
+    """As that of Qwen 2.5-VL does with text and one image: a mark becomes several tokens."""
+
+    tokens = 6
+
+    def __call__(self, text: Any, images: Any = None, **options: Any) -> Any:
+        """Tokenized texts; the image's pixels are left out."""
+        mark = "<|image_pad|>"
+        texts = [text] if isinstance(text, str) else text
+        return self.tokenizer([one.replace(mark, mark * self.tokens) for one in texts], **options)

@@ -8,6 +8,12 @@ from diffusion_lens.architectures import chats, forms
 from diffusion_lens.architectures.forms import TXT_IMG
 from diffusion_lens.architectures.spec import DenoiserSpec, Gate, TextPart
 
+KEPT = (
+    "Flux2KleinKVPipeline puts a given image before the one that is made and keeps its keys and "
+    "values from the first step on, so that streams hold other tokens in each step, which is not "
+    "described; run Flux2KleinPipeline of the same parts with image="
+)
+
 FLUX2 = DenoiserSpec(
     denoiser="Flux2Transformer2DModel",
     family="Flux.2",
@@ -48,4 +54,5 @@ FLUX2 = DenoiserSpec(
     branches=("cond", "uncond"),
     timestep_scale=1000.0,
     text_ends_in_last_block=True,
+    refused={"kv_cache_mode": KEPT},
 )

@@ -26,11 +26,14 @@ class Evaluation:
         """Work out which rows of the batch belong to which guidance branch.
 
         Raises:
-            EngineError: If that is not certain.
+            EngineError: If that is not certain, or such an evaluation is not described.
         """
         self.tracker = tracker
         self.run = run
         self.spec = tracker.spec
+        for name, reason in self.spec.refused.items():
+            if arguments.get(name) is not None:
+                raise EngineError(reason)
         self.step = run.step
         self.arguments = arguments
         self.batch = len(arguments[self.spec.latents])

@@ -22,6 +22,9 @@ REWRITING = {
 """Settings with which a pipeline has a language model write another prompt (LongCat, Flux.2,
 Ideogram 4, ERNIE-Image), each with the model that it needs besides the text encoder."""
 
+PICTURES = ("image", "num_condition_images")
+"""Arguments of `encode_prompt` with which images stand in the text (Qwen-Image-Edit)."""
+
 WORD = re.compile(r"\w+(?:['\u2019\-]\w+)*")
 
 
@@ -80,6 +83,7 @@ class PromptTokens(NamedTuple):
         Raises:
             WordError: If a tokenizer gives no character offsets, or words cannot be told.
         """
+        _refuse_pictures(pipe)
         each = (prompts,) * len(parts) if isinstance(prompts, str) else tuple(prompts)
         texts: list[str] = []
         ends: list[int | None] = []
@@ -222,6 +226,21 @@ def refuse_other_text(pipe: Any, parts: tuple[TextPart, ...], settings: Mapping[
                 f"this run of {type(pipe).__name__} is given another {name}= than the class's own, "
                 "which the places of words depend on; use token indices instead of words"
             )
+
+
+def _refuse_pictures(pipe: Any) -> None:
+    """Refuse pipelines whose text encoder reads the given image beside the prompt.
+
+    Raises:
+        WordError: Naming the pipeline.
+    """
+    encode = getattr(type(pipe), "encode_prompt", None)
+    known = {} if encode is None else inspect.signature(encode).parameters
+    if any(name in known for name in PICTURES):
+        raise WordError(
+            f"{type(pipe).__name__} puts the given image among the prompt's tokens, as many as its "
+            "size makes, so that words cannot be told; use token indices"
+        )
 
 
 def word_tokens(

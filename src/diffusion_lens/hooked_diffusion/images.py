@@ -84,9 +84,23 @@ def _packed(pipe: Any, latents: Tensor) -> Tensor:
         return latents
     pack = getattr(pipe, f"_pack_latents{_unpatched(pipe)}")
     known = inspect.signature(pack).parameters
+    _refuse_layers(pipe, known)
     if len(known) == 1:  # Flux.2: patches already
         return pack(latents)
     return pack(latents, *latents.shape, *_patch(pipe, known))
+
+
+def _refuse_layers(pipe: Any, known: Mapping[str, Any]) -> None:
+    """Refuse what packs an image and its layers.
+
+    Raises:
+        RunError: Naming the pipeline.
+    """
+    if "layers" in known:
+        raise RunError(
+            f"{type(pipe).__name__} packs an image and its layers into one sequence, which is not "
+            "described for images in and out of latents; take the images that the pipeline gives"
+        )
 
 
 def _unpatched(pipe: Any) -> str:
@@ -210,6 +224,7 @@ def _unpacked(pipe: Any, latents: Tensor, height: int | None, width: int | None)
     Raises:
         RunError: If they make no image of that size.
     """
+    _refuse_layers(pipe, inspect.signature(pipe._pack_latents).parameters)
     height, width = _size(pipe, height, width)
     rows, columns = _tokens_of(pipe, latents, height, width)
     if not hasattr(pipe, "_unpack_latents"):  # Flux.2 looks up each token's place instead
