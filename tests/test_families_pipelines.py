@@ -360,7 +360,7 @@ def test_a_words_row_is_the_one_that_the_blocks_see(name: str) -> None:
     assert int(moved.argmax()) == places[0]
 
 
-def too_long(name: str, prompt: str, length: int) -> bool:
+def too_long(name: str, prompt: str, length: Any) -> bool:
     """Whether a chat has more tokens than the pipeline keeps."""
     pipe: Any = shared(name).pipe
     whole = pipe.tokenizer(pipe.prompt_template.format(prompt)).input_ids

@@ -130,4 +130,5 @@ def llama(width: int, *, layers: int) -> Any:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = decoder(width, num_hidden_layers=layers, head_dim=width // 2)
-    return LlamaForCausalLM(LlamaConfig(**config, attn_implementation="eager")).eval()
+    config["attn_implementation"] = "eager"  # the pipeline asks for patterns
+    return LlamaForCausalLM(LlamaConfig(**config)).eval()

@@ -213,12 +213,13 @@ def nucleus() -> Any:
     """Nucleus-Image."""
     from diffusers import NucleusMoEImagePipeline
 
+    processor: Any = tokenizers.QwenProcessor(tokenizers.qwen())
     pipe = NucleusMoEImagePipeline(
         transformer=parts.denoiser("nucleus"),
         scheduler=parts.shifted(),
         vae=parts.qwen_vae(4),
         text_encoder=encoders.qwen3_vl(24, causal_lm=True),
-        processor=tokenizers.QwenProcessor(tokenizers.qwen()),
+        processor=processor,
     )
     pipe.default_return_index = -2
     return pipe

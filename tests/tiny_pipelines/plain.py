@@ -130,8 +130,9 @@ def prx() -> Any:
     from transformers.models.t5gemma.configuration_t5gemma import T5GemmaModuleConfig
     from transformers.models.t5gemma.modeling_t5gemma import T5GemmaEncoder
 
-    if not hasattr(pipeline_prx, "ftfy"):  # which it calls but does not require
-        vars(pipeline_prx)["ftfy"] = types.SimpleNamespace(fix_text=str)
+    module: Any = pipeline_prx
+    if not hasattr(module, "ftfy"):  # which it calls but does not require
+        module.ftfy = types.SimpleNamespace(fix_text=str)
     config: Any = T5GemmaModuleConfig(**encoders.decoder(24, dropout_rate=0.0))
     tokenizer = tokenizers.gemma()
     tokenizer.model_max_length = 60

@@ -1,5 +1,8 @@
 """Pipelines that are given an image beside the prompt."""
 
+# diffusers and transformers annotate more narrowly than they take.
+# pyright: reportArgumentType=false
+
 from __future__ import annotations
 
 from typing import Any

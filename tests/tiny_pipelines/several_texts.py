@@ -1,5 +1,8 @@
 """Pipelines with several text encoders."""
 
+# diffusers and transformers annotate more narrowly than they take.
+# pyright: reportArgumentType=false
+
 from __future__ import annotations
 
 from typing import Any

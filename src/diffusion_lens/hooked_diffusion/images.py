@@ -132,7 +132,7 @@ def frames_to_a_latent(pipe: Any) -> int:
 
 def without_condition(pipe: Any, latents: Tensor) -> Tensor:
     """The latents alone, where the loop of Kandinsky 5 holds a given image beside them."""
-    denoiser = getattr(pipe, "transformer", None)
+    denoiser: Any = getattr(pipe, "transformer", None)
     if not getattr(denoiser, "visual_cond", False):
         return latents
     return latents[..., : denoiser.config.in_visual_dim]
