@@ -88,7 +88,8 @@ def test_reading_every_point_changes_nothing(family: str) -> None:
 
     hooked = latents_of(model.run_with_hooks(**made.settings, fwd_hooks=[("**", note)]))
     assert torch.equal(plain, expected) and torch.equal(hooked, expected)
-    lacks = {"hook_timestep_emb"} if "ti2v" in family else set()  # it has one for each token
+    several = "ti2v" in family or family == "cosmos25"  # embeddings: for each token or frame
+    lacks = {"hook_timestep_emb"} if several else set()
     assert read == set(model.points) - lacks
     assert traces(made.pipe) == before
 

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import diffusers
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -163,3 +165,74 @@ LISTS = (
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 """A chat whose messages are lists of contents."""
+
+
+class Unguarded:
+    """In place of NVIDIA's guardrail, which is not installed: lets all pass."""
+
+    def to(self, *_: Any) -> None:
+        """Nowhere to move."""
+
+    def check_text_safety(self, _prompt: str) -> bool:
+        """Any prompt is safe."""
+        return True
+
+    def check_video_safety(self, video: Any) -> Any:
+        """Any video is safe."""
+        return video
+
+
+def cosmos2_image() -> Any:
+    """Cosmos 2, which makes an image, with sigmas above 1."""
+    return diffusers.Cosmos2TextToImagePipeline(
+        text_encoder=texts.t5(),
+        tokenizer=texts.t5_tokenizer(),
+        transformer=drawn(
+            diffusers.CosmosTransformer3DModel(
+                in_channels=4, out_channels=4, extra_pos_embed_type=None, **_COSMOS
+            )
+        ),
+        vae=wan_vae(),
+        scheduler=FlowMatchEulerDiscreteScheduler(use_karras_sigmas=True),
+        safety_checker=Unguarded(),
+    )
+
+
+_COSMOS: dict[str, Any] = {
+    "num_attention_heads": 4,
+    "attention_head_dim": 12,
+    "num_layers": 2,
+    "mlp_ratio": 2.0,
+    "text_embed_dim": texts.WIDTH,
+    "adaln_lora_dim": 8,
+    "max_size": (4, 16, 16),
+    "concat_padding_mask": False,  # which needs torchvision
+}
+
+
+def cosmos25() -> TinyVideo:
+    """A chat around the prompt, all layers of Qwen side by side, and a timestep for each frame."""
+    denoiser = diffusers.CosmosTransformer3DModel(
+        in_channels=4 + 1,
+        out_channels=4,
+        extra_pos_embed_type=None,
+        use_crossattn_projection=True,
+        crossattn_proj_in_channels=3 * texts.WIDTH,
+        encoder_hidden_states_channels=texts.WIDTH,
+        **_COSMOS,
+    )
+    tokenizer = texts.bytes_tokenizer(
+        [], start=None, marks=["<|im_start|>", "<|im_end|>"], chat_template=LISTS
+    )
+    pipe = diffusers.Cosmos2_5_PredictBasePipeline(
+        text_encoder=texts.qwen_vl(),
+        tokenizer=tokenizer,
+        transformer=drawn(denoiser),
+        vae=wan_vae(),
+        scheduler=diffusers.UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=5.0
+        ),
+        safety_checker=Unguarded(),
+    )
+    more = {"guidance_scale": 5.0, "max_sequence_length": 160}
+    return TinyVideo(pipe, SHORT | SIZE | more, OFF, (3, 2, 3))

@@ -70,6 +70,7 @@ RUN = (
     SANA_VIDEO,
     EASY_ANIMATE,
     IDEOGRAM4,
+    COSMOS,
 )
 """Those whose description is compared with runs of their pipelines."""
 
@@ -79,7 +80,6 @@ READ = (
     JOY_IMAGE_EDIT,
     JOY_IMAGE_EDIT_PLUS,
     ALLEGRO,
-    COSMOS,
     FLUX3,
 )
 """Those whose pipeline was read, and not run: the denoiser's points are proved, words are not."""

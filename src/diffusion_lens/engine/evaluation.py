@@ -61,9 +61,9 @@ class Evaluation:
         return float(self.timestep_known())
 
     def tokens_have_timesteps(self) -> bool:
-        """Whether each token has a timestep of its own (0 where a first frame is given)."""
+        """Whether each token, or frame, has its own timestep (0 where a first frame is given)."""
         found = self.arguments.get(self.spec.timestep)
-        return isinstance(found, Tensor) and found.ndim > 1 and found.shape[1] > 1
+        return isinstance(found, Tensor) and found.ndim > 1 and found[0].numel() > 1
 
     def sigma(self) -> float:
         """The noise level in the scheduler's own units."""
