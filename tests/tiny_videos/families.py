@@ -31,6 +31,7 @@ TINY_VIDEOS: dict[str, Callable[[], TinyVideo]] = {
     "sana_video": others.sana_video,
     "easy_animate": others.easy_animate,
     "cosmos25": others.cosmos25,
+    "allegro": others.allegro,
     "kandinsky5": kandinsky.kandinsky5,
 }
 """What makes the tiny pipeline of each family that has one denoiser."""

@@ -236,3 +236,36 @@ def cosmos25() -> TinyVideo:
     )
     more = {"guidance_scale": 5.0, "max_sequence_length": 160}
     return TinyVideo(pipe, SHORT | SIZE | more, OFF, (3, 2, 3))
+
+
+def allegro() -> TinyVideo:
+    """T5's embeddings with an axis more; an autoencoder that works in tiles alone."""
+    denoiser = diffusers.AllegroTransformer3DModel(
+        num_attention_heads=4,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        cross_attention_dim=48,
+        caption_channels=texts.WIDTH,
+        sample_height=4,
+        sample_width=6,
+        sample_frames=3,
+    )
+    vae = diffusers.AutoencoderKLAllegro(
+        block_out_channels=(8, 8, 8, 8),
+        layers_per_block=1,
+        norm_num_groups=2,
+        sample_size=16,
+        scaling_factor=0.7,
+    ).eval()
+    vae.enable_tiling()
+    pipe = diffusers.AllegroPipeline(
+        tokenizer=texts.t5_tokenizer(),
+        text_encoder=texts.t5(),
+        vae=vae,
+        transformer=drawn(denoiser),
+        scheduler=diffusers.EulerAncestralDiscreteScheduler(),
+    )
+    more = {"guidance_scale": 5.0, "num_frames": 8}
+    return TinyVideo(pipe, SHORT | SIZE | more, OFF, (2, 2, 3), frames=8)

@@ -71,6 +71,7 @@ RUN = (
     EASY_ANIMATE,
     IDEOGRAM4,
     COSMOS,
+    ALLEGRO,
 )
 """Those whose description is compared with runs of their pipelines."""
 
@@ -79,7 +80,6 @@ READ = (
     GLM_IMAGE,
     JOY_IMAGE_EDIT,
     JOY_IMAGE_EDIT_PLUS,
-    ALLEGRO,
     FLUX3,
 )
 """Those whose pipeline was read, and not run: the denoiser's points are proved, words are not."""

@@ -168,13 +168,20 @@ def _pixels(pipe: Any, image: Any, *, video: bool, height: int | None, width: in
 
 
 def _refuse_frames(pipe: Any, frames: int) -> None:
-    every = frames_to_a_latent(pipe)
-    if frames % every != 1 % every:
-        fewer = (frames - 1) // every * every + 1
+    every, first = frames_to_a_latent(pipe), 0 if _is_allegros(pipe.vae) else 1
+    if frames % every != first % every:
+        fewer = (frames - first) // every * every + first
+        counts = " or ".join(str(count) for count in (fewer, fewer + every) if count)
+        takes = "one frame and then " if first else ""
         raise RunError(
-            f"{frames} frames were given; {type(pipe.vae).__name__} takes one frame and then "
-            f"{every} at a time: give {fewer} or {fewer + every}"
+            f"{frames} frames were given; {type(pipe.vae).__name__} takes {takes}{every} at a "
+            f"time: give {counts}"
         )
+
+
+def _is_allegros(vae: Any) -> bool:
+    """Whether an autoencoder has no frame of its own before the others, and gives frames first."""
+    return type(vae).__name__ == "AutoencoderKLAllegro"
 
 
 def decode_latents(
@@ -212,6 +219,8 @@ def decode_latents(
         if latents.ndim == 4 and _takes_frames(vae):
             latents = latents[:, :, None]
         pixels = vae.decode(latents, return_dict=False, **more)[0]
+    if _is_allegros(pipe.vae):
+        pixels = pixels.transpose(1, 2)
     if video:
         return pipe.video_processor.postprocess_video(pixels, output_type=output_type)
     pixels = pixels[:, :, 0] if pixels.ndim == len(VIDEO) else pixels
