@@ -113,6 +113,7 @@ HIDREAM = DenoiserSpec(
     latents="hidden_states",
     text="encoder_hidden_states_t5",
     text_beside=("encoder_hidden_states_llama3",),
+    batch_second=("encoder_hidden_states_llama3",),
     grid=grid,
     default_grid=forms.native(64, 64),
     text_parts=(

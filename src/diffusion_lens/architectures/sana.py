@@ -48,7 +48,8 @@ TEXT = TextPart(
     "tokenizer",
     template=instructed,
     dropped=instruction_tokens,
-    negative=TextPart("tokenizer", template=chats.cleaned),
+    padded=False,  # behind, whatever the tokenizer says before the first run
+    negative=TextPart("tokenizer", template=chats.cleaned, padded=False),
     assumed=("clean_caption", "complex_human_instruction"),
 )
 SANA = replace(

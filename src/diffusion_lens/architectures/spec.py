@@ -390,6 +390,7 @@ class DenoiserSpec:
         timestep: The denoiser's argument that takes the timestep.
         between: For each stream that the denoiser itself changes between a block and the next, what
             it does there, from the denoiser and the block's number; empty where it hands all on.
+        batch_second: Arguments of the denoiser whose second axis is the batch, not the first.
         refused: Arguments of the denoiser with which its evaluations are not described, with what
             to say and what to do in their place.
     """
@@ -419,3 +420,4 @@ class DenoiserSpec:
     image_length: Callable[[Any, Mapping[str, Any]], int] | None = None
     between: Callable[[Any, int], Mapping[str, str]] = lambda _denoiser, _block: {}
     refused: Mapping[str, str] = field(default_factory=dict)
+    batch_second: tuple[str, ...] = ()

@@ -76,9 +76,10 @@ def follow(model: HookedDiffusion, pair: Pair) -> Trajectory:
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """A tensor with the batch in front, for one row."""
+    """A tensor for one row of the batch, which lies along an axis: mostly the first."""
 
     value: Tensor
+    axis: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +97,9 @@ class Conditions:
         """The arguments for a batch; with `grad` autograd records from them on."""
 
         def repeated(row: Row) -> Tensor:
-            value = row.value.expand(count, *row.value.shape[1:])
+            size = [*row.value.shape]
+            size[row.axis] = count
+            value = row.value.expand(size)
             return value.requires_grad_(grad and value.is_floating_point())
 
         return _mapped(self.arguments, repeated)
@@ -116,7 +119,7 @@ class Conditions:
                 )
             if not here.value.is_floating_point():
                 return here
-            return Row(torch.lerp(here.value, there.value, weight))
+            return Row(torch.lerp(here.value, there.value, weight), here.axis)
 
         return Conditions(_mapped(self.arguments, mix, other.arguments))
 
@@ -135,10 +138,15 @@ def conditions(model: HookedDiffusion, side: Side, trajectory: Trajectory) -> Co
                 return Row(given[at].clone())
             if isinstance(given, dict):
                 return {name: cut(one) for name, one in given.items()}
+            # Texts of several layers (Bria FIBO); positions in lists have no batch.
+            if isinstance(given, list) and all(getattr(one, "ndim", 0) == 3 for one in given):
+                return [cut(one) for one in given]
             return given
 
         for name, given in evaluation.arguments.items():
-            if name not in trajectory.names:
+            if name in model.spec.batch_second:
+                found[name] = Row(given[:, at].clone(), 1)
+            elif name not in trajectory.names:
                 found[name] = cut(given)
 
     read.read_only = True  # type: ignore[attr-defined]
@@ -146,7 +154,8 @@ def conditions(model: HookedDiffusion, side: Side, trajectory: Trajectory) -> Co
     given = trajectory.latents[first][:1]
     with side.encoding(model), model.hooks([(f"hook_latents[branch={BRANCH}]", read)]):
         model.denoise(given, prompt=side.prompt, step=first, **side.run.settings)
-    return Conditions({**found, "return_dict": False})
+    # Kandinsky 5, which is asked for it, returns no tuple otherwise.
+    return Conditions({"return_dict": False, **found})
 
 
 def _mapped(given: Any, change: Callable[..., Any], *others: Any) -> Any:
@@ -156,6 +165,10 @@ def _mapped(given: Any, change: Callable[..., Any], *others: Any) -> Any:
             name: _mapped(one, change, *(other[name] for other in others))
             for name, one in given.items()
         }
+    if isinstance(given, list):
+        return [
+            _mapped(one, change, *(other[at] for other in others)) for at, one in enumerate(given)
+        ]
     return change(given, *others) if isinstance(given, Row) else given
 
 
@@ -185,7 +198,19 @@ class Evaluator:
         return self.model.denoiser(**arguments)[0]
 
     def outcome(self, value: Tensor, moments: Sequence[Moment]) -> Outcome:
-        """What a metric is given of these predictions."""
+        """What a metric is given of these predictions.
+
+        Raises:
+            PatchingError: If they hold more tokens than the latents.
+        """
+        step, sample = moments[0]
+        own = self.trajectory.latents[step][sample]
+        if own.ndim == 2 and len(own) != value.shape[1]:
+            raise PatchingError(
+                f"predictions of {self.model.name} have {value.shape[1]} tokens, its latents "
+                f"{len(own)}: what else lies among them would count in the metric; patch it with "
+                "`run_with_hooks` and `interventions.replace_with`"
+            )
 
         def clean(prediction: Tensor) -> Tensor:
             rows = zip(prediction, moments, strict=True)
