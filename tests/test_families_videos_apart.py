@@ -212,3 +212,12 @@ def test_cosmos_2_makes_an_image_from_latents_with_sigmas_above_1() -> None:
     ]
     rows = (swapped[0] != swapped[1]).any(-1)[0].nonzero().flatten().tolist()
     assert model.words(PROMPT, "cat", max_sequence_length=24) == tuple(rows)
+
+
+@pytest.mark.exhaustive
+def test_a_second_segment_of_a_video_is_refused() -> None:
+    made = tiny_video("wan_animate")
+    model = HookedDiffusion(made.pipe)
+    longer = {name: made.settings[name][:1] * 17 for name in ("pose_video", "face_video")}
+    with pytest.raises(EngineError, match="goes through its schedule once more in the same run"):
+        model.run_with_cache(**made.settings | longer, names_filter="hook_latents")

@@ -27,6 +27,7 @@ TINY_VIDEOS: dict[str, Callable[[], TinyVideo]] = {
     "chrono_edit": wan.chrono_edit,
     "skyreels_v2": wan.skyreels_v2,
     "consisid": others.consisid,
+    "wan_animate": wan.wan_animate,
     "wan_vace": wan.wan_vace,
     "sana_video": others.sana_video,
     "easy_animate": others.easy_animate,

@@ -133,3 +133,33 @@ def wan_vace() -> TinyVideo:
     )
     pipe = diffusers.WanVACEPipeline(**_wan_parts(denoiser))
     return TinyVideo(pipe, SHORT | SIZE | {"guidance_scale": 5.0}, OFF, (3, 2, 3))
+
+
+def wan_animate() -> TinyVideo:
+    """A person's image, poses and faces; a frame of latents for the image before the video's."""
+    denoiser = _wan_denoiser(
+        "WanAnimateTransformer3DModel",
+        in_channels=12,
+        latent_channels=4,
+        image_dim=12,
+        added_kv_proj_dim=32,
+        motion_encoder_channel_sizes={"4": 8, "8": 8, "16": 8},
+        motion_encoder_size=16,
+        motion_style_dim=8,
+        motion_dim=4,
+        motion_encoder_dim=16,
+        face_encoder_hidden_dim=16,
+        face_encoder_num_heads=2,
+        inject_face_latents_blocks=2,
+    )
+    pipe = diffusers.WanAnimatePipeline(**_wan_parts(denoiser, **_image_parts()))
+    more = {
+        "guidance_scale": 5.0,
+        "image": picture(),
+        "pose_video": [picture()] * 9,
+        "face_video": [picture().resize((16, 16))] * 9,
+        "segment_frame_length": 9,
+        "max_sequence_length": 512,
+    }
+    size = {name: SIZE[name] for name in ("height", "width")}
+    return TinyVideo(pipe, SHORT | size | more, OFF, (4, 2, 3), before=1)

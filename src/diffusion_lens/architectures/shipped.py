@@ -72,11 +72,11 @@ RUN = (
     IDEOGRAM4,
     COSMOS,
     ALLEGRO,
+    WAN_ANIMATE,
 )
 """Those whose description is compared with runs of their pipelines."""
 
 READ = (
-    WAN_ANIMATE,
     GLM_IMAGE,
     JOY_IMAGE_EDIT,
     JOY_IMAGE_EDIT_PLUS,

@@ -48,6 +48,7 @@ class RunState:
         first_step: The step that the run began with.
         call: Evaluations since the scheduler stepped.
         evaluations: Evaluations since the run began.
+        passes: How often the scheduler began anew after some.
         length: How many timesteps the scheduler has; None before it is told.
         schedule: The scheduler's timesteps as numbers.
         prompts: The prompts of each branch, for every sample.
@@ -68,6 +69,7 @@ class RunState:
     first_step: int = 0
     call: int = 0
     evaluations: int = 0
+    passes: int = 0
     length: int | None = None
     schedule: Schedule | None = None
     prompts: dict[str, list[PartPrompts]] = field(default_factory=dict)
@@ -103,6 +105,7 @@ class RunState:
 
     def begin(self, length: int | None) -> None:
         """Count steps from 0 again."""
+        self.passes += bool(self.evaluations)
         self.step = self.first_step = self.call = self.evaluations = 0
         self.length = length
 

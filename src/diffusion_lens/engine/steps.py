@@ -306,6 +306,12 @@ class StepTracker:
 
     def _begun(self, args: tuple, kwargs: dict) -> Evaluation:
         """The evaluation that begins, counted."""
+        if self.run.in_pipeline and self.run.passes:
+            raise EngineError(
+                f"{type(self.pipe).__name__} goes through its schedule once more in the same run, "
+                "for another part of what it makes (a segment of a video), so that steps of two "
+                "parts would be taken for the same; make one part in a run"
+            )
         arguments = dict(zip(self._parameters, args, strict=False)) | kwargs
         begun = Evaluation(self, self.run, arguments)
         self.run.call += 1
