@@ -239,3 +239,20 @@ def ideogram4() -> Any:
         transformer=parts.denoiser("ideogram4", **changes),
         unconditional_transformer=parts.denoiser("ideogram4", **changes),
     )
+
+
+def flux3() -> Any:
+    """FLUX.3, which diffusers has as a modular pipeline; without what writes prompts anew."""
+    from diffusers import Flux3AutoBlocks, Flux3ModularPipeline
+
+    blocks = Flux3AutoBlocks()
+    blocks.sub_blocks.pop("prompt_upsampler")
+    pipe: Any = Flux3ModularPipeline(blocks=blocks)
+    pipe.update_components(
+        transformer=parts.denoiser("flux3"),
+        scheduler=parts.flow(shift=6.93),
+        vae=parts.flux2_vae(),
+        text_encoder=encoders.qwen3_vl(8, causal_lm=True),
+        tokenizer=tokenizers.QwenProcessor(tokenizers.qwen()),
+    )
+    return pipe

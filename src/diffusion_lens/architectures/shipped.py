@@ -61,6 +61,7 @@ RUN = (
     SKYREELS_V2,
     SANA,
     HIDREAM,
+    FLUX3,
     KANDINSKY5,
     ERNIE_IMAGE,
     PRX,
@@ -80,7 +81,6 @@ READ = (
     GLM_IMAGE,
     JOY_IMAGE_EDIT,
     JOY_IMAGE_EDIT_PLUS,
-    FLUX3,
 )
 """Those whose pipeline was read, and not run: the denoiser's points are proved, words are not."""
 

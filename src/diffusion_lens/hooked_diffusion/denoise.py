@@ -30,6 +30,7 @@ from diffusion_lens.hooked_diffusion.images import (
     pixels_to_a_latent,
     without_condition,
 )
+from diffusion_lens.hooked_diffusion.modular import refuse_modular
 from diffusion_lens.hooked_diffusion.run import Run, as_taken, generators
 from diffusion_lens.showing.one_line import counted
 
@@ -122,6 +123,7 @@ def denoise(
     pipe: Any = wiring.pipe
     if pipe is None:
         raise RunError("a bare denoiser has no pipeline to take prompts; call it yourself")
+    refuse_modular(pipe, "denoising once")
     if grad is None:
         given = [latents, *run.settings.values()]
         grad = any(isinstance(value, Tensor) and value.requires_grad for value in given)

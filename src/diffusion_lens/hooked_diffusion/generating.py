@@ -15,6 +15,7 @@ from diffusion_lens.engine.step_noise import seeded_steps
 from diffusion_lens.engine.wiring import Wiring
 from diffusion_lens.errors import RunError, closest, listing
 from diffusion_lens.hooked_diffusion.images import without_condition
+from diffusion_lens.hooked_diffusion.modular import refuse_modular
 from diffusion_lens.hooked_diffusion.output import Output, provenance
 from diffusion_lens.hooked_diffusion.report import Report
 from diffusion_lens.hooked_diffusion.run import DEFAULT_SEED, Run, as_taken, generators
@@ -36,6 +37,7 @@ def generate(wiring: Wiring, run: Run, *, model: str, dtype: torch.dtype) -> Out
         RunError: If the pipeline does not take a setting.
     """
     pipe: Any = wiring.pipe
+    refuse_modular(pipe, "a run of the model's")
     refuse_unknown_settings(pipe, run)
     settings = dict(run.settings)
     seeds: list[int] = []

@@ -13,6 +13,7 @@ from torch import Tensor
 from diffusion_lens.engine.noise import noise_level
 from diffusion_lens.errors import RunError
 from diffusion_lens.hooked_diffusion.flat_patches import as_map, as_tokens, holds_flat_patches
+from diffusion_lens.hooked_diffusion.modular import refuse_modular
 from diffusion_lens.hooked_diffusion.run import generators
 
 VIDEO = ("batch", "channel", "frame", "height", "width")
@@ -29,6 +30,7 @@ def encode_image(
     seed: int | None,
 ) -> Tensor:
     """Images as latents with some axes; see `HookedDiffusion.encode_image`."""
+    refuse_modular(pipe, "encoding images")
     video = _makes_videos(pipe, axes)
     pixels = _pixels(pipe, image, video=video, height=height, width=width)
     if not video and _takes_frames(pipe.vae):
@@ -194,6 +196,7 @@ def decode_latents(
     output_type: str,
 ) -> Any:
     """Latents with some axes as images; see `HookedDiffusion.decode_latents`."""
+    refuse_modular(pipe, "decoding latents")
     video = _makes_videos(pipe, axes)
     if video and "frame" in axes:
         latents = latents.permute([axes.index(axis) for axis in VIDEO])
