@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diffusion_lens import HookedDiffusion, Run, Site
 from diffusion_lens.analyses import prompt_to_prompt
-from diffusion_lens.errors import SiteError, UnsupportedModelError, WordError
+from diffusion_lens.errors import EngineError, SiteError, UnsupportedModelError, WordError
 from tests.test_families_pipelines import (
     FAMILIES,
     GUIDED,
@@ -26,7 +26,8 @@ from tests.test_families_pipelines import (
     shared,
     tokenizer_of,
 )
-from tests.tiny_pipelines import PIPELINES, tiny_pipeline
+from tests.tiny_pipelines import PIPELINES, plain, tiny_pipeline
+from tests.tiny_pipelines.families import quiet
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 CAPITALS = "A Red cat on the Glass Table"
@@ -224,3 +225,33 @@ def test_ernies_prompts_are_written_anew_only_by_a_model_that_is_there() -> None
         assert model.prompt_tokens(PROMPT, run=run) == model.prompt_tokens(PROMPT)
     finally:
         pipe.pe = kept
+
+
+@pytest.mark.exhaustive
+def test_sana_sprint_is_read_as_sana_is() -> None:
+    model = HookedDiffusion(quiet(plain.sana_sprint))
+    pipe: Any = model.pipe
+    given: dict[str, Any] = {
+        key: value for key, value in settings("sana").items() if key != "guidance_scale"
+    }
+    expected = pipe(PROMPT, generator=torch.Generator().manual_seed(0), **given).images
+    seen, texts = set(), []
+
+    def see(value: Tensor, hook: Any) -> None:
+        seen.add((hook.name, hook.timestep))
+        if hook.name == "hook_text_emb":
+            texts.append(value.clone())
+
+    known = [name for name in model.points if name != "hook_pred_x0"]
+    out = model.run_with_hooks(PROMPT, seed=0, fwd_hooks=[(name, see) for name in known], **given)
+    assert torch.equal(out.images, expected) and {name for name, _ in seen} == set(known)
+    assert sorted({time for _, time in seen}) == sorted(pipe.scheduler.timesteps[:-1].tolist())
+    model.run_with_hooks(
+        PROMPT.replace("cat", "dog"), seed=0, fwd_hooks=[("hook_text_emb", see)], **given
+    )
+    rows = (texts[0] != texts[-1]).any(-1)[0].nonzero().flatten().tolist()
+    assert model.words(PROMPT, "cat", max_sequence_length=60)[0] == rows[0]
+    assert out.latents is not None
+    assert torch.equal(model.decode_latents(out.latents, output_type="pt"), expected)
+    with pytest.raises(EngineError, match="prediction_type='trigflow'"):
+        model.run_with_cache(PROMPT, names_filter="hook_pred_x0", **given)

@@ -143,3 +143,12 @@ def prx() -> Any:
         tokenizer=tokenizer,
         vae=parts.kl(4),
     )
+
+
+def sana_sprint() -> Any:
+    """SANA-Sprint: the guidance is embedded, and latents are scaled to the data's deviation."""
+    from diffusers import SanaSprintPipeline, SCMScheduler
+
+    parts_of = {**sana().components, "scheduler": SCMScheduler()}
+    parts_of["transformer"] = parts.denoiser("sana", guidance_embeds=True)
+    return SanaSprintPipeline(**parts_of)

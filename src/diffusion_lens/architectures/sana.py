@@ -10,7 +10,7 @@ from torch import nn
 
 from diffusion_lens.architectures import chats, forms
 from diffusion_lens.architectures.pixart import PIXART
-from diffusion_lens.architectures.spec import BlockSpec, TextPart
+from diffusion_lens.architectures.spec import BlockSpec, ModulePoint, TextPart
 
 FOLDED = "frames lie in the batch there, and a convolution over them follows"
 _VIDEO = forms.crossed(
@@ -52,6 +52,15 @@ TEXT = TextPart(
     negative=TextPart("tokenizer", template=chats.cleaned, padded=False),
     assumed=("clean_caption", "complex_human_instruction"),
 )
+
+
+def outside(denoiser: Any) -> tuple[ModulePoint, ...]:
+    """Latents, embeddings and the prediction; SANA-Sprint embeds guidance beside the timestep."""
+    guided = denoiser.config.guidance_embeds
+    embedding = "time_embed.timestep_embedder" if guided else "time_embed.emb"
+    return forms.points(("channel", "height", "width"), embedding=embedding)(denoiser)
+
+
 SANA = replace(
     PIXART,
     denoiser="SanaTransformer2DModel",
@@ -65,7 +74,7 @@ SANA = replace(
             maps="channel first",
         )
     },
-    outside=forms.points(("channel", "height", "width"), embedding="time_embed.emb"),
+    outside=outside,
     text_parts=(TEXT,),
 )
 SANA_VIDEO = replace(

@@ -349,17 +349,19 @@ def _scaling(pipe: Any, *, like: Tensor) -> tuple[float | Tensor, float | Tensor
     mean, spread = (
         getattr(config, name, kept.get(name)) for name in ("latents_mean", "latents_std")
     )
-    if mean is not None and spread is not None and _looks_for_a_mean(type(pipe)):
+    # What an EDM or trigflow loop holds is scaled to the data's deviation (Cosmos, SANA-Sprint).
+    data = pipe.scheduler.config.sigma_data if _reads(type(pipe), "sigma_data") else 1.0
+    if mean is not None and spread is not None and _reads(type(pipe), "latents_mean"):
         shift, by = (torch.as_tensor(one).view(shape).to(like) for one in (mean, spread))
-        return (shift, 1.0 / by, 1.0) if factor is None else (shift, factor, by)
-    return getattr(config, "shift_factor", None) or 0.0, 1.0 if factor is None else factor, 1.0
+        return (shift, data / by, 1.0) if factor is None else (shift, factor * data, by)
+    return getattr(config, "shift_factor", None) or 0.0, data * (factor or 1.0), 1.0
 
 
-def _looks_for_a_mean(kind: type) -> bool:
-    """Whether a pipeline's call reads the mean of latents; a subclass calls that of its base."""
+def _reads(kind: type, name: str) -> bool:
+    """Whether a pipeline's call reads something by name; a subclass calls that of its base."""
     calls = [
         inspect.unwrap(base.__dict__["__call__"])
         for base in kind.__mro__[:-1]
         if "__call__" in base.__dict__
     ]
-    return any("latents_mean" in call.__code__.co_names for call in calls)
+    return any(name in call.__code__.co_names for call in calls)
