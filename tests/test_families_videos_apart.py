@@ -221,3 +221,14 @@ def test_a_second_segment_of_a_video_is_refused() -> None:
     longer = {name: made.settings[name][:1] * 17 for name in ("pose_video", "face_video")}
     with pytest.raises(EngineError, match="goes through its schedule once more in the same run"):
         model.run_with_cache(**made.settings | longer, names_filter="hook_latents")
+
+
+@pytest.mark.exhaustive
+def test_steps_of_cosmos_1_are_refused() -> None:
+    pipe = others.cosmos1()
+    pipe.set_progress_bar_config(disable=True)
+    given = {"num_inference_steps": 2, "height": 32, "width": 48, "num_frames": 9}
+    given |= {"max_sequence_length": 24, "output_type": "latent"}
+    model = HookedDiffusion(pipe)
+    with pytest.raises(EngineError, match="CosmosTextToWorldPipeline sets its EDMEulerScheduler"):
+        model.run_with_cache(PROMPT, names_filter="hook_latents", **given)

@@ -198,6 +198,34 @@ def cosmos2_image() -> Any:
     )
 
 
+def cosmos1() -> Any:
+    """Cosmos 1, which steps twice at each step."""
+    vae = diffusers.AutoencoderKLCosmos(
+        latent_channels=4,
+        encoder_block_out_channels=(8, 8, 8, 8),
+        decode_block_out_channels=(8, 8, 8, 8),
+        num_layers=1,
+        attention_resolutions=(),
+        resolution=64,
+        latents_mean=None,
+        latents_std=None,
+    )
+    return diffusers.CosmosTextToWorldPipeline(
+        text_encoder=texts.t5(),
+        tokenizer=texts.t5_tokenizer(),
+        transformer=drawn(
+            diffusers.CosmosTransformer3DModel(
+                in_channels=4, out_channels=4, extra_pos_embed_type="learnable", **_COSMOS
+            )
+        ),
+        vae=vae.eval(),
+        scheduler=diffusers.EDMEulerScheduler(
+            sigma_max=80, sigma_schedule="karras", prediction_type="epsilon"
+        ),
+        safety_checker=Unguarded(),
+    )
+
+
 _COSMOS: dict[str, Any] = {
     "num_attention_heads": 4,
     "attention_head_dim": 12,

@@ -401,6 +401,7 @@ class StepTracker:
     def _step(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
         if not self._is_the_loops_own():
             return original(*args, **kwargs)
+        self._refuse_steps_back()
         if self.on_guided or self.on_sample:
             given = inspect.signature(original).bind(*args, **kwargs)
             bound = given.arguments
@@ -413,9 +414,25 @@ class StepTracker:
         result = original(*args, **kwargs)
         self.run.step += 1
         self.run.call = 0
+        self.run.reached = getattr(self._scheduler, "step_index", None)
         for listener in self.on_step:
             listener()
         return result
+
+    def _refuse_steps_back(self) -> None:
+        """Refuse a loop that sets its scheduler back to step twice from one place (Cosmos 1).
+
+        Raises:
+            EngineError: Naming the pipeline.
+        """
+        at = getattr(self._scheduler, "step_index", None)
+        reached = self.run.reached
+        if self.run.in_pipeline and None not in (at, reached) and at < reached:
+            raise EngineError(
+                f"{type(self.pipe).__name__} sets its {type(self._scheduler).__name__} back and "
+                "steps twice from one place, so that its steps cannot be counted; hook its "
+                "denoiser by hand, with `branches=`"
+            )
 
     def _encode_prompt(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
         if self.run.in_pipeline and called_by_method_of(self.pipe):
