@@ -20,6 +20,7 @@ from diffusion_lens.errors import EngineError, HookNeverFiredError, RunError, Wo
 from diffusion_lens.testing import check_architecture, tiny_denoiser
 from diffusion_lens.testing.report import CLAUSES
 from tests.pipelines import latents_of
+from tests.tiny_videos import others
 from tests.tiny_videos.families import fresh_video, tiny_video
 from tests.tiny_videos.hunyuan import hunyuan_video_15
 from tests.tiny_videos.settings import PROMPT, picture
@@ -164,3 +165,70 @@ def test_the_context_of_cross_attention_is_the_text_without_the_image() -> None:
     del settings["prompt"]
     assert not torch.equal(patched, latents_of(out))
     assert torch.equal(patched, latents_of(model(PROMPT, **settings)))
+
+
+@pytest.mark.slow
+def test_kandinsky_cuts_long_prompts_in_a_way_of_its_own() -> None:
+    made = tiny_video("kandinsky5")
+    model, prompt = HookedDiffusion(made.pipe), "cat " * 30 + "dog"
+    with pytest.raises(WordError, match="is too long for Kandinsky5T2VPipeline, which takes char"):
+        model.words(prompt, "dog", max_sequence_length=24)
+    assert model.words(prompt, "dog", max_sequence_length=60)
+
+
+@pytest.mark.exhaustive
+def test_cosmos_2_makes_an_image_from_latents_with_sigmas_above_1() -> None:
+    pipe = others.cosmos2_image()
+    pipe.set_progress_bar_config(disable=True)
+    model, seen = HookedDiffusion(pipe), set()
+    given = {"negative_prompt": "blurry video", "num_inference_steps": 3, "height": 32, "width": 48}
+    given |= {"max_sequence_length": 24, "output_type": "pt", "guidance_scale": 1.0}
+    expected = pipe(PROMPT, generator=torch.Generator().manual_seed(0), **given).images
+    hooks = [("**", lambda _value, hook: seen.add((hook.name, hook.timestep, hook.sigma)))]
+    out = model.run_with_hooks(PROMPT, seed=0, fwd_hooks=hooks, **given)
+    assert torch.equal(out.images, expected)
+    assert {name for name, _, _ in seen} == set(model.points)
+    assert {time for _, time, _ in seen} == set(pipe.scheduler.timesteps.tolist())
+    assert {sigma for _, _, sigma in seen} == set(pipe.scheduler.sigmas[:3].tolist())
+    decoded = model.decode_latents(latents_of(out), output_type="pt")
+    # The guardrail has its images in 256 steps.
+    torch.testing.assert_close(decoded[:, 0], expected, rtol=0.0, atol=1 / 255)
+    names = ["hook_sample", "hook_noise_pred", "hook_pred_x0", "hook_guided_pred"]
+    _, cache = model.run_with_cache(PROMPT, names_filter=names, **given)
+    for step, sigma in enumerate(pipe.scheduler.sigmas[:3].tolist()):
+        at = cache.at(step=step)
+        share = sigma / (sigma + 1)
+        clean = (1 - share) * at["hook_sample"] - share * at["hook_noise_pred"]
+        torch.testing.assert_close(at["hook_pred_x0"], clean, rtol=1e-3, atol=1e-3)
+        found = model.denoise(at["hook_sample"], prompt=PROMPT, step=step, **given)
+        assert torch.equal(found.guided, at["hook_guided_pred"])
+    with pytest.raises(EngineError, match="has sigmas above 1"):
+        model.add_noise(latents_of(out), noise_level=0.5)
+    with pytest.raises(EngineError, match="has sigmas above 1"):
+        model.denoise(latents_of(out), prompt=PROMPT, noise_level=0.5, **given)
+    swapped = [
+        model.run_with_cache(prompt, names_filter="hook_text_emb", **given)[1]["hook_text_emb"][0]
+        for prompt in (PROMPT, PROMPT.replace("cat", "dog"))
+    ]
+    rows = (swapped[0] != swapped[1]).any(-1)[0].nonzero().flatten().tolist()
+    assert model.words(PROMPT, "cat", max_sequence_length=24) == tuple(rows)
+
+
+@pytest.mark.exhaustive
+def test_a_second_segment_of_a_video_is_refused() -> None:
+    made = tiny_video("wan_animate")
+    model = HookedDiffusion(made.pipe)
+    longer = {name: made.settings[name][:1] * 17 for name in ("pose_video", "face_video")}
+    with pytest.raises(EngineError, match="goes through its schedule once more in the same run"):
+        model.run_with_cache(**made.settings | longer, names_filter="hook_latents")
+
+
+@pytest.mark.exhaustive
+def test_steps_of_cosmos_1_are_refused() -> None:
+    pipe = others.cosmos1()
+    pipe.set_progress_bar_config(disable=True)
+    given = {"num_inference_steps": 2, "height": 32, "width": 48, "num_frames": 9}
+    given |= {"max_sequence_length": 24, "output_type": "latent"}
+    model = HookedDiffusion(pipe)
+    with pytest.raises(EngineError, match="CosmosTextToWorldPipeline sets its EDMEulerScheduler"):
+        model.run_with_cache(PROMPT, names_filter="hook_latents", **given)

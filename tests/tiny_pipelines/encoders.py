@@ -9,7 +9,8 @@ VOCABULARY = 448
 """Above the count of any of the tokenizers."""
 
 
-def _decoder(width: int, **more: Any) -> dict[str, Any]:
+def decoder(width: int, **more: Any) -> dict[str, Any]:
+    """The configuration of a small decoder."""
     return {
         "vocab_size": VOCABULARY,
         "hidden_size": width,
@@ -30,7 +31,7 @@ def qwen3(width: int, *, causal_lm: bool = False) -> Any:
     """Qwen 3, with or without its head."""
     from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3Model
 
-    config = Qwen3Config(**_decoder(width))
+    config = Qwen3Config(**decoder(width))
     return (Qwen3ForCausalLM if causal_lm else Qwen3Model)(config).eval()
 
 
@@ -39,7 +40,7 @@ def qwen25_vl(width: int) -> Any:
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
     rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 10000.0}
-    text = _decoder(width, hidden_size=16, rope_parameters=rope)
+    text = decoder(width, hidden_size=16, rope_parameters=rope)
     text["hidden_size"] = width
     text["num_attention_heads"] = width // 8
     vision = {
@@ -53,12 +54,12 @@ def qwen25_vl(width: int) -> Any:
     return Qwen2_5_VLForConditionalGeneration(config).eval()
 
 
-def qwen3_vl(width: int) -> Any:
-    """Qwen 3-VL, whose eyes are never used."""
-    from transformers import Qwen3VLConfig, Qwen3VLModel
+def qwen3_vl(width: int, *, causal_lm: bool = False, **more: Any) -> Any:
+    """Qwen 3-VL, with or without its head; its eyes are never used."""
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration, Qwen3VLModel
 
     rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 10000.0}
-    text = _decoder(width, rope_parameters=rope)
+    text = decoder(width, rope_parameters=rope, **more)
     vision = {
         "depth": 1,
         "hidden_size": 16,
@@ -67,7 +68,8 @@ def qwen3_vl(width: int) -> Any:
         "out_hidden_size": width,
         "deepstack_visual_indexes": [0],
     }
-    return Qwen3VLModel(Qwen3VLConfig(text_config=text, vision_config=vision)).eval()
+    config = Qwen3VLConfig(text_config=text, vision_config=vision)
+    return (Qwen3VLForConditionalGeneration if causal_lm else Qwen3VLModel)(config).eval()
 
 
 def mistral3(width: int) -> Any:
@@ -84,7 +86,7 @@ def mistral3(width: int) -> Any:
         "image_size": 16,
         "patch_size": 4,
     }
-    text = {"model_type": "mistral", **_decoder(width)}
+    text = {"model_type": "mistral", **decoder(width)}
     config = Mistral3Config(text_config=text, vision_config=vision)
     return Mistral3ForConditionalGeneration(config).eval()
 
@@ -113,11 +115,20 @@ def gemma2(width: int) -> Any:
     """Gemma 2."""
     from transformers import Gemma2Config, Gemma2Model
 
-    return Gemma2Model(Gemma2Config(**_decoder(width))).eval()
+    return Gemma2Model(Gemma2Config(**decoder(width))).eval()
 
 
 def glm(width: int) -> Any:
     """GLM."""
     from transformers import GlmConfig, GlmModel
 
-    return GlmModel(GlmConfig(**_decoder(width))).eval()
+    return GlmModel(GlmConfig(**decoder(width))).eval()
+
+
+def llama(width: int, *, layers: int) -> Any:
+    """Llama with its head, all of whose layers are read."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = decoder(width, num_hidden_layers=layers, head_dim=width // 2)
+    config["attn_implementation"] = "eager"  # the pipeline asks for patterns
+    return LlamaForCausalLM(LlamaConfig(**config)).eval()

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from tests.tiny_pipelines import packed, plain
+from tests.tiny_pipelines import packed, plain, several_texts
 from tests.tiny_pipelines.parts import LAYERS
 
 HEIGHT, WIDTH = 4, 6
@@ -165,12 +165,76 @@ PIPELINES: dict[str, TinyPipeline] = {
         causal=False,
         runs_unguided=False,  # which diffusers has for the DPM scheduler alone
     ),
+    "sana": TinyPipeline(
+        plain.sana,
+        (16 * HEIGHT, 16 * WIDTH),
+        {"guidance_scale": 4.0},
+        {"guidance_scale": 1.0},
+        {"max_sequence_length": 60, "use_resolution_binning": False},
+    ),
+    "kandinsky5": TinyPipeline(
+        several_texts.kandinsky5,
+        (16 * HEIGHT, 16 * WIDTH),
+        {"guidance_scale": 4.0},
+        {"guidance_scale": 1.0},
+        {"max_sequence_length": 60},
+    ),
+    "hidream": TinyPipeline(
+        several_texts.hidream,
+        SIZE,
+        {"guidance_scale": 4.0},
+        {"guidance_scale": 1.0},
+        {"max_sequence_length": 60},
+        padded=True,
+    ),
+    "ernie_image": TinyPipeline(
+        plain.ernie_image,
+        SIZE,
+        {"guidance_scale": 4.0},
+        {"guidance_scale": 1.0},
+        {"use_pe": False},
+    ),
+    "prx": TinyPipeline(
+        plain.prx,
+        SIZE,
+        {"guidance_scale": 4.0},
+        {"guidance_scale": 1.0},
+        {"use_resolution_binning": False},
+        causal=False,
+    ),
+    "nucleus": TinyPipeline(
+        packed.nucleus,
+        SIZE,
+        {"guidance_scale": 4.0},
+        {"guidance_scale": 1.0},
+        {"max_sequence_length": 264},
+    ),
+    "bria_fibo": TinyPipeline(
+        packed.bria_fibo,
+        (16 * HEIGHT, 16 * WIDTH),
+        {"guidance_scale": 4.0},
+        {"guidance_scale": 1.0},
+        {"max_sequence_length": 60},
+    ),
+    "ideogram4": TinyPipeline(
+        packed.ideogram4,
+        SIZE,
+        None,
+        {"guidance_scale": 4.0, "guidance_schedule": None},
+        {"max_sequence_length": 60},
+        negative=False,
+    ),
 }
 """Every family's."""
 
 
 def tiny_pipeline(name: str) -> Any:
     """A pipeline of its own."""
+    return quiet(PIPELINES[name].make)
+
+
+def quiet(make: Callable[[], Any]) -> Any:
+    """A pipeline made with the same weights each time, which says nothing."""
     with (
         warnings.catch_warnings(),
         contextlib.redirect_stderr(io.StringIO()),
@@ -178,6 +242,6 @@ def tiny_pipeline(name: str) -> Any:
     ):
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
-        pipe = PIPELINES[name].make()
+        pipe = make()
     pipe.set_progress_bar_config(disable=True)
     return pipe

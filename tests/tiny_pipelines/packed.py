@@ -177,3 +177,82 @@ def bria() -> Any:
         tokenizer=tokenizers.t5(),
         transformer=parts.denoiser("bria"),
     )
+
+
+def bria_fibo() -> Any:
+    """Bria FIBO, a token for each latent."""
+    from diffusers import AutoencoderKLWan, BriaFiboPipeline
+    from transformers import SmolLM3Config, SmolLM3ForCausalLM
+
+    vae = AutoencoderKLWan(
+        base_dim=4,
+        z_dim=4,
+        dim_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False, False, False],
+        latents_mean=[0.3, -0.2, 0.1, 0.4],
+        latents_std=[1.7, 0.6, 1.2, 2.3],
+        in_channels=12,
+        out_channels=12,
+        patch_size=2,
+        scale_factor_spatial=16,
+    )
+    tokenizer = tokenizers.llama()
+    tokenizer.pad_token = tokenizer.eos_token
+    config = SmolLM3Config(**encoders.decoder(12, num_hidden_layers=5, head_dim=6))
+    return BriaFiboPipeline(
+        transformer=parts.denoiser("bria_fibo"),
+        scheduler=parts.shifted(),
+        vae=vae.eval(),
+        text_encoder=SmolLM3ForCausalLM(config).eval(),
+        tokenizer=tokenizer,
+    )
+
+
+def nucleus() -> Any:
+    """Nucleus-Image."""
+    from diffusers import NucleusMoEImagePipeline
+
+    processor: Any = tokenizers.QwenProcessor(tokenizers.qwen())
+    pipe = NucleusMoEImagePipeline(
+        transformer=parts.denoiser("nucleus"),
+        scheduler=parts.shifted(),
+        vae=parts.qwen_vae(4),
+        text_encoder=encoders.qwen3_vl(24, causal_lm=True),
+        processor=processor,
+    )
+    pipe.default_return_index = -2
+    return pipe
+
+
+def ideogram4() -> Any:
+    """Ideogram 4, whose text is of thirteen layers; a second denoiser has none."""
+    from diffusers import Ideogram4Pipeline
+
+    width, read = 8, 13
+    changes = {"in_channels": 4, "llm_features_dim": width * read}
+    return Ideogram4Pipeline(
+        scheduler=parts.flow(),
+        vae=parts.flux2_vae(),
+        text_encoder=encoders.qwen3_vl(width, num_hidden_layers=36),
+        tokenizer=tokenizers.qwen(chat=tokenizers.LISTS),
+        transformer=parts.denoiser("ideogram4", **changes),
+        unconditional_transformer=parts.denoiser("ideogram4", **changes),
+    )
+
+
+def flux3() -> Any:
+    """FLUX.3, which diffusers has as a modular pipeline; without what writes prompts anew."""
+    from diffusers import Flux3AutoBlocks, Flux3ModularPipeline
+
+    blocks = Flux3AutoBlocks()
+    blocks.sub_blocks.pop("prompt_upsampler")
+    pipe: Any = Flux3ModularPipeline(blocks=blocks)
+    pipe.update_components(
+        transformer=parts.denoiser("flux3"),
+        scheduler=parts.flow(shift=6.93),
+        vae=parts.flux2_vae(),
+        text_encoder=encoders.qwen3_vl(8, causal_lm=True),
+        tokenizer=tokenizers.QwenProcessor(tokenizers.qwen()),
+    )
+    return pipe

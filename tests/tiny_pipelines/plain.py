@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from typing import Any
 
 from tests.tiny_pipelines import encoders, parts, tokenizers
@@ -76,3 +77,78 @@ def cogview3_plus() -> Any:
         transformer=parts.denoiser("cogview3_plus"),
         scheduler=CogVideoXDDIMScheduler(),
     )
+
+
+def sana() -> Any:
+    """Sana, with an instruction before the prompt."""
+    from diffusers import AutoencoderDC, DPMSolverMultistepScheduler, SanaPipeline
+
+    sides = (8,) * 5
+    vae = AutoencoderDC(
+        latent_channels=4,
+        attention_head_dim=4,
+        encoder_block_types="ResBlock",
+        decoder_block_types="ResBlock",
+        encoder_block_out_channels=sides,
+        decoder_block_out_channels=sides,
+        encoder_layers_per_block=(1,) * 5,
+        decoder_layers_per_block=(1,) * 5,
+        encoder_qkv_multiscales=((),) * 5,
+        decoder_qkv_multiscales=((),) * 5,
+        scaling_factor=0.41,
+    )
+    scheduler: Any = DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    )
+    return SanaPipeline(
+        tokenizer=tokenizers.gemma(),
+        text_encoder=encoders.gemma2(24),
+        vae=vae.eval(),
+        transformer=parts.denoiser("sana"),
+        scheduler=scheduler,
+    )
+
+
+def ernie_image() -> Any:
+    """ERNIE-Image, without the model that writes prompts anew."""
+    from diffusers import ErnieImagePipeline
+
+    tokenizer = tokenizers.llama()
+    tokenizer.model_max_length = 60
+    return ErnieImagePipeline(
+        transformer=parts.denoiser("ernie_image"),
+        vae=parts.flux2_vae(),
+        text_encoder=encoders.mistral3(24).model,
+        tokenizer=tokenizer,
+        scheduler=parts.flow(shift=4.0),
+    )
+
+
+def prx() -> Any:
+    """PRX."""
+    from diffusers.pipelines.prx import pipeline_prx
+    from transformers.models.t5gemma.configuration_t5gemma import T5GemmaModuleConfig
+    from transformers.models.t5gemma.modeling_t5gemma import T5GemmaEncoder
+
+    module: Any = pipeline_prx
+    if not hasattr(module, "ftfy"):  # which it calls but does not require
+        module.ftfy = types.SimpleNamespace(fix_text=str)
+    config: Any = T5GemmaModuleConfig(**encoders.decoder(24, dropout_rate=0.0))
+    tokenizer = tokenizers.gemma()
+    tokenizer.model_max_length = 60
+    return pipeline_prx.PRXPipeline(
+        transformer=parts.denoiser("prx"),
+        scheduler=parts.flow(shift=3.0),
+        text_encoder=T5GemmaEncoder(config).eval(),
+        tokenizer=tokenizer,
+        vae=parts.kl(4),
+    )
+
+
+def sana_sprint() -> Any:
+    """SANA-Sprint: the guidance is embedded, and latents are scaled to the data's deviation."""
+    from diffusers import SanaSprintPipeline, SCMScheduler
+
+    parts_of = {**sana().components, "scheduler": SCMScheduler()}
+    parts_of["transformer"] = parts.denoiser("sana", guidance_embeds=True)
+    return SanaSprintPipeline(**parts_of)

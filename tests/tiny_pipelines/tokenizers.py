@@ -20,6 +20,9 @@ QWEN_CHAT = (
     "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
     "{% endif %}"
 )
+LISTS = QWEN_CHAT.replace("m.content", "m.content[0].text")
+"""The same, where what a message says stands in a list."""
+
 MISTRAL_CHAT = (
     "{{ bos_token }}{% for m in messages %}{% set text = m.content[0].text %}"
     "{% if m.role == 'system' %}[SYSTEM_PROMPT]{{ text }}[/SYSTEM_PROMPT]"
@@ -50,7 +53,7 @@ def _trained(marks: tuple[str, ...], *, spaces: bool = False) -> str:
     return tokenizer.to_str()
 
 
-def qwen(*, padding_side: str = "right") -> Any:
+def qwen(*, padding_side: str = "right", chat: str = QWEN_CHAT) -> Any:
     """Qwen's, of bytes, with marks for a chat."""
     import transformers
 
@@ -62,7 +65,7 @@ def qwen(*, padding_side: str = "right") -> Any:
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         additional_special_tokens=list(CHAT_MARKS),
-        chat_template=QWEN_CHAT,
+        chat_template=chat,
         padding_side=padding_side,
         model_max_length=4096,
     )
@@ -156,3 +159,48 @@ def mistral(*, padding_side: str = "left") -> Any:
         chat_template=MISTRAL_CHAT,
     )
     return Processor(tokenizer)
+
+
+def llama() -> Any:
+    """Llama 3's: a start mark, no padding of its own."""
+    return _wrapped(
+        ("<|end_of_text|>", "<|begin_of_text|>"),
+        "PreTrainedTokenizerFast",
+        "<|begin_of_text|> $A",
+        bos_token="<|begin_of_text|>",
+        eos_token="<|end_of_text|>",
+        model_max_length=4096,
+    )
+
+
+class QwenProcessor:
+    """As transformers' processor of Qwen 3-VL, which needs torchvision, does with text alone."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Keep the tokenizer."""
+        self.tokenizer = tokenizer
+
+    def __call__(self, text: Any, **options: Any) -> Any:
+        """Tokenized texts."""
+        return self.tokenizer(text, **options)
+
+    def apply_chat_template(self, messages: Any, **options: Any) -> Any:
+        """A chat as text; what a message says may stand in a list."""
+        said = [
+            {**one, "content": one["content"] if isinstance(one["content"], str) else text}
+            for one in messages
+            for text in [one["content"][0]["text"] if not isinstance(one["content"], str) else ""]
+        ]
+        return self.tokenizer.apply_chat_template(said, **options)
+
+
+class PictureProcessor(QwenProcessor):
+    """As that of Qwen 2.5-VL does with text and one image: a mark becomes several tokens."""
+
+    tokens = 6
+
+    def __call__(self, text: Any, images: Any = None, **options: Any) -> Any:
+        """Tokenized texts; the image's pixels are left out."""
+        mark = "<|image_pad|>"
+        texts = [text] if isinstance(text, str) else text
+        return self.tokenizer([one.replace(mark, mark * self.tokens) for one in texts], **options)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from tests.tiny_videos import hunyuan, others, wan
+from tests.tiny_videos import hunyuan, kandinsky, others, wan
 from tests.tiny_videos.settings import TinyVideo
 
 TINY_VIDEOS: dict[str, Callable[[], TinyVideo]] = {
@@ -27,6 +27,13 @@ TINY_VIDEOS: dict[str, Callable[[], TinyVideo]] = {
     "chrono_edit": wan.chrono_edit,
     "skyreels_v2": wan.skyreels_v2,
     "consisid": others.consisid,
+    "wan_animate": wan.wan_animate,
+    "wan_vace": wan.wan_vace,
+    "sana_video": others.sana_video,
+    "easy_animate": others.easy_animate,
+    "cosmos25": others.cosmos25,
+    "allegro": others.allegro,
+    "kandinsky5": kandinsky.kandinsky5,
 }
 """What makes the tiny pipeline of each family that has one denoiser."""
 

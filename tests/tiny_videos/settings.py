@@ -36,6 +36,8 @@ class TinyVideo:
         frames: Frames of the video.
         words: Whether the places of words can be told.
         size: Height and width in pixels.
+        before: Frames of latents in front of the video's own.
+        as_negative: Settings with which a prompt becomes what a negative prompt does.
     """
 
     pipe: Any
@@ -45,6 +47,8 @@ class TinyVideo:
     frames: int = 9
     words: bool = True
     size: tuple[int, int] = field(default=(32, 48))
+    before: int = 0
+    as_negative: dict[str, Any] = field(default_factory=dict)
 
 
 def drawn(denoiser: nn.Module, seed: int = 0) -> nn.Module:

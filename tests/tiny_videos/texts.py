@@ -14,11 +14,17 @@ from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTokenizer,
+    Gemma2Config,
+    Gemma2Model,
     LlamaConfig,
     LlamaModel,
     PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLTextConfig,
     Qwen2_5_VLTextModel,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
     T5Config,
     T5EncoderModel,
     T5TokenizerFast,
@@ -96,6 +102,23 @@ def bytes_tokenizer(
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", **more)
 
 
+class Processor:
+    """As transformers' processor of Qwen 2.5-VL, which needs torchvision, does with text alone."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        """Keep the tokenizer."""
+        self.tokenizer = tokenizer
+
+    def __call__(self, text: Any, images: None = None, videos: None = None, **options: Any) -> Any:
+        """Tokenized texts."""
+        assert images is videos is None
+        return self.tokenizer(text, **options)
+
+    def decode(self, ids: Any) -> str:
+        """A text of tokens."""
+        return self.tokenizer.decode(ids)
+
+
 _LLAMA: dict[str, Any] = {
     "vocab_size": 900,
     "hidden_size": WIDTH,
@@ -116,6 +139,33 @@ def qwen() -> nn.Module:
     """HunyuanVideo 1.5's."""
     rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 10_000.0}
     return local(Qwen2_5_VLTextModel(Qwen2_5_VLTextConfig(**_LLAMA, rope_parameters=rope)))
+
+
+def qwen2_vl() -> nn.Module:
+    """EasyAnimate's, whose eyes are never used."""
+    rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 10_000.0}
+    vision = {"depth": 1, "embed_dim": 16, "hidden_size": WIDTH, "num_heads": 2, "mlp_ratio": 1}
+    config = Qwen2VLConfig(text_config=_LLAMA | {"rope_parameters": rope}, vision_config=vision)
+    return local(Qwen2VLForConditionalGeneration(config))
+
+
+def gemma2() -> nn.Module:
+    """SANA-Video's."""
+    return local(Gemma2Model(Gemma2Config(**_LLAMA, head_dim=8)))
+
+
+def qwen_vl() -> nn.Module:
+    """Kandinsky 5's, whose eyes are never used."""
+    rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 10_000.0}
+    vision = {
+        "depth": 1,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 2,
+        "out_hidden_size": WIDTH,
+    }
+    config = Qwen2_5_VLConfig(text_config=_LLAMA | {"rope_parameters": rope}, vision_config=vision)
+    return local(Qwen2_5_VLForConditionalGeneration(config))
 
 
 def clip() -> nn.Module:

@@ -13,7 +13,8 @@ from tests.tiny_videos import texts
 from tests.tiny_videos.settings import OFF, SHORT, SIZE, TinyVideo, drawn, picture
 
 
-def _wan_vae() -> nn.Module:
+def wan_vae() -> nn.Module:
+    """Wan 2.1's autoencoder."""
     return diffusers.AutoencoderKLWan(
         base_dim=3,
         z_dim=4,
@@ -45,7 +46,7 @@ def _wan_parts(transformer: nn.Module, **more: Any) -> dict[str, Any]:
     return {
         "tokenizer": texts.t5_tokenizer(),
         "text_encoder": texts.umt5(),
-        "vae": _wan_vae(),
+        "vae": wan_vae(),
         "scheduler": UniPCMultistepScheduler(
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
         ),
@@ -123,3 +124,42 @@ def skyreels_v2() -> TinyVideo:
     denoiser = _wan_denoiser("SkyReelsV2Transformer3DModel")
     pipe = diffusers.SkyReelsV2Pipeline(**_wan_parts(denoiser))
     return TinyVideo(pipe, SHORT | SIZE | {"guidance_scale": 5.0}, OFF, (3, 2, 3))
+
+
+def wan_vace() -> TinyVideo:
+    """A control beside the video: here a grey one."""
+    denoiser = _wan_denoiser(
+        "WanVACETransformer3DModel", vace_layers=(0,), vace_in_channels=2 * 4 + 64
+    )
+    pipe = diffusers.WanVACEPipeline(**_wan_parts(denoiser))
+    return TinyVideo(pipe, SHORT | SIZE | {"guidance_scale": 5.0}, OFF, (3, 2, 3))
+
+
+def wan_animate() -> TinyVideo:
+    """A person's image, poses and faces; a frame of latents for the image before the video's."""
+    denoiser = _wan_denoiser(
+        "WanAnimateTransformer3DModel",
+        in_channels=12,
+        latent_channels=4,
+        image_dim=12,
+        added_kv_proj_dim=32,
+        motion_encoder_channel_sizes={"4": 8, "8": 8, "16": 8},
+        motion_encoder_size=16,
+        motion_style_dim=8,
+        motion_dim=4,
+        motion_encoder_dim=16,
+        face_encoder_hidden_dim=16,
+        face_encoder_num_heads=2,
+        inject_face_latents_blocks=2,
+    )
+    pipe = diffusers.WanAnimatePipeline(**_wan_parts(denoiser, **_image_parts()))
+    more = {
+        "guidance_scale": 5.0,
+        "image": picture(),
+        "pose_video": [picture()] * 9,
+        "face_video": [picture().resize((16, 16))] * 9,
+        "segment_frame_length": 9,
+        "max_sequence_length": 512,
+    }
+    size = {name: SIZE[name] for name in ("height", "width")}
+    return TinyVideo(pipe, SHORT | size | more, OFF, (4, 2, 3), before=1)

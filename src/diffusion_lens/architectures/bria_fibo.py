@@ -7,11 +7,11 @@ from dataclasses import replace
 
 from torch import nn
 
-from diffusion_lens.architectures import forms
+from diffusion_lens.architectures import chats, forms
 from diffusion_lens.architectures.flux import DOUBLE
 from diffusion_lens.architectures.flux_copies import BRIA
 from diffusion_lens.architectures.forms import TXT_IMG
-from diffusion_lens.architectures.spec import Gate
+from diffusion_lens.architectures.spec import Gate, TextPart
 
 
 def next_layer(_denoiser: nn.Module, _block: int) -> Mapping[str, str]:
@@ -29,6 +29,7 @@ BRIA_FIBO = replace(
             TXT_IMG, "proj_out", Gate("norm", 1), within="hidden_states", clamped=True
         ),
     },
+    text_parts=(TextPart("tokenizer", padded=False, before=chats.none_alone),),
     text_tokens=3000,
     guidance="batched",
     branches=("uncond", "cond"),

@@ -1,4 +1,4 @@
-"""What pipelines make of a prompt before they tokenize it: chats, cleaned text, pieces."""
+"""What pipelines make of a prompt to tokenize it: chats, cleaned text, pieces, padding."""
 
 from __future__ import annotations
 
@@ -45,6 +45,11 @@ def without_entities(pipe: Any, prompt: str) -> str:
         if clean is not None:
             return clean(prompt)
     return prompt
+
+
+def none_alone(_pipe: Any, _count: int) -> int:
+    """Nothing stands before a prompt alone; others of a batch are filled up to the longest."""
+    return 0
 
 
 def flux2(pipe: Any, prompt: str) -> str:

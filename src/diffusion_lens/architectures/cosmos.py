@@ -38,6 +38,22 @@ def positions(denoiser: Any, _block: int) -> Mapping[str, str]:
     return {"img": "positions are added"} if denoiser.config.extra_pos_embed_type else {}
 
 
+ASKED = "You are a helpful assistant who will provide prompts to an image generator."
+
+
+def told(pipe: Any, prompt: str) -> str:
+    """The prompt as it is for T5; in Cosmos 2.5 a chat with Qwen, whose system message is fixed."""
+    if not type(pipe).__name__.startswith("Cosmos2_5"):
+        return prompt
+    messages = [
+        {"role": role, "content": [{"type": "text", "text": text}]}
+        for role, text in (("system", ASKED), ("user", prompt))
+    ]
+    return pipe.tokenizer.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=False, add_vision_id=False
+    )
+
+
 COSMOS = DenoiserSpec(
     denoiser="CosmosTransformer3DModel",
     family="Cosmos",
@@ -49,7 +65,7 @@ COSMOS = DenoiserSpec(
     text="encoder_hidden_states",
     grid=forms.grid_of_latents(),
     default_grid=forms.native(16, 44, 80),
-    text_parts=(TextPart("tokenizer"),),
+    text_parts=(TextPart("tokenizer", template=told),),
     text_tokens=512,
     guidance="calls",
     branches=("cond", "uncond"),

@@ -80,7 +80,7 @@ EASY_ANIMATE = DenoiserSpec(
     text="encoder_hidden_states",
     grid=grid,
     default_grid=forms.native(13, 32, 32),
-    text_parts=(TextPart("tokenizer", template=chat),),
+    text_parts=(TextPart("tokenizer", template=chat, padded=False),),
     text_tokens=256,
     text_ends_in_last_block=True,
     concepts=ConceptEntry(("text_proj",)),

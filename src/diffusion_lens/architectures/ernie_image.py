@@ -29,7 +29,7 @@ ERNIE_IMAGE = DenoiserSpec(
     text="text_bth",
     grid=forms.grid_of_latents(),
     default_grid=forms.native(64, 64),
-    text_parts=(TextPart("tokenizer"),),
+    text_parts=(TextPart("tokenizer", padded=False),),
     text_tokens=512,
     text_ends_in_last_block=True,
     without_concepts=forms.TEXT_UNKNOWN,

@@ -10,6 +10,12 @@ from diffusion_lens.architectures.spec import ConceptEntry, Concepts, DenoiserSp
 
 ROPE = forms.placed("image_rotary_emb", *TXT_IMG)
 
+KEPT = (
+    "Flux2KleinKVPipeline puts a given image before the one that is made and keeps its keys and "
+    "values from the first step on, so that streams hold other tokens in each step, which is not "
+    "described; run Flux2KleinPipeline of the same parts with image="
+)
+
 FLUX2 = DenoiserSpec(
     denoiser="Flux2Transformer2DModel",
     family="Flux.2",
@@ -53,4 +59,5 @@ FLUX2 = DenoiserSpec(
     timestep_scale=1000.0,
     text_ends_in_last_block=True,
     concepts=ConceptEntry(),
+    refused={"kv_cache_mode": KEPT},
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -55,6 +56,19 @@ def chat(pipe: Any, prompt: str) -> str:
     return pipe.tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
 
 
+def grid(_denoiser: nn.Module, arguments: Mapping[str, Any], _level: int) -> tuple[int, ...]:
+    """(height, width) in tokens; their ids (0, row, column, 0) count by halves."""
+    ids = arguments["img_ids"]
+    rows, columns = (ids[..., axis].unique().numel() for axis in (1, 2))
+    return (rows, columns)
+
+
+def image_length(_denoiser: nn.Module, arguments: Mapping[str, Any]) -> int:
+    """Tokens of the image and of references, which follow it."""
+    references = arguments.get("image_cond_hidden_states")
+    return arguments["hidden_states"].shape[1] + (0 if references is None else references.shape[1])
+
+
 FLUX3 = replace(
     FLUX2,
     denoiser="Flux3Transformer2DModel",
@@ -62,7 +76,9 @@ FLUX3 = replace(
     blocks={"Flux3SingleTransformerBlock": single_block},
     # The embedding is made twice, for the image's timestep and for 0, and then differs by token.
     outside=forms.points(("pos", "channel"), embedding=None),
-    text_parts=(TextPart("tokenizer", template=chat),),
+    text_parts=(TextPart("tokenizer", template=chat, padded=False),),
+    grid=grid,
+    image_length=image_length,
     apart=dict.fromkeys(("mode_blocks", "txt_mode_blocks"), ALONE),
     concepts=None,
     without_concepts=forms.TEXT_UNKNOWN,

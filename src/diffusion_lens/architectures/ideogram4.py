@@ -14,9 +14,6 @@ from diffusion_lens.architectures.spec import DenoiserSpec, TextPart
 IMAGE = 2
 """What `indicator` holds where a token is the image's."""
 
-PADDED = 2048
-"""Length to which the pipeline fills the text up, from the left, where it is not told another."""
-
 
 def grid(_denoiser: nn.Module, arguments: Mapping[str, Any], _level: int) -> tuple[int, ...]:
     """(height, width) in tokens."""
@@ -67,9 +64,9 @@ IDEOGRAM4 = DenoiserSpec(
     grid_from="position_ids",
     default_grid=forms.native(128, 128),
     text_parts=(
-        TextPart("tokenizer", template=chat, before=lambda _pipe, words: PADDED - words, bare=True),
+        TextPart("tokenizer", template=chat, in_front=True, bare=True, cut="which refuses it"),
     ),
-    text_tokens=PADDED,
+    text_tokens=2048,
     guidance="calls",
     branches=("cond",),
     timestep_scale=-1000.0,

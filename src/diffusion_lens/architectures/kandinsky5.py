@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from diffusion_lens.architectures import forms
+from diffusion_lens.architectures import chats, forms
 from diffusion_lens.architectures.spec import DenoiserSpec, Gate, TextPart
 
 
@@ -13,6 +13,11 @@ def grid(denoiser: Any, arguments: Mapping[str, Any], _level: int) -> tuple[int,
     """(frames, height, width) in tokens."""
     size = arguments["hidden_states"].shape[1:4]
     return tuple(side // by for side, by in zip(size, denoiser.config.patch_size, strict=True))
+
+
+def described(pipe: Any, prompt: str) -> str:
+    """The cleaned prompt in a chat that asks for a description."""
+    return chats.filled("prompt_template")(pipe, chats.without_entities(pipe, prompt))
 
 
 KANDINSKY5 = DenoiserSpec(
@@ -44,8 +49,11 @@ KANDINSKY5 = DenoiserSpec(
     text_parts=(
         TextPart(
             "tokenizer",
-            template=lambda pipe, prompt: pipe.prompt_template.format(prompt),
+            template=described,
             dropped=lambda pipe: pipe.prompt_template_encode_start_idx,
+            before=chats.none_alone,
+            padded=False,
+            cut="which takes characters off the end of its chat and tokenizes it once more",
         ),
     ),
     text_tokens=512,

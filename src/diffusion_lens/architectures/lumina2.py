@@ -46,7 +46,7 @@ LUMINA2 = DenoiserSpec(
             "tokenizer",
             template=lambda pipe, prompt: f"{pipe.system_prompt} <Prompt Start> {prompt}",
             padded=False,
-            plain_negative=True,
+            negative=TextPart("tokenizer", padded=False),
             assumed=("system_prompt",),
         ),
     ),

@@ -25,13 +25,25 @@ def block(module: Any) -> BlockSpec:
     )(module)
 
 
+def filled_up(pipe: Any, count: int) -> int:
+    """Padding before a chat, up to a multiple of 8 tokens, where the tokenizer pads in front."""
+    return -count % 8 if pipe.processor.tokenizer.padding_side == "left" else 0
+
+
 NUCLEUS = replace(
     QWEN_IMAGE,
     denoiser="NucleusMoEImageTransformer2DModel",
     family="Nucleus-Image",
     blocks={"NucleusMoEImageTransformerBlock": block},
     grid=lambda _denoiser, arguments, _level: tuple(arguments["img_shapes"][0][1:]),
-    text_parts=(TextPart("processor", template=lambda pipe, text: pipe._format_prompt(text)),),
+    text_parts=(
+        TextPart(
+            "processor",
+            template=lambda pipe, text: pipe._format_prompt(text),
+            before=filled_up,
+            padded=False,
+        ),
+    ),
     text_tokens=1024,
     text_ends_in_last_block=False,
     concepts=None,

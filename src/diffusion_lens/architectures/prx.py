@@ -27,7 +27,9 @@ PRX = DenoiserSpec(
     default_grid=forms.native(32, 32),
     text_parts=(
         TextPart(
-            "tokenizer", template=lambda pipe, prompt: pipe.text_preprocessor.clean_text(prompt)
+            "tokenizer",
+            template=lambda pipe, prompt: pipe.text_preprocessor.clean_text(prompt),
+            assumed=("skip_text_cleaning", "tokenizer_max_length"),
         ),
     ),
     text_tokens=256,

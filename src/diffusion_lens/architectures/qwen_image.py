@@ -19,8 +19,15 @@ from diffusion_lens.architectures.spec import (
 
 
 def grid(_denoiser: nn.Module, arguments: Mapping[str, Any], _level: int) -> tuple[int, ...]:
-    """(height, width) in tokens of the first image; further ones are references."""
-    return tuple(arguments["img_shapes"][0][0][1:])
+    """(height, width) in tokens of the first image; further ones are references.
+
+    Where an image and its layers are made (Qwen-Image-Layered), (images, height, width) of all but
+    the last, which is the reference.
+    """
+    shapes = arguments["img_shapes"][0]
+    size = tuple(shapes[0][1:])
+    layered = arguments.get("additional_t_cond") is not None
+    return (len(shapes) - 1, *size) if layered else size
 
 
 QWEN_IMAGE = DenoiserSpec(

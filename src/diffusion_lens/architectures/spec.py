@@ -319,7 +319,7 @@ class TextPart:
 
     Attributes:
         tokenizer: Attribute of the pipeline.
-        length: Number of tokens, or None: what is left of the stream.
+        length: Number of tokens, or None: as many as the run lets the pipeline keep.
         prompt: The argument of `encode_prompt` that fills it, where it is given.
         template: What the pipeline makes of a prompt before it goes to the tokenizer, given the
             pipeline and the prompt: a chat, a cleaned prompt. None where it goes as it is.
@@ -328,13 +328,16 @@ class TextPart:
             pipeline and the number of tokens, padding apart.
         bare: Whether the tokenizer is told to add no start and end tokens.
         padded: Whether padding stays in the stream, so that one in front moves the words.
+        in_front: Whether the pipeline itself fills up in front, whatever the tokenizer does.
         reserved: How many places at the end the pipeline keeps for tokens of its own, given the
             pipeline.
         pieces: The pieces of a prompt that are tokenized one by one, given the pipeline and the
             prompt; None where it is tokenized as a whole.
-        plain_negative: Whether a negative prompt goes to the tokenizer without the template.
+        negative: How a negative prompt fills the stretch; None where it does so like any other.
         assumed: Arguments of `encode_prompt` whose defaults all this is true for; words of runs
             that give others cannot be told.
+        cut: How the pipeline cuts a prompt that is too long, where it does not keep just the tokens
+            up to the limit, so that words of such a prompt cannot be told.
         untold: Why words cannot be told in any run; empty where they can.
     """
 
@@ -346,10 +349,12 @@ class TextPart:
     before: Callable[[Any, int], int] | None = None
     bare: bool = False
     padded: bool = True
+    in_front: bool = False
     reserved: Callable[[Any], int] | None = None
     pieces: Callable[[Any, str], Sequence[str]] | None = None
-    plain_negative: bool = False
+    negative: TextPart | None = None
     assumed: tuple[str, ...] = ()
+    cut: str = ""
     untold: str = ""
 
 
@@ -420,6 +425,9 @@ class DenoiserSpec:
             it does there, from the denoiser and the block's number; empty where it hands all on.
         withheld: Full names of hook points that are not offered, with the reason: those of a
             provisional description at which the contract failed.
+        batch_second: Arguments of the denoiser whose second axis is the batch, not the first.
+        refused: Arguments of the denoiser with which its evaluations are not described, with what
+            to say and what to do in their place.
     """
 
     denoiser: str
@@ -449,3 +457,5 @@ class DenoiserSpec:
     image_length: Callable[[Any, Mapping[str, Any]], int] | None = None
     between: Callable[[Any, int], Mapping[str, str]] = lambda _denoiser, _block: {}
     withheld: Mapping[str, str] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)
+    batch_second: tuple[str, ...] = ()

@@ -31,11 +31,14 @@ class Evaluation:
         """Work out which rows of the batch belong to which guidance branch.
 
         Raises:
-            EngineError: If that is not certain.
+            EngineError: If that is not certain, or such an evaluation is not described.
         """
         self.tracker = tracker
         self.run = run
         self.spec = tracker.spec
+        for name, reason in self.spec.refused.items():
+            if arguments.get(name) is not None:
+                raise EngineError(reason)
         self.step = run.step
         self.arguments = arguments
         self.changed = () if run.prepared is None else run.prepared.changed
@@ -64,9 +67,9 @@ class Evaluation:
         return float(self.timestep_known())
 
     def tokens_have_timesteps(self) -> bool:
-        """Whether each token has a timestep of its own (0 where a first frame is given)."""
+        """Whether each token, or frame, has its own timestep (0 where a first frame is given)."""
         found = self.arguments.get(self.spec.timestep)
-        return isinstance(found, Tensor) and found.ndim > 1 and found.shape[1] > 1
+        return isinstance(found, Tensor) and found.ndim > 1 and found[0].numel() > 1
 
     def sigma(self) -> float:
         """The noise level in the scheduler's own units."""

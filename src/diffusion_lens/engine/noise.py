@@ -135,6 +135,12 @@ def is_flow(scheduler: Any) -> bool:
     )
 
 
+def _mixes(scheduler: Any) -> bool:
+    """Whether latents and noise are mixed; Cosmos 2 gives flow matching the sigmas of EDM."""
+    own = scheduler.config.get("sigma_max") if "FlowMatch" in type(scheduler).__name__ else None
+    return own is None or own <= 1
+
+
 def scales_input(scheduler: Any) -> bool:
     """Whether its latents are unscaled (`clean + sigma * noise`), as with Euler, LMS and Heun."""
     if not hasattr(scheduler, "sigmas"):
@@ -166,6 +172,14 @@ def noise_level(scheduler: Any, timestep: float, sigma: float | None = None) -> 
         return NoiseLevel(1.0, sigma, kind, scheduler.config.sigma_data)
     if is_flow(scheduler):
         known = timestep / scheduler.config.num_train_timesteps if sigma is None else sigma
+        if not _mixes(scheduler):
+            if sigma is None:
+                raise EngineError(
+                    f"this {type(scheduler).__name__} has sigmas above 1 (Cosmos 2), which add "
+                    "noise to whole latents, so that no share of noise makes a level; use its own "
+                    "steps (`model.denoise(latents, step=…)`)"
+                )
+            return NoiseLevel(1.0, known, "flow")
         return NoiseLevel(1.0 - known, known, "flow")
     alphas = getattr(scheduler, "alphas_cumprod", None)
     if alphas is None:

@@ -49,6 +49,8 @@ class RunState:
         first_step: The step that the run began with.
         call: Evaluations since the scheduler stepped.
         evaluations: Evaluations since the run began.
+        passes: How often the scheduler began anew after some.
+        reached: Where on its schedule the scheduler stood after its last step, if it tells.
         length: How many timesteps the scheduler has; None before it is told.
         schedule: The scheduler's timesteps as numbers.
         prompts: The prompts of each branch, for every sample.
@@ -71,6 +73,8 @@ class RunState:
     first_step: int = 0
     call: int = 0
     evaluations: int = 0
+    passes: int = 0
+    reached: int | None = None
     length: int | None = None
     schedule: Schedule | None = None
     prompts: dict[str, list[PartPrompts]] = field(default_factory=dict)
@@ -108,6 +112,8 @@ class RunState:
 
     def begin(self, length: int | None) -> None:
         """Count steps from 0 again."""
+        self.passes += bool(self.evaluations)
+        self.reached = None
         self.step = self.first_step = self.call = self.evaluations = 0
         self.length = length
 

@@ -314,6 +314,12 @@ class StepTracker:
 
     def _begun(self, args: tuple, kwargs: dict) -> Evaluation:
         """The evaluation that begins, counted."""
+        if self.run.in_pipeline and self.run.passes:
+            raise EngineError(
+                f"{type(self.pipe).__name__} goes through its schedule once more in the same run, "
+                "for another part of what it makes (a segment of a video), so that steps of two "
+                "parts would be taken for the same; make one part in a run"
+            )
         arguments = dict(zip(self._parameters, args, strict=False)) | kwargs
         begun = Evaluation(self, self.run, arguments)
         self.run.call += 1
@@ -409,6 +415,7 @@ class StepTracker:
     def _step(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
         if not self._is_the_loops_own():
             return original(*args, **kwargs)
+        self._refuse_steps_back()
         if self.on_guided or self.on_sample:
             given = inspect.signature(original).bind(*args, **kwargs)
             bound = given.arguments
@@ -422,9 +429,27 @@ class StepTracker:
         self.run.step += 1
         self.run.call = 0
         self.run.prepared = None
+        self.run.reached = getattr(self._scheduler, "step_index", None)
         for listener in self.on_step:
             listener()
         return result
+
+    def _refuse_steps_back(self) -> None:
+        """Refuse a loop that sets its scheduler back to step twice from one place (Cosmos 1).
+
+        Raises:
+            EngineError: Naming the pipeline.
+        """
+        at = getattr(self._scheduler, "step_index", None)
+        reached = self.run.reached
+        if not self.run.in_pipeline or at is None or reached is None:
+            return
+        if at < reached:
+            raise EngineError(
+                f"{type(self.pipe).__name__} sets its {type(self._scheduler).__name__} back and "
+                "steps twice from one place, so that its steps cannot be counted; hook its "
+                "denoiser by hand, with `branches=`"
+            )
 
     def _encode_prompt(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
         if self.run.in_pipeline and called_by_method_of(self.pipe):
@@ -445,20 +470,23 @@ class StepTracker:
         run.encodings += 1
         if "do_classifier_free_guidance" in bound:
             run.guided = bool(bound["do_classifier_free_guidance"])
+        elif "guidance_scale" in bound:  # Bria FIBO
+            run.guided = bound["guidance_scale"] > 1
         if bound.get("max_sequence_length") is not None:
             run.max_length = int(bound["max_sequence_length"])
-        named = {1: "cond", 2: "uncond"} if self.spec.guidance == "calls" else {1: "cond"}
+        known = inspect.signature(type(self.pipe).encode_prompt).parameters
+        apart = self.spec.guidance == "calls" or "negative_prompt" not in known
+        named = {1: "cond", 2: "uncond"} if apart else {1: "cond"}
         branch = named.get(run.encodings)
         prompt = bound.get("prompt")
         if branch is None or prompt is None:
             return
         count = 1 if isinstance(prompt, str) else len(prompt)
         # Some encode each prompt once and repeat the embeddings after that.
-        known = inspect.signature(type(self.pipe).encode_prompt).parameters
         repeats = {"num_images_per_prompt", "num_videos_per_prompt"} & set(known)
         images = images_per_prompt(bound if repeats else run.asked or {})
         run.prompts[branch] = self.prompts_of_call(bound, "", count, images)
-        if self.spec.guidance == "batched" or "negative_prompt" in bound:
+        if not apart or "negative_prompt" in bound:
             run.prompts["uncond"] = self.prompts_of_call(bound, "negative_", count, images)
 
     def prompts_of_call(

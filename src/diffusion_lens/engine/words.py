@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 from diffusion_lens.architectures.spec import TextPart
@@ -14,8 +13,17 @@ from diffusion_lens.errors import WordError, closest, listing
 MARK = "\ue000"
 """Stands for the prompt where a template is taken apart; a character of no language."""
 
-REWRITING = ("enable_prompt_rewrite", "caption_upsample_temperature")
-"""Settings with which a pipeline has a language model write another prompt (LongCat, Flux.2)."""
+REWRITING = {
+    "enable_prompt_rewrite": "",
+    "caption_upsample_temperature": "",
+    "prompt_upsampling": "",
+    "use_pe": "pe",
+}
+"""Settings with which a pipeline has a language model write another prompt (LongCat, Flux.2,
+Ideogram 4, ERNIE-Image), each with the model that it needs besides the text encoder."""
+
+PICTURES = ("image", "num_condition_images")
+"""Arguments of `encode_prompt` with which images stand in the text (Qwen-Image-Edit)."""
 
 WORD = re.compile(r"\w+(?:['\u2019\-]\w+)*")
 
@@ -70,11 +78,12 @@ class PromptTokens(NamedTuple):
             parts: How the tokenizers fill the text stream.
             prompts: The prompt, or one for each part.
             max_length: The run's `max_sequence_length`; None is the pipeline's default.
-            negative: Whether it is a negative prompt, which some pipelines give no template.
+            negative: Whether it is a negative prompt, which some pipelines treat in another way.
 
         Raises:
             WordError: If a tokenizer gives no character offsets, or words cannot be told.
         """
+        _refuse_pictures(pipe)
         each = (prompts,) * len(parts) if isinstance(prompts, str) else tuple(prompts)
         texts: list[str] = []
         ends: list[int | None] = []
@@ -82,23 +91,25 @@ class PromptTokens(NamedTuple):
         found: list[tuple[int, int, tuple[int, int]]] = []
         start = 0
         for number, (part, prompt) in enumerate(zip(parts, each, strict=True)):
-            tokenizer = tokenizer_of(pipe, part)
+            length = part.length or 0
             if part.untold:
                 raise WordError(
                     f"words cannot be told in {type(pipe).__name__}: {part.untold}; use token "
                     "indices"
                 )
+            if negative and part.negative is not None:
+                part = part.negative
+            tokenizer = tokenizer_of(pipe, part)
             text, offsets, cut, first = "", [], False, start
             if tokenizer is not None:
                 expansions += _expansions(pipe, tokenizer)
                 text = _converted(pipe, tokenizer, prompt)
-                limit = _limit(pipe, tokenizer, part, max_length)
-                if negative and part.plain_negative:
-                    part = replace(part, template=None)
+                length = limit = _limit(pipe, tokenizer, part, max_length)
                 text, offsets, cut = _tokens(pipe, tokenizer, part, text, limit)
                 dropped = 0 if part.dropped is None else part.dropped(pipe)
                 first -= dropped
-                if part.padded and getattr(tokenizer, "padding_side", "right") == "left":
+                left = part.in_front or getattr(tokenizer, "padding_side", "right") == "left"
+                if part.padded and left:
                     first += limit + dropped - len(offsets)
                 if part.before is not None:
                     first += part.before(pipe, len(offsets) - dropped)
@@ -106,7 +117,7 @@ class PromptTokens(NamedTuple):
             rows = [(first + at, span) for at, span in enumerate(offsets) if first + at >= start]
             ends.append(max((stop for _, (_, stop) in rows), default=0) if cut else None)
             found += [(row, number, span) for row, span in rows]
-            start += part.length or 0
+            start += length
         columns = zip(*found, strict=True) if found else ((), (), ())
         positions, owners, spans = (tuple(column) for column in columns)
         several = tuple(dict.fromkeys(expansions))
@@ -202,8 +213,8 @@ def refuse_other_text(pipe: Any, parts: tuple[TextPart, ...], settings: Mapping[
     """
     call = inspect.signature(type(pipe).__call__).parameters
     given = {name: settings.get(name, call[name].default) for name in call if name != "self"}
-    for name in REWRITING:
-        if given.get(name):
+    for name, writer in REWRITING.items():
+        if given.get(name) and (not writer or getattr(pipe, writer, None) is not None):
             raise WordError(
                 f"{type(pipe).__name__} writes the prompt anew before it is encoded "
                 f"({name}={given[name]!r}), so that its words are not known before the run; give "
@@ -215,6 +226,21 @@ def refuse_other_text(pipe: Any, parts: tuple[TextPart, ...], settings: Mapping[
                 f"this run of {type(pipe).__name__} is given another {name}= than the class's own, "
                 "which the places of words depend on; use token indices instead of words"
             )
+
+
+def _refuse_pictures(pipe: Any) -> None:
+    """Refuse pipelines whose text encoder reads the given image beside the prompt.
+
+    Raises:
+        WordError: Naming the pipeline.
+    """
+    encode = getattr(type(pipe), "encode_prompt", None)
+    known = {} if encode is None else inspect.signature(encode).parameters
+    if any(name in known for name in PICTURES):
+        raise WordError(
+            f"{type(pipe).__name__} puts the given image among the prompt's tokens, as many as its "
+            "size makes, so that words cannot be told; use token indices"
+        )
 
 
 def word_tokens(
@@ -269,7 +295,8 @@ def _limit(pipe: Any, tokenizer: Any, part: TextPart, max_length: int | None) ->
         call = getattr(type(pipe), method, None)
         known = {} if call is None else inspect.signature(call).parameters
         if "max_sequence_length" in known:
-            chosen = max_length or known["max_sequence_length"].default
+            usual = getattr(pipe, "default_max_sequence_length", None)
+            chosen = max_length or known["max_sequence_length"].default or usual
             if isinstance(chosen, int):
                 return chosen - (0 if part.reserved is None else part.reserved(pipe))
     chosen = getattr(pipe, "tokenizer_max_length", None)
@@ -297,6 +324,11 @@ def _tokens(
         )
     first, last = len(before), len(whole) - len(after)
     offsets, cut = _offsets(tokenizer, whole, limit, bare=part.bare)
+    if cut and part.cut:
+        raise WordError(
+            f"the prompt {prompt!r} is too long for {type(pipe).__name__}, {part.cut}; shorten it, "
+            "raise max_sequence_length, or use token indices"
+        )
     inside = [
         (max(a, first) - first, max(min(b, last), first) - first)
         if b > first and a < last

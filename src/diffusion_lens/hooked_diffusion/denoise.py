@@ -34,8 +34,12 @@ from diffusion_lens.hooked_diffusion.denoise_blocks import (
     refuse_inexact,
     state_kept,
 )
-from diffusion_lens.hooked_diffusion.images import frames_to_a_latent, pixels_to_a_latent
-from diffusion_lens.hooked_diffusion.run import Run, generators
+from diffusion_lens.hooked_diffusion.images import (
+    frames_to_a_latent,
+    pixels_to_a_latent,
+    without_condition,
+)
+from diffusion_lens.hooked_diffusion.run import Run, as_taken, generators
 from diffusion_lens.showing.one_line import counted
 
 
@@ -179,7 +183,7 @@ def _run_until_stopped(
         )
     size = _size_of(wiring, latents, run.settings)
     settings = {**size, **run.settings, "latents": latents}
-    settings.setdefault("generator", generators(run.seeds()))
+    settings.setdefault("generator", as_taken(pipe, generators(run.seeds())))
     settings["output_type"] = "latent"
     prompt = list(run.prompt) if isinstance(run.prompt, tuple) else run.prompt
     settings["prompt"] = prompt
@@ -218,14 +222,19 @@ def _size_of(wiring: Wiring, latents: Tensor, settings: Mapping[str, Any]) -> di
     """Height and width in pixels, and frames, of unpacked latents; packed ones do not tell."""
     pipe = classic(wiring.pipe, "denoise")
     axes = wiring.points["hook_latents"].axes
+    if latents.ndim != len(axes):  # Z-Image's loop holds no frames, which its denoiser takes
+        axes = ("batch", "channel", "height", "width")
+    if latents.ndim != len(axes) or "height" not in axes:
+        return {}
     size = {}
-    if "frame" in axes and latents.ndim == len(axes):
+    known = inspect.signature(type(pipe).__call__).parameters
+    for name in {"num_frames", "frames"} & set(known) if "frame" in axes else ():
         every = frames_to_a_latent(pipe)
-        size["num_frames"] = (latents.shape[axes.index("frame")] - 1) * every + 1
-    if latents.ndim < 4 or "height" in settings or "width" in settings:
+        size[name] = (latents.shape[axes.index("frame")] - 1) * every + 1
+    if "height" in settings or "width" in settings:
         return size
     scale = pixels_to_a_latent(pipe)
-    return size | {"height": latents.shape[-2] * scale, "width": latents.shape[-1] * scale}
+    return size | {side: latents.shape[axes.index(side)] * scale for side in ("height", "width")}
 
 
 @contextlib.contextmanager
@@ -240,8 +249,10 @@ def _latents_are(pipe: Any, latents: Tensor) -> Iterator[None]:
         with _generators_kept(bound.arguments.get("generator")):
             prepared = original(*bound.args, **bound.kwargs)
         if isinstance(prepared, Tensor):
-            _same_shape(prepared, latents)
-            return latents
+            own = without_condition(pipe, prepared)
+            _same_shape(own, latents)
+            beside = prepared[..., own.shape[-1] :]
+            return torch.cat([latents, beside], -1) if beside.numel() else latents
         _same_shape(prepared[0], latents)
         return (latents, *prepared[1:])
 

@@ -16,9 +16,10 @@ from diffusion_lens.engine.observing import observed
 from diffusion_lens.engine.step_noise import seeded_steps
 from diffusion_lens.engine.wiring import Wiring
 from diffusion_lens.errors import RunError, closest, listing
+from diffusion_lens.hooked_diffusion.images import without_condition
 from diffusion_lens.hooked_diffusion.output import Output, provenance
 from diffusion_lens.hooked_diffusion.report import Report
-from diffusion_lens.hooked_diffusion.run import DEFAULT_SEED, Run, generators
+from diffusion_lens.hooked_diffusion.run import DEFAULT_SEED, Run, as_taken, generators
 
 DEPRECATED = ("callback", "callback_steps")
 """Arguments that pipelines still take without listing them."""
@@ -43,8 +44,9 @@ def generate(wiring: Wiring, run: Run, *, model: str, dtype: torch.dtype) -> Out
     steps: Any = contextlib.nullcontext()
     if "generator" not in settings and "generator" in call_settings(pipe):
         seeds = run.seeds()
-        settings["generator"] = generators(seeds)
-        steps = seeded_steps(pipe, settings["generator"])
+        own = generators(seeds)
+        settings["generator"] = as_taken(pipe, own)
+        steps = seeded_steps(pipe, own)
     prompt = list(run.prompt) if isinstance(run.prompt, tuple) else run.prompt
     if prompt is not None:
         settings["prompt"] = prompt
@@ -56,15 +58,17 @@ def generate(wiring: Wiring, run: Run, *, model: str, dtype: torch.dtype) -> Out
     last = LastLatents(settings)
     with last.followed(pipe), steps:
         result = pipe(**last.settings)
-    latent = run.settings.get("output_type") == "latent"
-    images = getattr(result, "images", None)
+    latent = settings.get("output_type") == "latent"
+    images = getattr(result, "images", getattr(result, "image", None))  # image: of Kandinsky 5
     frames = getattr(result, "frames", getattr(result, "videos", None))
     if isinstance(result, tuple):
         images = result[0]
     made = images if frames is None else frames  # of Flux.2 klein not what its loop holds
+    # Wan 2.2 5B puts a given frame back into them after the last step.
+    given = pipe.config.get("expand_timesteps", False)
     return Output(
         images=None if latent else images,
-        latents=made if latent and last.latents is None else last.latents,
+        latents=made if latent and (last.latents is None or given) else last.latents,
         report=Report.of(wiring.registrations),
         made_by=provenance(
             pipe,
@@ -164,11 +168,11 @@ class LastLatents:
     def __call__(self, pipe: Any, step: int, timestep: Any, tensors: dict) -> dict:
         """The pipeline's callback; the user's own is called from here."""
         self.steps += 1
-        self.latents = tensors["latents"]
+        self.latents = without_condition(pipe, tensors["latents"])
         if self.theirs is None:
             return {}
         changed = self.theirs(pipe, step, timestep, tensors) or {}
-        self.latents = changed.get("latents", self.latents)
+        self.latents = without_condition(pipe, changed.get("latents", tensors["latents"]))
         return changed
 
     def _looped(self, original: Callable, components: Any, state: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from diffusion_lens.engine.noise import noise_level
 from diffusion_lens.errors import RunError
+from diffusion_lens.hooked_diffusion.flat_patches import as_map, as_tokens, holds_flat_patches
 from diffusion_lens.hooked_diffusion.run import generators
 
 VIDEO = ("batch", "channel", "frame", "height", "width")
@@ -41,7 +42,9 @@ def encode_image(
         else:
             latents = distribution.sample(generators([seed])[0])
     else:
-        latents = encoded.latents
+        latents = encoded.latents if hasattr(encoded, "latents") else encoded.latent  # one of DC
+    if holds_flat_patches(pipe):
+        latents = as_tokens(pipe, latents)
     if hasattr(pipe, "_patchify_latents"):
         latents = pipe._patchify_latents(latents)
     shift, scale, spread = _scaling(pipe, like=latents)
@@ -51,6 +54,8 @@ def encode_image(
     if video:
         return pipe._pack_latents(latents, *_video_patches(pipe))
     latents = latents[:, :, 0] if latents.ndim == len(VIDEO) else latents
+    if _holds_frames(axes):
+        return latents[:, :, None].permute([VIDEO.index(axis) for axis in axes])
     return _packed(pipe, latents)
 
 
@@ -63,6 +68,11 @@ def _makes_videos(pipe: Any, axes: Sequence[str]) -> bool:
     return packed or ("frame" in axes and hasattr(pipe, "video_processor"))
 
 
+def _holds_frames(axes: Sequence[str]) -> bool:
+    """Whether a loop that makes images holds videos of one frame: Kandinsky 5's, channels last."""
+    return "frame" in axes and axes[-1] == "channel"
+
+
 def _takes_frames(vae: Any) -> bool:
     """Whether an autoencoder is one of videos, for which an image is a video of one frame."""
     return any(weight.ndim == len(VIDEO) for weight in vae.parameters())
@@ -72,8 +82,35 @@ def _packed(pipe: Any, latents: Tensor) -> Tensor:
     """Latents with axes batch, channel, height, width as the pipeline's loop holds them."""
     if not hasattr(pipe, "_pack_latents"):
         return latents
-    alone = len(inspect.signature(pipe._pack_latents).parameters) == 1  # Flux.2: patches already
-    return pipe._pack_latents(latents) if alone else pipe._pack_latents(latents, *latents.shape)
+    pack = getattr(pipe, f"_pack_latents{_unpatched(pipe)}")
+    known = inspect.signature(pack).parameters
+    _refuse_layers(pipe, known)
+    if len(known) == 1:  # Flux.2: patches already
+        return pack(latents)
+    return pack(latents, *latents.shape, *_patch(pipe, known))
+
+
+def _refuse_layers(pipe: Any, known: Mapping[str, Any]) -> None:
+    """Refuse what packs an image and its layers.
+
+    Raises:
+        RunError: Naming the pipeline.
+    """
+    if "layers" in known:
+        raise RunError(
+            f"{type(pipe).__name__} packs an image and its layers into one sequence, which is not "
+            "described for images in and out of latents; take the images that the pipeline gives"
+        )
+
+
+def _unpatched(pipe: Any) -> str:
+    """The end of the names of what packs where every latent is a token (Bria FIBO); empty else."""
+    return "_no_patch" if hasattr(pipe, "_pack_latents_no_patch") else ""
+
+
+def _patch(pipe: Any, known: Mapping[str, Any]) -> tuple[int, ...]:
+    """The side of a patch, for what packs and asks for it (Nucleus-Image)."""
+    return (pipe.transformer.config.patch_size,) if "patch_size" in known else ()
 
 
 def _video_patches(pipe: Any) -> tuple[int, int]:
@@ -91,6 +128,14 @@ def frames_to_a_latent(pipe: Any) -> int:
     """How many frames behind the first are one of the latents."""
     names = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio")
     return next(getattr(pipe, name) for name in names if hasattr(pipe, name))
+
+
+def without_condition(pipe: Any, latents: Tensor) -> Tensor:
+    """The latents alone, where the loop of Kandinsky 5 holds a given image beside them."""
+    denoiser: Any = getattr(pipe, "transformer", None)
+    if not getattr(denoiser, "visual_cond", False):
+        return latents
+    return latents[..., : denoiser.config.in_visual_dim]
 
 
 def _pixels(pipe: Any, image: Any, *, video: bool, height: int | None, width: int | None) -> Tensor:
@@ -112,7 +157,9 @@ def _pixels(pipe: Any, image: Any, *, video: bool, height: int | None, width: in
     if video:
         _refuse_frames(pipe, pixels.shape[2])
     wanted = getattr(pipe.vae.config, "in_channels", pixels.shape[1])
-    if pixels.shape[1] != wanted:
+    patch = getattr(pipe.vae.config, "patch_size", None)
+    side = patch if isinstance(patch, int) else 1  # Wan's counts the pixels of one as channels
+    if pixels.shape[1] * side**2 != wanted != pixels.shape[1]:
         raise RunError(
             f"image= has {pixels.shape[1]} channels, {type(pipe.vae).__name__} takes {wanted}; the "
             "axes of a tensor are rgb, height, width, those of an array height, width, rgb"
@@ -121,13 +168,20 @@ def _pixels(pipe: Any, image: Any, *, video: bool, height: int | None, width: in
 
 
 def _refuse_frames(pipe: Any, frames: int) -> None:
-    every = frames_to_a_latent(pipe)
-    if frames % every != 1 % every:
-        fewer = (frames - 1) // every * every + 1
+    every, first = frames_to_a_latent(pipe), 0 if _is_allegros(pipe.vae) else 1
+    if frames % every != first % every:
+        fewer = (frames - first) // every * every + first
+        counts = " or ".join(str(count) for count in (fewer, fewer + every) if count)
+        takes = "one frame and then " if first else ""
         raise RunError(
-            f"{frames} frames were given; {type(pipe.vae).__name__} takes one frame and then "
-            f"{every} at a time: give {fewer} or {fewer + every}"
+            f"{frames} frames were given; {type(pipe.vae).__name__} takes {takes}{every} at a "
+            f"time: give {counts}"
         )
+
+
+def _is_allegros(vae: Any) -> bool:
+    """Whether an autoencoder has no frame of its own before the others, and gives frames first."""
+    return type(vae).__name__ == "AutoencoderKLAllegro"
 
 
 def decode_latents(
@@ -145,18 +199,28 @@ def decode_latents(
         latents = latents.permute([axes.index(axis) for axis in VIDEO])
     elif video:
         latents = _unpacked_video(pipe, latents, height=height, width=width)
+    elif _holds_frames(axes):
+        frames = latents.permute([axes.index(axis) for axis in VIDEO])
+        latents = frames.reshape(frames.shape[:2] + frames.shape[3:])  # strides as the pipeline's
     elif hasattr(pipe, "_pack_latents") and latents.ndim == 3:
         latents = _unpacked(pipe, latents, height, width)
     with torch.no_grad(), _upcast(pipe.vae) as vae:
         latents = latents.to(vae.dtype)  # first, so that no shift is rounded to half precision
         shift, scale, spread = _scaling(pipe, like=latents)
         latents = latents * spread / scale + shift
+        if holds_flat_patches(pipe):
+            rows, columns = _tokens_of(pipe, latents, *_size(pipe, height, width))
+            latents = as_map(pipe, latents, rows=rows, columns=columns)
         if hasattr(pipe, "_unpatchify_latents"):
             latents = pipe._unpatchify_latents(latents)
         more = {}
         if getattr(vae.config, "timestep_conditioning", False):  # LTX-Video decodes at noise 0
             more["temb"] = torch.zeros(len(latents), device=latents.device, dtype=latents.dtype)
+        if latents.ndim == 4 and _takes_frames(vae):
+            latents = latents[:, :, None]
         pixels = vae.decode(latents, return_dict=False, **more)[0]
+    if _is_allegros(pipe.vae):
+        pixels = pixels.transpose(1, 2)
     if video:
         return pipe.video_processor.postprocess_video(pixels, output_type=output_type)
     pixels = pixels[:, :, 0] if pixels.ndim == len(VIDEO) else pixels
@@ -169,22 +233,42 @@ def _unpacked(pipe: Any, latents: Tensor, height: int | None, width: int | None)
     Raises:
         RunError: If they make no image of that size.
     """
-    side = pipe.image_processor.config.vae_scale_factor  # pixels on a side of a token
+    _refuse_layers(pipe, inspect.signature(pipe._pack_latents).parameters)
+    height, width = _size(pipe, height, width)
+    rows, columns = _tokens_of(pipe, latents, height, width)
+    if not hasattr(pipe, "_unpack_latents"):  # Flux.2 looks up each token's place instead
+        return latents.transpose(1, 2).unflatten(2, (rows, columns))
+    unpack = getattr(pipe, f"_unpack_latents{_unpatched(pipe)}")
+    known = inspect.signature(unpack).parameters
+    more = (pipe.vae_scale_factor,) if "vae_scale_factor" in known else ()
+    return unpack(latents, height, width, *_patch(pipe, known), *more)
+
+
+def _size(pipe: Any, height: int | None, width: int | None) -> tuple[int, int]:
+    """Height and width in pixels, where they are not given those of the pipeline's own images."""
     usual = inspect.signature(type(pipe).__call__).parameters
     native = getattr(pipe, "default_sample_size", 0) * pipe.vae_scale_factor
-    height = height or native or usual["height"].default
-    width = width or native or usual["width"].default
+    return (
+        height or native or usual["height"].default,
+        width or native or usual["width"].default,
+    )
+
+
+def _tokens_of(pipe: Any, latents: Tensor, height: int, width: int) -> tuple[int, int]:
+    """Rows and columns of packed latents.
+
+    Raises:
+        RunError: If they make no image of that size.
+    """
+    side = pipe.image_processor.config.vae_scale_factor  # pixels on a side of a token
+    side = pixels_to_a_latent(pipe) if _unpatched(pipe) else side
     rows, columns = height // side, width // side
     if rows * columns != latents.shape[1]:
         raise RunError(
             f"packed latents of {latents.shape[1]} tokens do not make an image of "
             f"{height} x {width} pixels ({rows * columns} tokens); give height= and width="
         )
-    if not hasattr(pipe, "_unpack_latents"):  # Flux.2 looks up each token's place instead
-        return latents.transpose(1, 2).unflatten(2, (rows, columns))
-    known = inspect.signature(pipe._unpack_latents).parameters
-    more = (pipe.vae_scale_factor,) if "vae_scale_factor" in known else ()
-    return pipe._unpack_latents(latents, height, width, *more)
+    return rows, columns
 
 
 def _unpacked_video(pipe: Any, latents: Tensor, *, height: int | None, width: int | None) -> Tensor:
@@ -250,26 +334,31 @@ def _scaling(pipe: Any, *, like: Tensor) -> tuple[float | Tensor, float | Tensor
     """
     config = pipe.vae.config
     factor = getattr(config, "scaling_factor", None)
-    shape = (1, -1, *[1] * (like.ndim - 2))
-    if hasattr(pipe, "_patchify_latents"):
+    flat = holds_flat_patches(pipe)
+    shape = (1, 1, -1) if flat else (1, -1, *[1] * (like.ndim - 2))
+    if flat or hasattr(pipe, "_patchify_latents"):
         norm = pipe.vae.bn
-        spread = torch.sqrt(norm.running_var.view(shape) + config.batch_norm_eps).to(like)
+        written_in = "ErnieImage" in type(pipe).__name__  # and not what its autoencoder says
+        least = 1e-5 if written_in else config.batch_norm_eps
+        spread = torch.sqrt(norm.running_var.view(shape) + least).to(like)
         return norm.running_mean.view(shape).to(like), 1.0 if factor is None else factor, spread
     kept = dict(pipe.vae.named_buffers(recurse=False))
     mean, spread = (
         getattr(config, name, kept.get(name)) for name in ("latents_mean", "latents_std")
     )
-    if mean is not None and spread is not None and _looks_for_a_mean(type(pipe)):
+    # What an EDM or trigflow loop holds is scaled to the data's deviation (Cosmos, SANA-Sprint).
+    data = pipe.scheduler.config.sigma_data if _reads(type(pipe), "sigma_data") else 1.0
+    if mean is not None and spread is not None and _reads(type(pipe), "latents_mean"):
         shift, by = (torch.as_tensor(one).view(shape).to(like) for one in (mean, spread))
-        return (shift, 1.0 / by, 1.0) if factor is None else (shift, factor, by)
-    return getattr(config, "shift_factor", None) or 0.0, 1.0 if factor is None else factor, 1.0
+        return (shift, data / by, 1.0) if factor is None else (shift, factor * data, by)
+    return getattr(config, "shift_factor", None) or 0.0, data * (factor or 1.0), 1.0
 
 
-def _looks_for_a_mean(kind: type) -> bool:
-    """Whether a pipeline's call reads the mean of latents; a subclass calls that of its base."""
+def _reads(kind: type, name: str) -> bool:
+    """Whether a pipeline's call reads something by name; a subclass calls that of its base."""
     calls = [
         inspect.unwrap(base.__dict__["__call__"])
         for base in kind.__mro__[:-1]
         if "__call__" in base.__dict__
     ]
-    return any("latents_mean" in call.__code__.co_names for call in calls)
+    return any(name in call.__code__.co_names for call in calls)

@@ -105,7 +105,7 @@ class Naming(Wired):
             prompt: The prompt, or one for each part of the text stream (SD3's `prompt` and
                 `prompt_3`).
             max_sequence_length: The run's, which may cut words away; None is the pipeline's own.
-            negative: Whether it is a negative prompt, to which Lumina 2 adds nothing.
+            negative: Whether it is a negative prompt, to which Lumina 2 and Sana add nothing.
             run: The run that it is a prompt of, whose settings say its length.
 
         Raises:

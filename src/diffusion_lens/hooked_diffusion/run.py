@@ -172,3 +172,12 @@ def _short(value: Any) -> str:
 def generators(seeds: Sequence[int]) -> list[torch.Generator]:
     """A CPU generator for each sample, so that no sample depends on the others of its batch."""
     return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+ONE_GENERATOR = ("WanVACEPipeline",)
+"""Pipelines that take a generator, and no list with one for each sample."""
+
+
+def as_taken(pipe: Any, several: list[torch.Generator]) -> list[torch.Generator] | torch.Generator:
+    """Generators in the form that a pipeline takes them."""
+    return several[0] if type(pipe).__name__ in ONE_GENERATOR and len(several) == 1 else several

@@ -80,18 +80,20 @@ def follow(model: HookedDiffusion, pair: Pair) -> Trajectory:
 
 @dataclass(frozen=True, eq=False)
 class Row:
-    """A tensor with the batch in front, for one row.
+    """A tensor for one row of the batch.
 
     Attributes:
         value: The tensor.
         listed: Whether the denoiser takes a list with a tensor for each sample.
         smooth: Whether a gradient may go through it: not through masks, which some families have
             in floating point, and make numbers of tokens of.
+        axis: Where the batch lies: mostly in front.
     """
 
     value: Tensor
     listed: bool = False
     smooth: bool = True
+    axis: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +111,9 @@ class Conditions:
         """The arguments for a batch; with `grad` autograd records from them on."""
 
         def repeated(row: Row) -> Tensor | list[Tensor]:
-            value = row.value.expand(count, *row.value.shape[1:])
+            size = [*row.value.shape]
+            size[row.axis] = count
+            value = row.value.expand(size)
             value = value.requires_grad_(grad and row.smooth and value.is_floating_point())
             return list(value.unbind()) if row.listed else value
 
@@ -150,11 +154,19 @@ def conditions(model: HookedDiffusion, side: Side, trajectory: Trajectory) -> Co
             if isinstance(given, dict):
                 return {inner: cut(one, inner) for inner, one in given.items()}
             if isinstance(given, list) and given and isinstance(given[0], Tensor):
-                return Row(torch.stack(given[at]).clone(), listed=True)
+                return in_list(given, name)
             return given
 
+        def in_list(given: list[Tensor], name: str) -> Any:
+            if trajectory.listed:
+                return Row(torch.stack(given[at]).clone(), listed=True)
+            # Texts of several layers (Bria FIBO) each hold the batch; positions do not.
+            return [cut(one, name) for one in given] if given[0].ndim == 3 else given
+
         for name, given in evaluation.arguments.items():
-            if name not in trajectory.names:
+            if name in model.spec.batch_second:
+                found[name] = Row(given[:, at].clone(), axis=1)
+            elif name not in trajectory.names:
                 found[name] = cut(given, name)
 
     read.read_only = True  # type: ignore[attr-defined]
@@ -162,7 +174,8 @@ def conditions(model: HookedDiffusion, side: Side, trajectory: Trajectory) -> Co
     given = trajectory.latents[first][:1]
     with side.encoding(model), model.hooks([(f"hook_latents[branch={BRANCH}]", read)]):
         model.denoise(given, prompt=side.prompt, step=first, **side.run.settings)
-    return Conditions({**found, "return_dict": False})
+    # Kandinsky 5, which is asked for it, returns no tuple otherwise.
+    return Conditions({"return_dict": False, **found})
 
 
 def _mapped(given: Any, change: Callable[..., Any], *others: Any) -> Any:
@@ -172,6 +185,10 @@ def _mapped(given: Any, change: Callable[..., Any], *others: Any) -> Any:
             name: _mapped(one, change, *(other[name] for other in others))
             for name, one in given.items()
         }
+    if isinstance(given, list):
+        return [
+            _mapped(one, change, *(other[at] for other in others)) for at, one in enumerate(given)
+        ]
     return change(given, *others) if isinstance(given, Row) else given
 
 
@@ -203,7 +220,19 @@ class Evaluator:
         return torch.stack(found) if isinstance(found, list) else found
 
     def outcome(self, value: Tensor, moments: Sequence[Moment]) -> Outcome:
-        """What a metric is given of these predictions."""
+        """What a metric is given of these predictions.
+
+        Raises:
+            PatchingError: If they hold more tokens than the latents.
+        """
+        step, sample = moments[0]
+        own = self.trajectory.latents[step][sample]
+        if own.ndim == 2 and len(own) != value.shape[1]:
+            raise PatchingError(
+                f"predictions of {self.model.name} have {value.shape[1]} tokens, its latents "
+                f"{len(own)}: what else lies among them would count in the metric; patch it with "
+                "`run_with_hooks` and `interventions.replace_with`"
+            )
         # Pipelines whose timestep counts from the clean image turn the prediction round.
         sign = 1.0 if self.model.spec.timestep_scale > 0 else -1.0
 

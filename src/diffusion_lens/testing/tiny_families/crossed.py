@@ -147,7 +147,7 @@ def allegro(draw: Draw, batch: int) -> Made:
     tables = [(angles.cos(), angles.sin())] * 3
     return transformer, {
         "hidden_states": draw(batch, 4, 2, 2 * HEIGHT, 2 * WIDTH),
-        "encoder_hidden_states": draw(batch, TEXT_TOKENS, 24),
+        "encoder_hidden_states": draw(batch, 1, TEXT_TOKENS, 24),
         "encoder_attention_mask": torch.ones(batch, TEXT_TOKENS),
         "timestep": step_500(batch),
         "image_rotary_emb": (tuple(tables), tuple(places)),
