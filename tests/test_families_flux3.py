@@ -132,21 +132,26 @@ def test_words_lie_where_another_word_changes_the_text(
             assert rows[0] == places[0]
 
 
+def test_a_run_of_the_models_is_that_of_the_pipeline() -> None:
+    run = {key: value for key, value in GIVEN.items() if key not in ("output", "output_type")}
+    found = shared()(PROMPT, seed=0, **run, output_type="pt")
+    assert torch.equal(torch.as_tensor(found.images), torch.as_tensor(called()))
+
+
 def test_what_a_modular_pipeline_does_not_tell_is_refused() -> None:
     model = shared()
     latents = torch.zeros(1, HEIGHT * WIDTH, 4)
     asked = {
-        "a run of the model's": lambda: model(PROMPT),
-        "denoising once": lambda: model.denoise(latents, prompt=PROMPT, step=0),
-        "decoding latents": lambda: model.decode_latents(latents),
-        "encoding images": lambda: model.encode_image(torch.zeros(1, 3, *SIZE)),
+        "decode_latents": lambda: model.decode_latents(latents),
+        "encode_image": lambda: model.encode_image(torch.zeros(1, 3, *SIZE)),
     }
     for what, ask in asked.items():
         with pytest.raises(RunError, match=f"{what} is not described for Flux3ModularPipeline"):
             ask()
     site = Site("hook_text_emb", pos="cat", branch="cond")
-    with (
-        pytest.raises(WordError, match="not known"),
-        model.hooks([(site, lambda _value, _hook: None)]),
-    ):
+    with pytest.raises(WordError, match="is not described"), model.hooks([(site, _nothing)]):
         called()
+
+
+def _nothing(_value: Tensor, _hook: Any) -> None:
+    """A hook that reads nothing."""

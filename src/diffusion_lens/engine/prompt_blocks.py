@@ -72,6 +72,9 @@ TWINS = {
 }
 """By the class of the modular pipeline."""
 
+WITHOUT_A_TWIN = ("Flux3ModularPipeline",)
+"""Modular pipelines that have no classic one, whose texts are described as they make them."""
+
 _MADE: WeakKeyDictionary[Any, tuple[list[Any], Any]] = WeakKeyDictionary()
 """For each modular pipeline its components at that time, and the classic pipeline made of them."""
 
@@ -124,6 +127,17 @@ def encoding(pipe: Any, what: str, *, error: type[Exception] = RunError) -> Any:
     """
     refuse_unknown_encoders(pipe)
     return classic(pipe, what, error=error)
+
+
+def telling_words(pipe: Any) -> Any:
+    """The pipeline whose texts are described, for looking up the words of a prompt.
+
+    Raises:
+        WordError: If the blocks of a modular pipeline that encode prompts are not described.
+    """
+    if type(pipe).__name__ in WITHOUT_A_TWIN:
+        return pipe
+    return encoding(pipe, "text", error=WordError)
 
 
 class EncoderBlocks:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from diffusion_lens.architectures.sources import ProductWeights
 from diffusion_lens.border import public
-from diffusion_lens.engine.prompt_blocks import encoding, text_length
+from diffusion_lens.engine.prompt_blocks import telling_words, text_length
 from diffusion_lens.engine.words import PromptTokens, refuse_other_text
-from diffusion_lens.errors import RunError, WordError
+from diffusion_lens.errors import RunError
 from diffusion_lens.hook_points.names import NamePattern
 from diffusion_lens.hook_points.point import HookPoint
 from diffusion_lens.hook_points.site import Site
@@ -119,5 +119,5 @@ class Naming(Wired):
         if run is not None:
             refuse_other_text(self.pipe, parts, run.settings)
             length = run.text_length if length is None else length
-        pipe, length = encoding(self.pipe, "text", error=WordError), text_length(self.pipe, length)
+        pipe, length = telling_words(self.pipe), text_length(self.pipe, length)
         return PromptTokens.of(pipe, parts, prompt, max_length=length, negative=negative)
