@@ -45,6 +45,10 @@ class UnsupportedModelError(DiffusionLensError, TypeError):
     """The object is no pipeline or denoiser whose architecture is known."""
 
 
+class MissingClassError(UnsupportedModelError):
+    """The installed diffusers has no such class; a newer one has."""
+
+
 class EngineError(DiffusionLensError, RuntimeError):
     """The model runs in a way that hides what a hook asked for."""
 

@@ -7,12 +7,16 @@ is drawn so that gates are of order 1 and the scores of one query differ by seve
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
+import diffusers
 import torch
 from torch import Tensor, nn
 
 from diffusion_lens.border import Count, Seed, public
+from diffusion_lens.errors import MissingClassError
 from diffusion_lens.testing.tiny_families import crossed, joint, joint_video, shared, single, unets
 from diffusion_lens.testing.tiny_families.drawing import Make
 
@@ -60,6 +64,7 @@ def tiny_denoiser(
 
     Raises:
         LookupError: If the family has no tiny model.
+        MissingClassError: If the installed diffusers does not have its class.
     """
     if family not in TINY_FAMILIES:
         raise LookupError(f"no tiny model of {family!r}; there are {', '.join(TINY_FAMILIES)}")
@@ -68,7 +73,7 @@ def tiny_denoiser(
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)
 
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _missing_classes_named(family):
         denoiser, inputs = TINY_FAMILIES[family](draw, batch)
     draw_weights(denoiser, generator)
     nn.Module.to(denoiser, dtype)  # the override in diffusers logs a warning about nothing
@@ -76,6 +81,19 @@ def tiny_denoiser(
         if path.rpartition(".")[2] in KEPT_IN_FLOAT32.get(family, ()):
             nn.Module.to(module, torch.float32)
     return denoiser.eval(), _cast(inputs, dtype)
+
+
+@contextlib.contextmanager
+def _missing_classes_named(family: str) -> Iterator[None]:
+    try:
+        yield
+    except (ImportError, AttributeError) as error:
+        if "diffusers" not in str(error):
+            raise
+        raise MissingClassError(
+            f"diffusers {diffusers.__version__} has no class for the tiny model of {family!r} "
+            f"({error}); upgrade diffusers"
+        ) from error
 
 
 def draw_weights(denoiser: nn.Module, generator: torch.Generator) -> None:
