@@ -427,7 +427,9 @@ class StepTracker:
         """
         at = getattr(self._scheduler, "step_index", None)
         reached = self.run.reached
-        if self.run.in_pipeline and None not in (at, reached) and at < reached:
+        if not self.run.in_pipeline or at is None or reached is None:
+            return
+        if at < reached:
             raise EngineError(
                 f"{type(self.pipe).__name__} sets its {type(self._scheduler).__name__} back and "
                 "steps twice from one place, so that its steps cannot be counted; hook its "
