@@ -25,12 +25,9 @@ from diffusion_lens.engine.steps import StepTracker
 from diffusion_lens.engine.wiring import Wiring
 from diffusion_lens.errors import CacheKeyError, EngineError, RunError
 from diffusion_lens.hooked_diffusion.caching import quiet
-from diffusion_lens.hooked_diffusion.images import (
-    frames_to_a_latent,
-    pixels_to_a_latent,
-    without_condition,
-)
+from diffusion_lens.hooked_diffusion.images import without_condition
 from diffusion_lens.hooked_diffusion.modular import refuse_modular
+from diffusion_lens.hooked_diffusion.packing import frames_to_a_latent, pixels_to_a_latent
 from diffusion_lens.hooked_diffusion.run import Run, as_taken, generators
 from diffusion_lens.showing.one_line import counted
 

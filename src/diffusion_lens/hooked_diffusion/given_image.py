@@ -12,8 +12,8 @@ from PIL.Image import Image, Resampling
 from torch import Tensor
 
 from diffusion_lens.errors import RunError
-from diffusion_lens.hooked_diffusion.images import pixels_to_a_latent
 from diffusion_lens.hooked_diffusion.model import HookedDiffusion
+from diffusion_lens.hooked_diffusion.packing import pixels_to_a_latent
 
 
 def fitted(
