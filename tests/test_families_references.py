@@ -14,10 +14,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffusion_lens import HookedDiffusion, Site
+from diffusion_lens import HookedDiffusion, Run, Site
+from diffusion_lens.analyses import attention_maps
 from diffusion_lens.errors import EngineError, RunError, WordError
 from tests.tiny_pipelines import references
 from tests.tiny_pipelines.families import HEIGHT, SIZE, WIDTH, quiet
+from tests.tiny_videos.families import tiny_video
 
 pytestmark = [pytest.mark.exhaustive, pytest.mark.filterwarnings("ignore")]
 PROMPT = "a red cat on the glass table"
@@ -188,3 +190,25 @@ def test_kept_keys_of_a_given_image_are_refused() -> None:
     expected = pipe(prompt=PROMPT, generator=torch.Generator().manual_seed(0), **given)[0]
     out = model.run_with_hooks(PROMPT, seed=0, fwd_hooks=hooks, **given)
     assert torch.equal(out.images, expected)
+
+
+def test_maps_beside_a_reference_are_those_of_the_images_own_tokens() -> None:
+    model, kept = shared("flux_kontext"), []
+    given = {**SHORT, **GIVEN["flux_kontext"]}
+    found = attention_maps(model, Run(PROMPT, seed=0, **given), words=["cat"])
+    sites = [site.with_(branch="cond") for site in model.text_pattern_sites()]
+    hooks = [(site, lambda value, _: kept.append(value.clone())) for site in sites]
+    model.run_with_hooks(PROMPT, seed=0, fwd_hooks=hooks, **given)
+    word = list(model.words(PROMPT, "cat", max_sequence_length=60))
+    each = torch.stack([value[..., word].mean(-1).mean(1) for value in kept]).mean(0)
+    assert kept[0].shape[2] == 2 * OWN
+    by_hand = each[0, :OWN].unflatten(-1, (HEIGHT, WIDTH))
+    torch.testing.assert_close(found.word("cat").squeeze(), by_hand, rtol=1e-4, atol=1e-6)
+
+
+def test_an_analysis_of_an_image_says_how_the_pipeline_gets_its_own() -> None:
+    model = HookedDiffusion(tiny_video("wan_i2v").pipe)
+    settings = dict(tiny_video("wan_i2v").settings)
+    prompt = settings.pop("prompt")
+    with pytest.raises(RunError, match="needs image=, which is not among the settings"):
+        attention_maps(model, prompt, words=["cat"], **settings)

@@ -26,7 +26,7 @@ from tests.tiny_videos.families import TINY_VIDEOS, tiny_video
 PROMPT, OTHER = "a red cat on the glass table", "a red dog on the glass table"
 FAST = ("qwen_image",)
 SLOW = ("flux2", "z_image", "krea2", "chroma", "pixart", "wan", "ltx_video", "hunyuan_video")
-GIVEN_AN_IMAGE = ("wan_i2v", "wan_ti2v_image", "chrono_edit", "consisid")
+GIVEN_AN_IMAGE = ("wan_i2v", "wan_ti2v_image", "wan_animate", "chrono_edit", "consisid")
 
 
 def _marked(names: Iterable[str]) -> list[Any]:

@@ -34,11 +34,8 @@ from diffusion_lens.hooked_diffusion.denoise_blocks import (
     refuse_inexact,
     state_kept,
 )
-from diffusion_lens.hooked_diffusion.images import (
-    frames_to_a_latent,
-    pixels_to_a_latent,
-    without_condition,
-)
+from diffusion_lens.hooked_diffusion.images import without_condition
+from diffusion_lens.hooked_diffusion.packing import frames_to_a_latent, pixels_to_a_latent
 from diffusion_lens.hooked_diffusion.run import Run, as_taken, generators
 from diffusion_lens.showing.one_line import counted
 
@@ -187,6 +184,7 @@ def _run_until_stopped(
     settings["output_type"] = "latent"
     prompt = list(run.prompt) if isinstance(run.prompt, tuple) else run.prompt
     settings["prompt"] = prompt
+    _refuse_missing(pipe, parameters, settings)
     try:
         with tracker.calling(settings):
             call(pipe, **settings)
@@ -216,6 +214,24 @@ def _run_blocks_until_stopped(
     raise EngineError(
         f"{type(pipe).__name__} finished without calling its scheduler; are there steps to run?"
     )
+
+
+def _refuse_missing(
+    pipe: Any, parameters: Mapping[str, inspect.Parameter], settings: Mapping[str, Any]
+) -> None:
+    """Refuse a call without an argument that the pipeline needs.
+
+    Raises:
+        RunError: Naming it.
+    """
+    for name, one in list(parameters.items())[1:]:
+        alone = one.kind in (one.VAR_KEYWORD, one.VAR_POSITIONAL)
+        if one.default is one.empty and not alone and name not in settings:
+            raise RunError(
+                f"{type(pipe).__name__} needs {name}=, which is not among the settings; to an "
+                f"analysis with an image= of its own, give it with the prompt: `Run(prompt, "
+                f"{name}=…)`"
+            )
 
 
 def _size_of(wiring: Wiring, latents: Tensor, settings: Mapping[str, Any]) -> dict[str, int]:

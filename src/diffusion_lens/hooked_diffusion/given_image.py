@@ -12,8 +12,8 @@ from PIL.Image import Image, Resampling
 from torch import Tensor
 
 from diffusion_lens.errors import RunError
-from diffusion_lens.hooked_diffusion.images import pixels_to_a_latent
 from diffusion_lens.hooked_diffusion.model import HookedDiffusion
+from diffusion_lens.hooked_diffusion.packing import pixels_to_a_latent
 
 
 def fitted(
@@ -127,7 +127,9 @@ def side_unit(model: HookedDiffusion) -> int:
     patch = getattr(config, "patch_size", None) or 1
     side = patch[-1] if isinstance(patch, Sequence) else patch
     levels = len(getattr(config, "block_out_channels", None) or [None])
-    processor = getattr(pipe, "image_processor", None) or pipe.video_processor
+    processors = [getattr(pipe, name, None) for name in ("image_processor", "video_processor")]
+    # Wan's image processor is CLIP's, which knows nothing of latents.
+    processor: Any = next(one for one in processors if hasattr(one, "config"))
     return math.lcm(
         processor.config.vae_scale_factor, pixels_to_a_latent(pipe) * side * 2 ** (levels - 1)
     )

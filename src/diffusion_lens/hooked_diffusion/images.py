@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,15 @@ from torch import Tensor
 from diffusion_lens.engine.noise import noise_level
 from diffusion_lens.errors import RunError
 from diffusion_lens.hooked_diffusion.flat_patches import as_map, as_tokens, holds_flat_patches
+from diffusion_lens.hooked_diffusion.packing import (
+    frames_to_a_latent,
+    packed,
+    rows_and_columns,
+    size_in_pixels,
+    unpacked,
+    unpacked_video,
+    video_patches,
+)
 from diffusion_lens.hooked_diffusion.run import generators
 
 VIDEO = ("batch", "channel", "frame", "height", "width")
@@ -52,11 +61,11 @@ def encode_image(
     if video and "frame" in axes:
         return latents.permute([VIDEO.index(axis) for axis in axes])
     if video:
-        return pipe._pack_latents(latents, *_video_patches(pipe))
+        return pipe._pack_latents(latents, *video_patches(pipe))
     latents = latents[:, :, 0] if latents.ndim == len(VIDEO) else latents
     if _holds_frames(axes):
         return latents[:, :, None].permute([VIDEO.index(axis) for axis in axes])
-    return _packed(pipe, latents)
+    return packed(pipe, latents)
 
 
 def _makes_videos(pipe: Any, axes: Sequence[str]) -> bool:
@@ -76,58 +85,6 @@ def _holds_frames(axes: Sequence[str]) -> bool:
 def _takes_frames(vae: Any) -> bool:
     """Whether an autoencoder is one of videos, for which an image is a video of one frame."""
     return any(weight.ndim == len(VIDEO) for weight in vae.parameters())
-
-
-def _packed(pipe: Any, latents: Tensor) -> Tensor:
-    """Latents with axes batch, channel, height, width as the pipeline's loop holds them."""
-    if not hasattr(pipe, "_pack_latents"):
-        return latents
-    pack = getattr(pipe, f"_pack_latents{_unpatched(pipe)}")
-    known = inspect.signature(pack).parameters
-    _refuse_layers(pipe, known)
-    if len(known) == 1:  # Flux.2: patches already
-        return pack(latents)
-    return pack(latents, *latents.shape, *_patch(pipe, known))
-
-
-def _refuse_layers(pipe: Any, known: Mapping[str, Any]) -> None:
-    """Refuse what packs an image and its layers.
-
-    Raises:
-        RunError: Naming the pipeline.
-    """
-    if "layers" in known:
-        raise RunError(
-            f"{type(pipe).__name__} packs an image and its layers into one sequence, which is not "
-            "described for images in and out of latents; take the images that the pipeline gives"
-        )
-
-
-def _unpatched(pipe: Any) -> str:
-    """The end of the names of what packs where every latent is a token (Bria FIBO); empty else."""
-    return "_no_patch" if hasattr(pipe, "_pack_latents_no_patch") else ""
-
-
-def _patch(pipe: Any, known: Mapping[str, Any]) -> tuple[int, ...]:
-    """The side of a patch, for what packs and asks for it (Nucleus-Image)."""
-    return (pipe.transformer.config.patch_size,) if "patch_size" in known else ()
-
-
-def _video_patches(pipe: Any) -> tuple[int, int]:
-    """Latents of a side, and frames of them, that LTX-Video packs into one token."""
-    return pipe.transformer_spatial_patch_size, pipe.transformer_temporal_patch_size
-
-
-def pixels_to_a_latent(pipe: Any) -> int:
-    """How many pixels of each side are one of the latents."""
-    names = ("vae_scale_factor_spatial", "vae_spatial_compression_ratio", "vae_scale_factor")
-    return next(getattr(pipe, name) for name in names if hasattr(pipe, name))
-
-
-def frames_to_a_latent(pipe: Any) -> int:
-    """How many frames behind the first are one of the latents."""
-    names = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio")
-    return next(getattr(pipe, name) for name in names if hasattr(pipe, name))
 
 
 def without_condition(pipe: Any, latents: Tensor) -> Tensor:
@@ -198,18 +155,18 @@ def decode_latents(
     if video and "frame" in axes:
         latents = latents.permute([axes.index(axis) for axis in VIDEO])
     elif video:
-        latents = _unpacked_video(pipe, latents, height=height, width=width)
+        latents = unpacked_video(pipe, latents, height=height, width=width)
     elif _holds_frames(axes):
         frames = latents.permute([axes.index(axis) for axis in VIDEO])
         latents = frames.reshape(frames.shape[:2] + frames.shape[3:])  # strides as the pipeline's
     elif hasattr(pipe, "_pack_latents") and latents.ndim == 3:
-        latents = _unpacked(pipe, latents, height, width)
+        latents = unpacked(pipe, latents, height, width)
     with torch.no_grad(), _upcast(pipe.vae) as vae:
         latents = latents.to(vae.dtype)  # first, so that no shift is rounded to half precision
         shift, scale, spread = _scaling(pipe, like=latents)
         latents = latents * spread / scale + shift
         if holds_flat_patches(pipe):
-            rows, columns = _tokens_of(pipe, latents, *_size(pipe, height, width))
+            rows, columns = rows_and_columns(pipe, latents, *size_in_pixels(pipe, height, width))
             latents = as_map(pipe, latents, rows=rows, columns=columns)
         if hasattr(pipe, "_unpatchify_latents"):
             latents = pipe._unpatchify_latents(latents)
@@ -225,68 +182,6 @@ def decode_latents(
         return pipe.video_processor.postprocess_video(pixels, output_type=output_type)
     pixels = pixels[:, :, 0] if pixels.ndim == len(VIDEO) else pixels
     return pipe.image_processor.postprocess(pixels, output_type=output_type)
-
-
-def _unpacked(pipe: Any, latents: Tensor, height: int | None, width: int | None) -> Tensor:
-    """Packed latents with the axes of the autoencoder's.
-
-    Raises:
-        RunError: If they make no image of that size.
-    """
-    _refuse_layers(pipe, inspect.signature(pipe._pack_latents).parameters)
-    height, width = _size(pipe, height, width)
-    rows, columns = _tokens_of(pipe, latents, height, width)
-    if not hasattr(pipe, "_unpack_latents"):  # Flux.2 looks up each token's place instead
-        return latents.transpose(1, 2).unflatten(2, (rows, columns))
-    unpack = getattr(pipe, f"_unpack_latents{_unpatched(pipe)}")
-    known = inspect.signature(unpack).parameters
-    more = (pipe.vae_scale_factor,) if "vae_scale_factor" in known else ()
-    return unpack(latents, height, width, *_patch(pipe, known), *more)
-
-
-def _size(pipe: Any, height: int | None, width: int | None) -> tuple[int, int]:
-    """Height and width in pixels, where they are not given those of the pipeline's own images."""
-    usual = inspect.signature(type(pipe).__call__).parameters
-    native = getattr(pipe, "default_sample_size", 0) * pipe.vae_scale_factor
-    return (
-        height or native or usual["height"].default,
-        width or native or usual["width"].default,
-    )
-
-
-def _tokens_of(pipe: Any, latents: Tensor, height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of packed latents.
-
-    Raises:
-        RunError: If they make no image of that size.
-    """
-    side = pipe.image_processor.config.vae_scale_factor  # pixels on a side of a token
-    side = pixels_to_a_latent(pipe) if _unpatched(pipe) else side
-    rows, columns = height // side, width // side
-    if rows * columns != latents.shape[1]:
-        raise RunError(
-            f"packed latents of {latents.shape[1]} tokens do not make an image of "
-            f"{height} x {width} pixels ({rows * columns} tokens); give height= and width="
-        )
-    return rows, columns
-
-
-def _unpacked_video(pipe: Any, latents: Tensor, *, height: int | None, width: int | None) -> Tensor:
-    """The latents of LTX-Video with axes batch, channel, frame, height, width.
-
-    Raises:
-        RunError: If they are not whole frames of that size.
-    """
-    pixels, (side, depth) = pixels_to_a_latent(pipe), _video_patches(pipe)
-    rows, columns = ((given or 0) // pixels // side for given in (height, width))
-    tokens = latents.shape[1]
-    if not rows * columns or tokens % (rows * columns):
-        raise RunError(
-            f"packed latents of {tokens} tokens do not make frames of {height} x {width} pixels "
-            f"({rows * columns} tokens each); give height= and width="
-        )
-    frames = tokens // (rows * columns)
-    return pipe._unpack_latents(latents, frames, rows, columns, side, depth)
 
 
 def add_noise(scheduler: Any, latents: Tensor, *, level: float, seed: int | list[int]) -> Tensor:
