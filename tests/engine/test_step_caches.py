@@ -7,6 +7,7 @@ import diffusers
 import pytest
 import torch
 from diffusers import hooks
+from packaging.version import Version
 from torch import nn
 
 from diffusion_lens.engine.step_caches import step_cache_on
@@ -83,6 +84,8 @@ def test_casting_and_offloading_are_no_caches() -> None:
     denoiser, _ = tiny_denoiser("flux")
     denoiser.enable_layerwise_casting(storage_dtype=torch.bfloat16, compute_dtype=torch.float32)  # type: ignore[operator]
     assert step_cache_on(denoiser) is None
+    if Version(diffusers.__version__) < Version("0.37"):
+        pytest.skip("diffusers 0.36 offloads groups to accelerators alone")
     denoiser, _ = tiny_denoiser("flux")
     onload = torch.device("cpu")
     hooks.apply_group_offloading(denoiser, onload, offload_type="leaf_level")
