@@ -16,7 +16,7 @@ from diffusion_lens.testing.report import CLAUSES
 from diffusion_lens.testing.tolerances import TOLERANCES
 
 QUICK = ("sd3",)
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MOST_USED = ("sd1", "sdxl", "sd35_medium", "flux", "cogvideox", "flux2", "z_image", "qwen_image")
 MOST_USED += ("wan", "krea2", "ltx_video")
 """Checked whole at each `make check`, of the others the first block; the rest is `exhaustive`."""
@@ -33,7 +33,7 @@ UNCHECKED = {"flux3": ("hook_timestep_emb: the call has no argument 'timestep'",
 def _mark(family: str, precision: str) -> Any:
     if family in QUICK and precision == "float32":
         return ()
-    usual = family in (MOST_USED if precision == "float32" else HALF)
+    usual = family in {"float32": MOST_USED, "bfloat16": HALF}.get(precision, ())
     return pytest.mark.slow if usual else pytest.mark.exhaustive
 
 
