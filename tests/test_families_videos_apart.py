@@ -16,7 +16,13 @@ from diffusion_lens import HookedDiffusion, Site
 from diffusion_lens.architectures import registry
 from diffusion_lens.architectures.spec import ModulePoint
 from diffusion_lens.architectures.wan import WAN
-from diffusion_lens.errors import EngineError, HookNeverFiredError, RunError, WordError
+from diffusion_lens.errors import (
+    EngineError,
+    HookNeverFiredError,
+    RunError,
+    UnsupportedModelError,
+    WordError,
+)
 from diffusion_lens.testing import check_architecture, tiny_denoiser
 from diffusion_lens.testing.report import CLAUSES
 from tests.pipelines import latents_of
@@ -164,3 +170,22 @@ def test_the_context_of_cross_attention_is_the_text_without_the_image() -> None:
     del settings["prompt"]
     assert not torch.equal(patched, latents_of(out))
     assert torch.equal(patched, latents_of(model(PROMPT, **settings)))
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"enable_text_cross_attention_dual": True}, r"TransformerBlock has a cross-attention"),
+        ({"enable_text_cross_attention_single": True}, r"SingleTransformerBlock has a cross-att"),
+        ({"num_decoder_layers": 1}, r"the last 1 blocks .* are a decoder.*num_decoder_layers=0"),
+    ],
+)
+def test_motif_video_with_parts_that_are_not_described_is_refused(
+    more: dict[str, Any], message: str
+) -> None:
+    from diffusers import MotifVideoTransformer3DModel
+
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 8, "rope_axes_dim": (4, 2, 2)}
+    model = MotifVideoTransformer3DModel(num_layers=1, num_single_layers=2, **sizes, **more)
+    with pytest.raises(UnsupportedModelError, match=message):
+        HookedDiffusion(model)

@@ -27,6 +27,7 @@ TINY_VIDEOS: dict[str, Callable[[], TinyVideo]] = {
     "chrono_edit": wan.chrono_edit,
     "skyreels_v2": wan.skyreels_v2,
     "consisid": others.consisid,
+    "motif_video": others.motif_video,
 }
 """What makes the tiny pipeline of each family that has one denoiser."""
 

@@ -13,7 +13,8 @@ from tests.tiny_videos import texts
 from tests.tiny_videos.settings import OFF, SHORT, SIZE, TinyVideo, drawn, picture
 
 
-def _wan_vae() -> nn.Module:
+def vae() -> nn.Module:
+    """Of Wan 2.1, which others took over."""
     return diffusers.AutoencoderKLWan(
         base_dim=3,
         z_dim=4,
@@ -45,7 +46,7 @@ def _wan_parts(transformer: nn.Module, **more: Any) -> dict[str, Any]:
     return {
         "tokenizer": texts.t5_tokenizer(),
         "text_encoder": texts.umt5(),
-        "vae": _wan_vae(),
+        "vae": vae(),
         "scheduler": UniPCMultistepScheduler(
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
         ),

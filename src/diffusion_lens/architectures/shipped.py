@@ -22,6 +22,7 @@ from diffusion_lens.architectures.kandinsky5 import KANDINSKY5
 from diffusion_lens.architectures.krea2 import KREA2
 from diffusion_lens.architectures.ltx import LTX_VIDEO
 from diffusion_lens.architectures.lumina2 import LUMINA2
+from diffusion_lens.architectures.motif_video import MOTIF_VIDEO
 from diffusion_lens.architectures.nucleus import NUCLEUS
 from diffusion_lens.architectures.pixart import PIXART
 from diffusion_lens.architectures.prx import PRX
@@ -59,6 +60,7 @@ RUN = (
     PIXART,
     CHRONO_EDIT,
     SKYREELS_V2,
+    MOTIF_VIDEO,
 )
 """Those whose description is compared with runs of their pipelines."""
 
