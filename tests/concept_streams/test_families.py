@@ -432,6 +432,7 @@ def test_every_other_family_with_a_text_stream_says_why_it_has_none() -> None:
     crossed = {
         "SD 1.x / 2.x / XL",
         "PixArt",
+        "HunyuanDiT",
         "Sana",
         "SANA-Video",
         "LTX-Video",

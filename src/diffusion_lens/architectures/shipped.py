@@ -16,6 +16,7 @@ from diffusion_lens.architectures.flux3 import FLUX3
 from diffusion_lens.architectures.flux_copies import BRIA, CHROMA, LONGCAT, OVIS
 from diffusion_lens.architectures.hidream import HIDREAM
 from diffusion_lens.architectures.hunyuan import HUNYUAN_IMAGE, HUNYUAN_VIDEO, HUNYUAN_VIDEO_15
+from diffusion_lens.architectures.hunyuan_dit import HUNYUAN_DIT
 from diffusion_lens.architectures.ideogram4 import IDEOGRAM4
 from diffusion_lens.architectures.joyimage import JOY_IMAGE_EDIT, JOY_IMAGE_EDIT_PLUS
 from diffusion_lens.architectures.kandinsky5 import KANDINSKY5
@@ -61,6 +62,7 @@ RUN = (
     CHRONO_EDIT,
     SKYREELS_V2,
     MOTIF_VIDEO,
+    HUNYUAN_DIT,
 )
 """Those whose description is compared with runs of their pipelines."""
 

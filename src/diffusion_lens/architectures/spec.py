@@ -301,6 +301,8 @@ class ModulePoint:
         stream: The stream along its `pos` axis.
         level: How often the latents were halved on the way here.
         skipped: How many tokens at the start of the stream are not there yet (registers).
+        held: How many tokens of the stream are there, where others come by another argument; None
+            where all are.
     """
 
     name: str
@@ -311,6 +313,7 @@ class ModulePoint:
     stream: str | None = None
     level: int = 0
     skipped: int = 0
+    held: int | None = None
 
 
 @dataclass(frozen=True)
@@ -418,6 +421,8 @@ class DenoiserSpec:
         timestep: The denoiser's argument that takes the timestep.
         between: For each stream that the denoiser itself changes between a block and the next, what
             it does there, from the denoiser and the block's number; empty where it hands all on.
+        pooled: For each argument with text that the denoiser itself pools into what modulates the
+            image, the path of the module that pools it into one vector for each sample.
         withheld: Full names of hook points that are not offered, with the reason: those of a
             provisional description at which the contract failed.
     """
@@ -448,4 +453,5 @@ class DenoiserSpec:
     text_beside: tuple[str, ...] = ()
     image_length: Callable[[Any, Mapping[str, Any]], int] | None = None
     between: Callable[[Any, int], Mapping[str, str]] = lambda _denoiser, _block: {}
+    pooled: Mapping[str, str] = field(default_factory=dict)
     withheld: Mapping[str, str] = field(default_factory=dict)

@@ -117,6 +117,8 @@ class _Reader:
         mids: list[tuple[Call, int, bool, tuple[str, ...]]] = []
         pending: list[str] = []
         entrance = one.entrance
+        taker = None if entrance is None else self._taker(one.way[0])  # type: ignore[arg-type]
+        entrance = entrance if taker is None else taker[0]
         for at, step in enumerate(one.way[1:], 1):
             if isinstance(step, Added):
                 if self._is_given(step) and not pending and not mids:
