@@ -172,6 +172,41 @@ def test_the_context_of_cross_attention_is_the_text_without_the_image() -> None:
     assert torch.equal(patched, latents_of(model(PROMPT, **settings)))
 
 
+@pytest.mark.slow
+def test_ltx2s_video_and_sound_read_each_other_between_two_norms() -> None:
+    denoiser, inputs = tiny_denoiser("ltx2")
+    block: Any = denoiser.get_submodule("transformer_blocks.1")
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Any:
+        return lambda _module, args: seen.update({name: args[0].clone()})
+
+    norms = ("audio_to_video_norm", "norm3", "video_to_audio_norm", "audio_norm3")
+    handles = [getattr(block, name).register_forward_pre_hook(keep(name)) for name in norms]
+    model = HookedDiffusion(denoiser)
+    names = {"img": "audio_to_video_attn", "audio": "video_to_audio_attn"}
+    updates = [f"blocks.1.{stream}.hook_{name}_update" for stream, name in names.items()]
+    patterns = [f"blocks.1.{name}.hook_pattern" for name in names.values()]
+    with torch.no_grad(), model.caching([*updates, *patterns]) as cache:
+        denoiser(**inputs)
+    for handle in handles:
+        handle.remove()
+    for update, (before, after) in zip(updates, (norms[:2], norms[2:]), strict=True):
+        torch.testing.assert_close(seen[before] + cache[update][0], seen[after])
+        assert cache[update][0].abs().max() > 0.1
+    assert [tuple(cache[name][0].shape) for name in patterns] == [(2, 2, 48, 5), (2, 2, 5, 48)]
+
+
+def test_ltx2_refuses_what_is_not_described() -> None:
+    denoiser: Any = tiny_denoiser("ltx2")[0]
+    with pytest.raises(RunError, match=r"denoises something beside the image .audio_hidden_states"):
+        HookedDiffusion(denoiser).denoise(torch.zeros(1, 48, 4), prompt="a", step=0)
+    config = {key: one for key, one in denoiser.config.items() if key[0] != "_"}
+    gated = type(denoiser)(**(config | {"gated_attn": True, "audio_gated_attn": True}))
+    with pytest.raises(UnsupportedModelError, match="LTX-2.3 is not described"):
+        HookedDiffusion(gated)
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

@@ -436,6 +436,7 @@ def test_every_other_family_with_a_text_stream_says_why_it_has_none() -> None:
         "Sana",
         "SANA-Video",
         "LTX-Video",
+        "LTX-2",
         "Allegro",
         "Cosmos",
     }

@@ -22,6 +22,7 @@ from diffusion_lens.architectures.joyimage import JOY_IMAGE_EDIT, JOY_IMAGE_EDIT
 from diffusion_lens.architectures.kandinsky5 import KANDINSKY5
 from diffusion_lens.architectures.krea2 import KREA2
 from diffusion_lens.architectures.ltx import LTX_VIDEO
+from diffusion_lens.architectures.ltx2 import LTX2
 from diffusion_lens.architectures.lumina2 import LUMINA2
 from diffusion_lens.architectures.motif_video import MOTIF_VIDEO
 from diffusion_lens.architectures.nucleus import NUCLEUS
@@ -85,6 +86,7 @@ READ = (
     IDEOGRAM4,
     PRX,
     NUCLEUS,
+    LTX2,
 )
 """Those whose pipeline was read, and not run: the denoiser's points are proved, words are not."""
 

@@ -28,6 +28,7 @@ class Gate:
         argument: The block's argument that holds it.
         stacked: Whether the factors have an axis of their own, before the last.
         table: Path of a parameter of the block that is added to the tensor, factor by factor.
+        row: Which row of the table, where that has others than the tensor has factors.
         upcast: Whether they are added in float32, whatever their precision.
         limit: Bound on the factor's magnitude, before its activation; None for none.
         activation: Of the factor: `"tanh"`, `"sigmoid"`, or none.
@@ -40,6 +41,7 @@ class Gate:
     argument: str | None = None
     stacked: bool = False
     table: str | None = None
+    row: int | None = None
     upcast: bool = False
     limit: float | None = None
     activation: str | None = None
@@ -421,6 +423,8 @@ class DenoiserSpec:
         timestep: The denoiser's argument that takes the timestep.
         between: For each stream that the denoiser itself changes between a block and the next, what
             it does there, from the denoiser and the block's number; empty where it hands all on.
+        further: For each stream beside image and text the argument that it comes from, with as many
+            tokens.
         pooled: For each argument with text that the denoiser itself pools into what modulates the
             image, the path of the module that pools it into one vector for each sample.
         withheld: Full names of hook points that are not offered, with the reason: those of a
@@ -453,5 +457,6 @@ class DenoiserSpec:
     text_beside: tuple[str, ...] = ()
     image_length: Callable[[Any, Mapping[str, Any]], int] | None = None
     between: Callable[[Any, int], Mapping[str, str]] = lambda _denoiser, _block: {}
+    further: Mapping[str, str] = field(default_factory=dict)
     pooled: Mapping[str, str] = field(default_factory=dict)
     withheld: Mapping[str, str] = field(default_factory=dict)

@@ -19,7 +19,11 @@ from diffusion_lens.describing.streams import Streams
 from diffusion_lens.describing.terms import Term, gate_of, inside, terms
 from diffusion_lens.describing.tracing import Call, Place, Trace, Value
 
-MIDDLES = {1: ("resid_mid",), 2: ("resid_mid_self", "resid_mid")}
+MIDDLES = {
+    1: ("resid_mid",),
+    2: ("resid_mid_self", "resid_mid"),
+    3: ("resid_mid_self", "resid_mid_cross", "resid_mid"),
+}
 """Names of the places between sublayers, by how many there are."""
 
 

@@ -80,7 +80,7 @@ def streams_are_what_they_are_called(subject: Subject, findings: Findings) -> No
 def _streams(subject: Subject) -> dict[str, str]:
     """Streams with the denoiser's argument that each comes from."""
     spec = subject.model.spec
-    arguments = {"img": spec.latents, "txt": spec.text}
+    arguments = {"img": spec.latents, "txt": spec.text, **spec.further}
     return {stream: name for stream, name in arguments.items() if name in subject.inputs}
 
 

@@ -379,6 +379,39 @@ def hunyuan_dit(draw: Draw, batch: int) -> Made:
     }
 
 
+def ltx2(draw: Draw, batch: int) -> Made:
+    """LTX-2, with five tokens of sound."""
+    from diffusers import LTX2VideoTransformer3DModel
+
+    transformer = LTX2VideoTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=4,
+        attention_head_dim=8,
+        cross_attention_dim=32,
+        audio_in_channels=6,
+        audio_out_channels=6,
+        audio_num_attention_heads=2,
+        audio_attention_head_dim=8,
+        audio_cross_attention_dim=16,
+        num_layers=2,
+        caption_channels=24,
+    )
+    return transformer, {
+        "hidden_states": draw(batch, 2 * HEIGHT * WIDTH, 4),
+        "audio_hidden_states": draw(batch, 5, 6),
+        "encoder_hidden_states": draw(batch, TEXT_TOKENS, 24),
+        "audio_encoder_hidden_states": draw(batch, TEXT_TOKENS, 24),
+        "timestep": step_500(batch).float(),
+        "encoder_attention_mask": torch.ones(batch, TEXT_TOKENS),
+        "audio_encoder_attention_mask": torch.ones(batch, TEXT_TOKENS),
+        "num_frames": 2,
+        "height": HEIGHT,
+        "width": WIDTH,
+        "audio_num_frames": 5,
+    }
+
+
 FAMILIES: dict[str, Make] = {
     "pixart": pixart,
     "wan": wan,
@@ -392,6 +425,7 @@ FAMILIES: dict[str, Make] = {
     "sana_video": sana_video,
     "prx": prx,
     "hunyuan_dit": hunyuan_dit,
+    "ltx2": ltx2,
     "nucleus": nucleus,
     "allegro": allegro,
     "kandinsky5": kandinsky5,
