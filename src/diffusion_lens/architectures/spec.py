@@ -73,7 +73,8 @@ class Attention:
     """One attention module of a block.
 
     Attributes:
-        name: Its name in hook points: `attn`, `cross_attn` or `self_attn`.
+        name: Its name in hook points: `attn`, `cross_attn` or `self_attn`, or that of what it
+            reads besides.
         module: Path inside the block.
         queries: Streams along the query sequence, in order.
         keys: Streams along the key sequence, in order.
@@ -89,7 +90,8 @@ class Attention:
         products: Names of the attention products of one call, in order; that of the streams' own
             keys is `""`, others are image prompts. Empty for linear attention, which has no
             pattern.
-        context: The module's argument that carries the text into k and v (cross-attention).
+        context: The module's argument that carries the text, or another stream, into k and v
+            (cross-attention).
         sizes: Number of heads and width of a head, where the module has no `heads` and `inner_dim`.
         gated: Whether z is changed between the product and the projection (output gates), so that
             `hook_z` is read where it leaves the product.
@@ -149,7 +151,7 @@ class Mid:
     """A place between sublayers where a module's argument is the residual tensor itself.
 
     Attributes:
-        name: `resid_mid` (the stream entering the MLP) or `resid_mid_self`.
+        name: `resid_mid` (the stream entering the MLP), `resid_mid_self` or `resid_mid_cross`.
         module: Path inside the block.
         updates: The sublayers added since the previous place, in order.
         argument: Position of the residual among the module's arguments.
