@@ -203,7 +203,7 @@ def test_ltx2_refuses_what_is_not_described() -> None:
         HookedDiffusion(denoiser).denoise(torch.zeros(1, 48, 4), prompt="a", step=0)
     config = {key: one for key, one in denoiser.config.items() if key[0] != "_"}
     gated = type(denoiser)(**(config | {"gated_attn": True, "audio_gated_attn": True}))
-    with pytest.raises(UnsupportedModelError, match="LTX-2.3 is not described"):
+    with pytest.raises(UnsupportedModelError, match=r"LTX-2\.3 is not described"):
         HookedDiffusion(gated)
 
 
