@@ -312,10 +312,12 @@ def test_words_lie_where_another_word_changes_the_text(name: str) -> None:
 
 
 def places_in_embeddings(model: HookedDiffusion, name: str, prompt: str, word: str) -> list[int]:
-    """Where a word lies in what the denoiser is given, without what it adds in front."""
+    """Where a word lies in the first text of the denoiser, without what it adds in front."""
     length = PIPELINES[name].settings.get("max_sequence_length")
     before = model.denoiser.register_tokens.shape[1] if name == "auraflow" else 0
-    return [at - before for at in model.words(prompt, word, max_sequence_length=length)]
+    places = [at - before for at in model.words(prompt, word, max_sequence_length=length)]
+    first = PIPELINES[name].first
+    return places if first is None else [at for at in places if at < first]
 
 
 @pytest.mark.parametrize("name", GUIDED)
@@ -369,6 +371,8 @@ def too_long(name: str, prompt: str, length: Any) -> bool:
 
 @pytest.mark.parametrize("name", ONE_TEXT)
 def test_a_prompt_that_is_too_long_says_which_words_are_cut(name: str) -> None:
+    if PIPELINES[name].first is not None:
+        pytest.skip("another tokenizer may have room for it")
     model = shared(name)
     length = PIPELINES[name].settings.get("max_sequence_length")
     if name == "ideogram4":  # whose pipeline makes no image then

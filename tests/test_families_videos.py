@@ -261,7 +261,12 @@ def test_decoded_latents_are_the_pipelines_own_video(family: str) -> None:
     height, width = made.size
     latents = latents[:, :, made.before :] if made.before else latents
     found = model.decode_latents(latents, output_type="pt", height=height, width=width)
-    inverse = ("consisid", "easy_animate", "allegro")  # which multiply by 1 over the factor
+    inverse = (
+        "consisid",
+        "easy_animate",
+        "allegro",
+        "motif_video",
+    )  # which multiply by 1 over the factor
     rounding = 1e-5 if family in inverse else 0.0
     torch.testing.assert_close(found, expected, rtol=0.0, atol=rounding)
     assert found.shape[1:] == (made.frames, 3, height, width)

@@ -16,7 +16,13 @@ from diffusion_lens import HookedDiffusion, Site
 from diffusion_lens.architectures import registry
 from diffusion_lens.architectures.spec import ModulePoint
 from diffusion_lens.architectures.wan import WAN
-from diffusion_lens.errors import EngineError, HookNeverFiredError, RunError, WordError
+from diffusion_lens.errors import (
+    EngineError,
+    HookNeverFiredError,
+    RunError,
+    UnsupportedModelError,
+    WordError,
+)
 from diffusion_lens.testing import check_architecture, tiny_denoiser
 from diffusion_lens.testing.report import CLAUSES
 from tests.pipelines import latents_of
@@ -232,3 +238,57 @@ def test_steps_of_cosmos_1_are_refused() -> None:
     model = HookedDiffusion(pipe)
     with pytest.raises(EngineError, match="CosmosTextToWorldPipeline sets its EDMEulerScheduler"):
         model.run_with_cache(PROMPT, names_filter="hook_latents", **given)
+
+
+@pytest.mark.slow
+def test_ltx2s_video_and_sound_read_each_other_between_two_norms() -> None:
+    denoiser, inputs = tiny_denoiser("ltx2")
+    block: Any = denoiser.get_submodule("transformer_blocks.1")
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Any:
+        return lambda _module, args: seen.update({name: args[0].clone()})
+
+    norms = ("audio_to_video_norm", "norm3", "video_to_audio_norm", "audio_norm3")
+    handles = [getattr(block, name).register_forward_pre_hook(keep(name)) for name in norms]
+    model = HookedDiffusion(denoiser)
+    names = {"img": "audio_to_video_attn", "audio": "video_to_audio_attn"}
+    updates = [f"blocks.1.{stream}.hook_{name}_update" for stream, name in names.items()]
+    patterns = [f"blocks.1.{name}.hook_pattern" for name in names.values()]
+    with torch.no_grad(), model.caching([*updates, *patterns]) as cache:
+        denoiser(**inputs)
+    for handle in handles:
+        handle.remove()
+    for update, (before, after) in zip(updates, (norms[:2], norms[2:]), strict=True):
+        torch.testing.assert_close(seen[before] + cache[update][0], seen[after])
+        assert cache[update][0].abs().max() > 0.1
+    assert [tuple(cache[name][0].shape) for name in patterns] == [(2, 2, 48, 5), (2, 2, 5, 48)]
+
+
+def test_ltx2_refuses_what_is_not_described() -> None:
+    denoiser: Any = tiny_denoiser("ltx2")[0]
+    with pytest.raises(RunError, match=r"denoises something beside the image .audio_hidden_states"):
+        HookedDiffusion(denoiser).denoise(torch.zeros(1, 48, 4), prompt="a", step=0)
+    config = {key: one for key, one in denoiser.config.items() if key[0] != "_"}
+    gated = type(denoiser)(**(config | {"gated_attn": True, "audio_gated_attn": True}))
+    with pytest.raises(UnsupportedModelError, match=r"LTX-2\.3 is not described"):
+        HookedDiffusion(gated)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"enable_text_cross_attention_dual": True}, r"TransformerBlock has a cross-attention"),
+        ({"enable_text_cross_attention_single": True}, r"SingleTransformerBlock has a cross-att"),
+        ({"num_decoder_layers": 1}, r"the last 1 blocks .* are a decoder.*num_decoder_layers=0"),
+    ],
+)
+def test_motif_video_with_parts_that_are_not_described_is_refused(
+    more: dict[str, Any], message: str
+) -> None:
+    from diffusers import MotifVideoTransformer3DModel
+
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 8, "rope_axes_dim": (4, 2, 2)}
+    model = MotifVideoTransformer3DModel(num_layers=1, num_single_layers=2, **sizes, **more)
+    with pytest.raises(UnsupportedModelError, match=message):
+        HookedDiffusion(model)

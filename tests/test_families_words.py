@@ -21,7 +21,9 @@ from tests.test_families_pipelines import (
     PROMPT,
     differing,
     embedded,
+    first_call,
     own_embeddings,
+    places_in_embeddings,
     settings,
     shared,
     tokenizer_of,
@@ -42,13 +44,10 @@ def test_words_are_found_whichever_side_is_padded(
         side = "right"  # the pipeline itself sets it, and reads padding as text otherwise
     model = shared(name)
     monkeypatch.setattr(tokenizer_of(name), "padding_side", side)
-    length = PIPELINES[name].settings.get("max_sequence_length")
     # First, since pipelines may set the side by themselves.
-    places = model.words(PROMPT, "cat", max_sequence_length=length)
+    places = tuple(places_in_embeddings(model, name, PROMPT, "cat"))
     ids, rows = embedded(name, PROMPT)
     other, changed = embedded(name, PROMPT.replace("cat", "dog"))
-    if name == "auraflow":
-        places = tuple(at - model.denoiser.register_tokens.shape[1] for at in places)
     if PIPELINES[name].causal:
         assert differing(rows, changed)[0] == places[0]
     else:
@@ -58,12 +57,9 @@ def test_words_are_found_whichever_side_is_padded(
 @pytest.mark.parametrize("name", ONE_TEXT)
 def test_words_with_capitals_are_found(name: str) -> None:
     model = shared(name)
-    length = PIPELINES[name].settings.get("max_sequence_length")
     ids, rows = embedded(name, CAPITALS)
     other, changed = embedded(name, CAPITALS.replace("cat", "dog"))
-    places = model.words(CAPITALS, "cat", max_sequence_length=length)
-    if name == "auraflow":
-        places = tuple(at - model.denoiser.register_tokens.shape[1] for at in places)
+    places = tuple(places_in_embeddings(model, name, CAPITALS, "cat"))
     if PIPELINES[name].causal:
         assert differing(rows, changed)[0] == places[0]
     else:
@@ -92,6 +88,32 @@ def test_a_batch_has_its_prompts_in_order_in_either_branch(name: str) -> None:
     torch.testing.assert_close(found["cond"], expected, rtol=1e-3, atol=1e-4)
     assert len(found["uncond"]) == 4
     assert not torch.allclose(found["uncond"][0], expected[0], atol=1e-3) or name == "z_image"
+
+
+@pytest.mark.slow
+def test_hunyuan_dits_words_lie_in_both_texts() -> None:
+    model = shared("hunyuan_dit")
+    texts = [
+        first_call("hunyuan_dit", prompt=prompt, **settings("hunyuan_dit"))
+        for prompt in (PROMPT, PROMPT.replace("cat", "dog"))
+    ]
+    pipe: Any = model.pipe
+    ids = [pipe.tokenizer_2(prompt).input_ids for prompt in (PROMPT, PROMPT.replace("cat", "dog"))]
+    (place,) = differing(*ids)
+    assert model.words(PROMPT, "cat")[-1] == 77 + place
+    assert texts[0]["encoder_hidden_states"].shape[1] == 77
+    rows = [text["encoder_hidden_states_t5"][0] for text in texts]
+    assert int((rows[0] - rows[1]).norm(dim=-1).argmax()) == place
+
+
+@pytest.mark.slow
+def test_a_word_that_the_first_text_has_no_room_for_is_not_looked_up_there() -> None:
+    model, prompt = shared("hunyuan_dit"), "cat " * 76 + "table"
+    ((place),) = model.words(prompt, "table")
+    assert place > 77
+    hooks = [(Site("hook_text_emb", pos="table"), lambda _value, _hook: None)]
+    with pytest.raises(SiteError, match=r"'table' has no row at hook_text_emb, .* first 77 tokens"):
+        model.run_with_hooks(prompt, fwd_hooks=hooks, **settings("hunyuan_dit"))
 
 
 @pytest.mark.slow

@@ -145,6 +145,7 @@ FAMILIES = {
     "hunyuan_video": Family(
         "HunyuanVideo", refined, none, "img", lists=BOTH, refined=True, double=2
     ),
+    "motif_video": Family("Motif-Video", linear, none, "img", lists=BOTH, double=2),
     "hunyuan_image": Family(
         "HunyuanImage 2.1", refined, none, "img", lists=BOTH, refined=True, double=2
     ),
@@ -188,6 +189,11 @@ EVERY = [mark(name) for name in FAMILIES]
 @functools.cache
 def subject(name: str) -> tuple[HookedDiffusion, dict[str, Any]]:
     denoiser, inputs = tiny_denoiser(name, dtype=torch.float64)
+    if (
+        name == "motif_video"
+    ):  # of the timestep's features it casts only what runs in half precision
+        embedder = denoiser.get_submodule("time_text_embed.timestep_embedder")
+        embedder.register_forward_pre_hook(lambda _module, args: (args[0].double(),))
     return HookedDiffusion(denoiser), inputs
 
 
@@ -439,9 +445,11 @@ def test_every_other_family_with_a_text_stream_says_why_it_has_none() -> None:
     crossed = {
         "SD 1.x / 2.x / XL",
         "PixArt",
+        "HunyuanDiT",
         "Sana",
         "SANA-Video",
         "LTX-Video",
+        "LTX-2",
         "Allegro",
         "Cosmos",
     }

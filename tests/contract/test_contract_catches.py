@@ -15,6 +15,7 @@ from diffusion_lens.engine import firing, readers
 from diffusion_lens.engine.steps import StepTracker
 from diffusion_lens.errors import UnsupportedModelError
 from diffusion_lens.testing import ContractReport, inspect_architecture, tiny_denoiser
+from diffusion_lens.testing.tiny import draw_weights
 
 Change = Callable[[BlockSpec], BlockSpec]
 
@@ -315,3 +316,44 @@ def test_a_module_that_does_not_exist_is_refused_at_once(describe: Callable[...,
     denoiser, inputs = tiny_denoiser("sd1")
     with pytest.raises(UnsupportedModelError, match=r"down: no module `ff\.nowhere`"):
         inspect_architecture(denoiser, inputs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("module", "found"),
+    [
+        ("", "hook_q: expected nothing to move when only txt is disturbed"),
+        ("time_extra_emb.timestep_embedder", "shape [2, 32], held still"),
+        ("text_embedder", "shape [6, 20], moved"),
+    ],
+)
+def test_text_that_is_pooled_somewhere_else_fails_clause_7(
+    describe: Callable[..., None], module: str, found: str
+) -> None:
+    pooled = {"encoder_hidden_states_t5": module} if module else {}
+    describe("HunyuanDiT2DModel", pooled=pooled)
+    report = inspect("hunyuan_dit", points="blocks.1.attn.*.hook_v")
+    assert any(found in str(one) for one in report.failures if one.clause == 7)
+
+
+@pytest.mark.slow
+def test_text_that_is_called_image_fails_clause_7_where_text_is_pooled(
+    describe: Callable[..., None],
+) -> None:
+    def renamed(spec: BlockSpec) -> BlockSpec:
+        itself, cross = spec.attentions
+        return replace(spec, attentions=(itself, replace(cross, keys=("img",), context=None)))
+
+    describe("HunyuanDiT2DModel", block="HunyuanDiTBlock", change=renamed)
+    small: Any
+    small, inputs = tiny_denoiser("hunyuan_dit")
+    config = {key: one for key, one in small.config.items() if key[0] != "_"}
+    denoiser = type(small)(**(config | {"text_len": 12, "text_len_t5": 12}))  # as many as the image
+    draw_weights(denoiser, torch.Generator().manual_seed(0))
+    masks = dict.fromkeys(["text_embedding_mask", "text_embedding_mask_t5"], torch.ones(2, 12))
+    texts = {"encoder_hidden_states": torch.randn(2, 12, 20)}
+    texts["encoder_hidden_states_t5"] = torch.randn(2, 12, 24)
+    points = "blocks.1.cross_attn.*.hook_v"
+    report = inspect_architecture(denoiser.eval(), inputs | masks | texts, points=points)
+    failed = [str(one) for one in report.failures if one.clause == 7]
+    assert any("cross_attn.img.hook_v: expected" in one for one in failed)

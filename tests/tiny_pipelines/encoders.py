@@ -132,3 +132,19 @@ def llama(width: int, *, layers: int) -> Any:
     config = decoder(width, num_hidden_layers=layers, head_dim=width // 2)
     config["attn_implementation"] = "eager"  # the pipeline asks for patterns
     return LlamaForCausalLM(LlamaConfig(**config)).eval()
+
+
+def bert(width: int) -> Any:
+    """BERT, whose tokens read each other both ways."""
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    return BertModel(config).eval()

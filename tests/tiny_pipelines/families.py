@@ -34,6 +34,7 @@ class TinyPipeline:
         negative: Whether the pipeline takes a negative prompt.
         causal: Whether no token's embedding depends on later ones.
         padded: Whether the image's tokens are filled up.
+        first: Tokens of the first of several tokenizers; None where there is one.
         runs_unguided: Whether it runs without guidance with the scheduler that it has here.
     """
 
@@ -45,6 +46,7 @@ class TinyPipeline:
     negative: bool = True
     causal: bool = True
     padded: bool = False
+    first: int | None = None
     runs_unguided: bool = True
 
 
@@ -223,6 +225,15 @@ PIPELINES: dict[str, TinyPipeline] = {
         {"guidance_scale": 4.0, "guidance_schedule": None},
         {"max_sequence_length": 60},
         negative=False,
+    ),
+    "hunyuan_dit": TinyPipeline(
+        plain.hunyuan_dit,
+        (16 * HEIGHT, 16 * WIDTH),
+        {"guidance_scale": 4.0},
+        {"guidance_scale": 1.0},
+        {"use_resolution_binning": False},
+        causal=False,
+        first=77,
     ),
 }
 """Every family's."""

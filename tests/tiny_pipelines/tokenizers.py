@@ -204,3 +204,15 @@ class PictureProcessor(QwenProcessor):
         mark = "<|image_pad|>"
         texts = [text] if isinstance(text, str) else text
         return self.tokenizer([one.replace(mark, mark * self.tokens) for one in texts], **options)
+
+
+def bert() -> Any:
+    """BERT's: words of small letters, rare ones in pieces, between two marks."""
+    from transformers import BertTokenizer
+
+    marks = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    letters = "abcdefghijklmnopqrstuvwxyz,.'"
+    words = sorted({word.strip(",").lower() for text in CORPUS for word in text.split()})
+    known = (*marks, *words, *(f"##{one}" for one in letters), *letters)
+    vocabulary = {word: place for place, word in enumerate(dict.fromkeys(known))}
+    return BertTokenizer(vocab=vocabulary, model_max_length=77)

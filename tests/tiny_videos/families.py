@@ -34,6 +34,7 @@ TINY_VIDEOS: dict[str, Callable[[], TinyVideo]] = {
     "cosmos25": others.cosmos25,
     "allegro": others.allegro,
     "kandinsky5": kandinsky.kandinsky5,
+    "motif_video": others.motif_video,
 }
 """What makes the tiny pipeline of each family that has one denoiser."""
 

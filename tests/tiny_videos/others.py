@@ -1,4 +1,4 @@
-"""Tiny pipelines of LTX-Video and ConsisID."""
+"""Tiny pipelines of LTX-Video, ConsisID and Motif-Video."""
 
 # diffusers and transformers annotate more narrowly than they take.
 # pyright: reportArgumentType=false
@@ -297,3 +297,30 @@ def allegro() -> TinyVideo:
     )
     more = {"guidance_scale": 5.0, "num_frames": 8}
     return TinyVideo(pipe, SHORT | SIZE | more, OFF, (2, 2, 3), frames=8)
+
+
+def motif_video() -> TinyVideo:
+    """A guider; a condition and a mask beside the latents; a tokenizer that pads in front."""
+    from diffusers.guiders import ClassifierFreeGuidance
+
+    denoiser = diffusers.MotifVideoTransformer3DModel(
+        in_channels=9,
+        out_channels=4,
+        num_attention_heads=4,
+        attention_head_dim=8,
+        num_layers=1,
+        num_single_layers=1,
+        mlp_ratio=2.0,
+        text_embed_dim=texts.WIDTH,
+        rope_axes_dim=(4, 2, 2),
+    )
+    tokenizer = texts.bytes_tokenizer(["a video"], start="<bos>", marks=[], padding_side="left")
+    pipe = diffusers.MotifVideoPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0),
+        vae=wan_vae(),
+        text_encoder=texts.t5_gemma2(),
+        tokenizer=tokenizer,
+        transformer=drawn(denoiser),
+        guider=ClassifierFreeGuidance(guidance_scale=4.0),
+    )
+    return TinyVideo(pipe, SHORT | SIZE, {}, (3, 2, 3))

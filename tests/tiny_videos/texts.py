@@ -25,12 +25,18 @@ from transformers import (
     Qwen2_5_VLTextModel,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
+    SiglipVisionConfig,
     T5Config,
     T5EncoderModel,
     T5TokenizerFast,
     UMT5Config,
     UMT5EncoderModel,
 )
+from transformers.models.t5gemma2.configuration_t5gemma2 import (
+    T5Gemma2EncoderConfig,
+    T5Gemma2TextConfig,
+)
+from transformers.models.t5gemma2.modeling_t5gemma2 import T5Gemma2Encoder
 
 TAUGHT = "a red cat dog blue on the glass table and small bird wooden street blurry video"
 WORDS = TAUGHT.split()
@@ -166,6 +172,33 @@ def qwen_vl() -> nn.Module:
     }
     config = Qwen2_5_VLConfig(text_config=_LLAMA | {"rope_parameters": rope}, vision_config=vision)
     return local(Qwen2_5_VLForConditionalGeneration(config))
+
+
+def t5_gemma2() -> nn.Module:
+    """Motif-Video's."""
+    text: dict[str, Any] = {
+        "vocab_size": 900,
+        "hidden_size": WIDTH,
+        "intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 12,
+        "dropout_rate": 0.0,
+    }
+    config = T5Gemma2EncoderConfig(
+        text_config=T5Gemma2TextConfig(**text),
+        vision_config=SiglipVisionConfig(
+            hidden_size=8,
+            intermediate_size=8,
+            num_hidden_layers=1,
+            num_attention_heads=1,
+            image_size=8,
+            patch_size=4,
+        ),
+        mm_tokens_per_image=4,
+    )
+    return local(T5Gemma2Encoder(config))
 
 
 def clip() -> nn.Module:

@@ -113,6 +113,7 @@ def _at_module(point: Any) -> HookPoint:
         sequences=sequences,
         level=point.level,
         skipped=point.skipped,
+        held=point.held,
     )
 
 

@@ -16,12 +16,15 @@ from diffusion_lens.architectures.flux3 import FLUX3
 from diffusion_lens.architectures.flux_copies import BRIA, CHROMA, LONGCAT, OVIS
 from diffusion_lens.architectures.hidream import HIDREAM
 from diffusion_lens.architectures.hunyuan import HUNYUAN_IMAGE, HUNYUAN_VIDEO, HUNYUAN_VIDEO_15
+from diffusion_lens.architectures.hunyuan_dit import HUNYUAN_DIT
 from diffusion_lens.architectures.ideogram4 import IDEOGRAM4
 from diffusion_lens.architectures.joyimage import JOY_IMAGE_EDIT, JOY_IMAGE_EDIT_PLUS
 from diffusion_lens.architectures.kandinsky5 import KANDINSKY5
 from diffusion_lens.architectures.krea2 import KREA2
 from diffusion_lens.architectures.ltx import LTX_VIDEO
+from diffusion_lens.architectures.ltx2 import LTX2
 from diffusion_lens.architectures.lumina2 import LUMINA2
+from diffusion_lens.architectures.motif_video import MOTIF_VIDEO
 from diffusion_lens.architectures.nucleus import NUCLEUS
 from diffusion_lens.architectures.pixart import PIXART
 from diffusion_lens.architectures.prx import PRX
@@ -74,6 +77,8 @@ RUN = (
     COSMOS,
     ALLEGRO,
     WAN_ANIMATE,
+    MOTIF_VIDEO,
+    HUNYUAN_DIT,
 )
 """Those whose description is compared with runs of their pipelines."""
 
@@ -82,6 +87,7 @@ READ = (
     (GLM_IMAGE, "its text is the glyphs of quoted words alone, and a language model draws tokens"),
     (JOY_IMAGE_EDIT, _PICTURES),
     (JOY_IMAGE_EDIT_PLUS, _PICTURES),
+    (LTX2, "its text passes connectors before the denoiser, and its pipeline was not run"),
 )
 """Those whose pipeline was read, and not run, with why no words are told: the denoiser's points are
 proved, what the pipeline makes of prompts is not."""

@@ -28,6 +28,7 @@ class Gate:
         argument: The block's argument that holds it.
         stacked: Whether the factors have an axis of their own, before the last.
         table: Path of a parameter of the block that is added to the tensor, factor by factor.
+        row: Which row of the table, where that has others than the tensor has factors.
         upcast: Whether they are added in float32, whatever their precision.
         limit: Bound on the factor's magnitude, before its activation; None for none.
         activation: Of the factor: `"tanh"`, `"sigmoid"`, or none.
@@ -40,6 +41,7 @@ class Gate:
     argument: str | None = None
     stacked: bool = False
     table: str | None = None
+    row: int | None = None
     upcast: bool = False
     limit: float | None = None
     activation: str | None = None
@@ -71,7 +73,8 @@ class Attention:
     """One attention module of a block.
 
     Attributes:
-        name: Its name in hook points: `attn`, `cross_attn` or `self_attn`.
+        name: Its name in hook points: `attn`, `cross_attn` or `self_attn`, or that of what it
+            reads besides.
         module: Path inside the block.
         queries: Streams along the query sequence, in order.
         keys: Streams along the key sequence, in order.
@@ -87,7 +90,8 @@ class Attention:
         products: Names of the attention products of one call, in order; that of the streams' own
             keys is `""`, others are image prompts. Empty for linear attention, which has no
             pattern.
-        context: The module's argument that carries the text into k and v (cross-attention).
+        context: The module's argument that carries the text, or another stream, into k and v
+            (cross-attention).
         sizes: Number of heads and width of a head, where the module has no `heads` and `inner_dim`.
         gated: Whether z is changed between the product and the projection (output gates), so that
             `hook_z` is read where it leaves the product.
@@ -147,7 +151,7 @@ class Mid:
     """A place between sublayers where a module's argument is the residual tensor itself.
 
     Attributes:
-        name: `resid_mid` (the stream entering the MLP) or `resid_mid_self`.
+        name: `resid_mid` (the stream entering the MLP), `resid_mid_self` or `resid_mid_cross`.
         module: Path inside the block.
         updates: The sublayers added since the previous place, in order.
         argument: Position of the residual among the module's arguments.
@@ -301,6 +305,8 @@ class ModulePoint:
         stream: The stream along its `pos` axis.
         level: How often the latents were halved on the way here.
         skipped: How many tokens at the start of the stream are not there yet (registers).
+        held: How many tokens of the stream are there, where others come by another argument; None
+            where all are.
     """
 
     name: str
@@ -311,6 +317,7 @@ class ModulePoint:
     stream: str | None = None
     level: int = 0
     skipped: int = 0
+    held: int | None = None
 
 
 @dataclass(frozen=True)
@@ -423,6 +430,10 @@ class DenoiserSpec:
         timestep: The denoiser's argument that takes the timestep.
         between: For each stream that the denoiser itself changes between a block and the next, what
             it does there, from the denoiser and the block's number; empty where it hands all on.
+        further: For each stream beside image and text the argument that it comes from, with as many
+            tokens.
+        pooled: For each argument with text that the denoiser itself pools into what modulates the
+            image, the path of the module that pools it into one vector for each sample.
         withheld: Full names of hook points that are not offered, with the reason: those of a
             provisional description at which the contract failed.
         batch_second: Arguments of the denoiser whose second axis is the batch, not the first.
@@ -456,6 +467,8 @@ class DenoiserSpec:
     text_beside: tuple[str, ...] = ()
     image_length: Callable[[Any, Mapping[str, Any]], int] | None = None
     between: Callable[[Any, int], Mapping[str, str]] = lambda _denoiser, _block: {}
+    further: Mapping[str, str] = field(default_factory=dict)
+    pooled: Mapping[str, str] = field(default_factory=dict)
     withheld: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
     batch_second: tuple[str, ...] = ()

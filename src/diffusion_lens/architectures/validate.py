@@ -57,7 +57,11 @@ def validate(spec: DenoiserSpec, denoiser: nn.Module, blocks: Iterable[BlockSite
 def _wrong_outside(spec: DenoiserSpec, denoiser: nn.Module) -> Iterator[str]:
     fields = {"latents": spec.latents, "text": spec.text, "timestep": spec.timestep}
     fields |= {} if spec.grid_from is None else {"grid_from": spec.grid_from}
+    fields |= {f"further[{stream!r}]": argument for stream, argument in spec.further.items()}
     named = [Named(field, "", name, "argument") for field, name in fields.items()]
+    for argument, module in spec.pooled.items():
+        named.append(Named("pooled", "", argument, "argument"))
+        named.append(Named(f"pooled[{argument!r}]", "", module, "module"))
     for point in spec.outside(denoiser):
         named.append(Named(f"outside {point.name}", "", point.module, "module"))
         if point.argument is not None and not point.module:

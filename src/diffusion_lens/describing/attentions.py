@@ -116,7 +116,7 @@ def _attention(call: Call, made: list[Product], streams: Streams, taken: set[str
     main = own[0] if own else made[0]
     query = main.taken[0]
     sizes = (query.shape[1], query.shape[3])
-    name = _name(main.queries, main.keys, taken)
+    name = _name(call, main.queries, main.keys, taken)
     found = Found(name, call, made, main, main.queries, main.keys, sizes)
     if set(main.keys) - set(main.queries):
         found.context = _context(call, main)
@@ -151,18 +151,20 @@ def _linear_attention(call: Call, op: Op, streams: Streams, taken: set[str]) -> 
     heads = op.takes[0].shape[1] if op.takes[0].tensor.ndim == 4 else 1
     width = 0 if layer is None else first_tensor(layer).shape[-1]
     sizes = (heads, width // heads)
-    found = Found(_name(order, order, taken), call, [], None, order, order, sizes)
+    found = Found(_name(call, order, order, taken), call, [], None, order, order, sizes)
     if layer is not None:
         projection = Projection(inside(layer.path, streams.block), order)
         found.projections = dict.fromkeys(order, projection)
     return found
 
 
-def _name(queries: Sequence[str], keys: Sequence[str], taken: set[str]) -> str:
-    """The name of an attention module, by what meets in it."""
+def _name(call: Call, queries: Sequence[str], keys: Sequence[str], taken: set[str]) -> str:
+    """The name of an attention module, by what meets in it; its own where that has been given."""
+    of = "" if set(queries) & {"img", "txt"} else f"{queries[0]}_"
     if set(queries) & set(keys):
-        return "self_attn" if "attn" in taken else "attn"
-    return "cross_attn"
+        return "self_attn" if "attn" in taken and not of else f"{of}attn"
+    name = f"{of}cross_attn"
+    return call.path.rpartition(".")[2] if name in taken else name
 
 
 def _context(call: Call, product: Product) -> str | None:

@@ -19,7 +19,11 @@ from diffusion_lens.describing.streams import Streams
 from diffusion_lens.describing.terms import Term, gate_of, inside, terms
 from diffusion_lens.describing.tracing import Call, Place, Trace, Value
 
-MIDDLES = {1: ("resid_mid",), 2: ("resid_mid_self", "resid_mid")}
+MIDDLES = {
+    1: ("resid_mid",),
+    2: ("resid_mid_self", "resid_mid"),
+    3: ("resid_mid_self", "resid_mid_cross", "resid_mid"),
+}
 """Names of the places between sublayers, by how many there are."""
 
 
@@ -117,6 +121,8 @@ class _Reader:
         mids: list[tuple[Call, int, bool, tuple[str, ...]]] = []
         pending: list[str] = []
         entrance = one.entrance
+        taker = None if entrance is None else self._taker(one.way[0])  # type: ignore[arg-type]
+        entrance = entrance if taker is None else taker[0]
         for at, step in enumerate(one.way[1:], 1):
             if isinstance(step, Added):
                 if self._is_given(step) and not pending and not mids:

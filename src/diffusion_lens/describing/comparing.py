@@ -40,6 +40,7 @@ def compare_with_evaluation(
     """
     blocks = find_blocks(denoiser, spec)
     streams = {"img": (spec.latents,), "txt": (spec.text, *spec.text_beside)}
+    streams |= {stream: (argument,) for stream, argument in spec.further.items()}
     streams |= {"ip": IMAGE_PROMPTS} if set(IMAGE_PROMPTS) & set(inputs) else {}
     reading = read_denoiser(denoiser, inputs, [block.path for block in blocks], streams)
     found = differences(blocks, reading.blocks)

@@ -115,7 +115,7 @@ def gate_of(term: Term, block: Call) -> tuple[Gate | None, str]:
     source, known, doubt = _back(term.factor, block)
     if doubt:
         return None, doubt
-    for gate in _candidates(source, known):
+    for gate in (*_candidates(source, known), *_rows(block, known)):
         if _makes(gate, block, source, term.factor):
             return replace(gate, norm=norm), ""
     return None, "no part of what was given equals its factor"
@@ -193,6 +193,14 @@ def _candidates(source: Value, known: dict[str, Any]) -> list[Gate]:
         for index in range(pieces)
         for upcast in (False, True)
     ]
+
+
+def _rows(block: Call, known: dict[str, Any]) -> list[Gate]:
+    """What it may be with one row of a table that has others than the source has factors."""
+    if "table" not in known or "index" in known:
+        return []
+    count = len(block.module.get_parameter(known["table"]))
+    return [Gate(**known, row=row) for row in range(count)]
 
 
 def _makes(gate: Gate, block: Call, source: Value, factor: Value) -> bool:

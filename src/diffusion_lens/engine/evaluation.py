@@ -102,6 +102,8 @@ class Evaluation:
             image = self.spec.image_length(self.tracker.denoiser, self.arguments)
         has_text = self.arguments.get(self.spec.text) is not None
         found = {"img": int(image)} | ({"txt": self.text_length()} if has_text else {})
+        for stream, argument in self.spec.further.items():
+            found[stream] = int(self.arguments[argument].shape[1])
         return found | self.tracker.companion_tokens
 
     def text_length(self) -> int:

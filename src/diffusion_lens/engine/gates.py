@@ -22,6 +22,8 @@ def factor_of(gate: Gate, block: nn.Module, given: Any) -> Tensor:
         given: What the module returned, or the argument.
     """
     factor = given if gate.index is None else _piece(gate, block, given)
+    if gate.table is not None and gate.row is not None:
+        factor = block.get_parameter(gate.table)[gate.row] + factor
     if gate.limit is not None:
         factor = factor.clamp(-gate.limit, gate.limit)
     return factor if gate.activation is None else getattr(torch, gate.activation)(factor)

@@ -112,8 +112,15 @@ class Tap:
         return self.selections[state]
 
     def _places(self, evaluation: Evaluation, branch: str, word: str) -> tuple[int, ...]:
-        """Where a word lies here, which is further in front where registers are still missing."""
-        return tuple(at - self.point.skipped for at in evaluation.word(branch, word))
+        """Where a word lies here, which may be further in front, and not have all of its rows."""
+        found = self.point.places(evaluation.word(branch, word))
+        if not found and self.point.held is not None:
+            raise SiteError(
+                f"{word!r} has no row at {self.point.name}, which holds the first "
+                f"{self.point.held} tokens of the text: others come by another argument; ask "
+                "for it where the blocks read the text"
+            )
+        return found
 
     def index(
         self, evaluation: Evaluation, branch: str, lengths: Mapping[str, int]

@@ -119,10 +119,9 @@ class HookContext:
     def words(self) -> Mapping[str, tuple[int, ...]]:
         """Text-stream token indices of every word of this branch's prompt."""
         found = self._evaluation().words(self.branch)
-        skipped = self.point.skipped if self.point is not None else 0
-        if not skipped:
+        if self.point is None or self.point.has_all_tokens:
             return found
-        return {word: tuple(at - skipped for at in places) for word, places in found.items()}
+        return {word: self.point.places(lie) for word, lie in found.items()}
 
     def _evaluation(self) -> Any:
         if self.evaluation is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 Source = object
@@ -27,6 +27,8 @@ class HookPoint:
         level: How often the latents were halved on the way here (U-Nets), for `grid`.
         skipped: How many tokens at the start of the stream are not here yet: words lie as much
             further in front.
+        held: How many tokens of the stream are here, where others come by another argument; None
+            where all are.
         dead: Why an edit here cannot change the output, or None.
         dead_queries: The same for the rows of text queries of scores and patterns.
     """
@@ -42,6 +44,7 @@ class HookPoint:
     sizes: Mapping[str, int] = None  # type: ignore[assignment]
     level: int = 0
     skipped: int = 0
+    held: int | None = None
     dead: str | None = None
     dead_queries: str | None = None
 
@@ -50,6 +53,20 @@ class HookPoint:
         for field in ("sequences", "sizes"):
             if getattr(self, field) is None:
                 object.__setattr__(self, field, {})
+
+    @property
+    def has_all_tokens(self) -> bool:
+        """Whether the tokens here are all of the stream's."""
+        return not self.skipped and self.held is None
+
+    def places(self, found: Iterable[int]) -> tuple[int, ...]:
+        """Where tokens of the stream lie here, those apart that are not here.
+
+        Args:
+            found: Their indices in the stream.
+        """
+        here = (at - self.skipped for at in found)
+        return tuple(at for at in here if self.held is None or at < self.held)
 
     def shape(self, tokens: Mapping[str, int], *, batch: int) -> tuple[int | None, ...]:
         """Sizes of all axes, None where the weights and token counts do not tell.
@@ -62,6 +79,8 @@ class HookPoint:
         def size(axis: str) -> int | None:
             if axis == "batch":
                 return batch
+            if axis in self.sequences and self.held is not None:
+                return self.held
             if axis in self.sequences:
                 counts = [tokens.get(stream) for stream in self.sequences[axis]]
                 return None if None in counts else sum(count for count in counts if count)

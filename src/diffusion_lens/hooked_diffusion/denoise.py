@@ -125,6 +125,12 @@ def denoise(
         )
     if at_noise_level is not None and not 0 < at_noise_level <= 1:
         raise RunError(f"noise_level={at_noise_level!r} must lie above 0 and up to 1")
+    if wiring.spec.further:
+        raise RunError(
+            f"{type(wiring.denoiser).__name__} denoises something beside the image "
+            f"({', '.join(wiring.spec.further.values())}), which the image's latents do not "
+            "tell at a step; run the pipeline, and read `hook_noise_pred` there"
+        )
     pipe: Any = wiring.pipe
     if pipe is None:
         raise RunError("a bare denoiser has no pipeline to take prompts; call it yourself")

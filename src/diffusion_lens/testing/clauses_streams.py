@@ -6,7 +6,8 @@ at the denoiser's arguments and at the entrance of every block, and whatever mov
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,7 +60,7 @@ def streams_are_what_they_are_called(subject: Subject, findings: Findings) -> No
     rows (and bias) of the layer that was seen to make it, or its output at the tokens that were
     seen to move where streams share a layer.
     """
-    reactions = {stream: _disturb(subject, stream) for stream in _streams(subject)}
+    reactions = {stream: _disturb(subject, findings, stream) for stream in _streams(subject)}
     for stream, reaction in reactions.items():
         for entered, moves in reaction.entered.items():
             _check_moves(findings, entered, moves=moves, own=_stream_of(entered) == stream,
@@ -79,7 +80,7 @@ def streams_are_what_they_are_called(subject: Subject, findings: Findings) -> No
 def _streams(subject: Subject) -> dict[str, str]:
     """Streams with the denoiser's argument that each comes from."""
     spec = subject.model.spec
-    arguments = {"img": spec.latents, "txt": spec.text}
+    arguments = {"img": spec.latents, "txt": spec.text, **spec.further}
     return {stream: name for stream, name in arguments.items() if name in subject.inputs}
 
 
@@ -115,7 +116,7 @@ class _Hold:
         return plain + noise_like(plain, hook.name) if own else plain
 
 
-def _disturb(subject: Subject, stream: str) -> Reaction:
+def _disturb(subject: Subject, findings: Findings, stream: str) -> Reaction:
     """Disturb one stream at the arguments and at the entrance of every block, hold the others."""
     entering = [name for name, p in subject.points.items() if isinstance(p.source, StreamEntering)]
     products = [name for name in subject.points if _is_local(subject, name)]
@@ -125,12 +126,10 @@ def _disturb(subject: Subject, stream: str) -> Reaction:
         before = subject.record([*entering, *products]).values()
     hold = _Hold(before, stream)
     argument = _streams(subject)[stream]
-    given = subject.inputs[argument]
     edits: list[Hook] = [(name, hold) for name in entering]
-    with _Watching(subject, seen_after):
-        changes = {argument: disturbed(given, argument)}
-        for further in subject.model.spec.text_beside if stream == "txt" else ():
-            changes[further] = disturbed(subject.inputs[further], further)
+    beside = subject.model.spec.text_beside if stream == "txt" else ()
+    changes = {name: disturbed(subject.inputs[name], name) for name in (argument, *beside)}
+    with _holding_pooled(subject, findings, changes), _Watching(subject, seen_after):
         after = subject.record(products, edits, changes=changes).values()
     first = [name for name in entering if subject.points[name].block == 0]
     return Reaction(
@@ -141,6 +140,56 @@ def _disturb(subject: Subject, stream: str) -> Reaction:
             for path in seen_before.keys() & seen_after.keys()
         },
     )
+
+
+@contextlib.contextmanager
+def _holding_pooled(
+    subject: Subject, findings: Findings, changes: Mapping[str, Any]
+) -> Iterator[None]:
+    """Keep what is pooled of disturbed text as it was, so that the text moves the image no more.
+
+    Only one vector for each sample may be held: what has a value for each token is a stream.
+    """
+    pooled = subject.model.spec.pooled
+    paths = dict.fromkeys(path for argument, path in pooled.items() if argument in changes)
+    plain: dict[str, Tensor] = {}
+    moved: dict[str, bool] = {}
+
+    def keep(path: str) -> Any:
+        return lambda _module, _args, output: plain.update({path: output.clone()})
+
+    def hold(path: str) -> Any:
+        def held(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+            moved[path] = not torch.equal(output, plain[path])
+            return plain[path]
+
+        return held
+
+    modules = {path: subject.denoiser.get_submodule(path) for path in paths}
+    with _hooked({modules[path]: keep(path) for path in paths}):
+        subject.run() if paths else None
+    with _hooked({modules[path]: hold(path) for path in paths}):
+        yield
+    samples = len(subject.inputs[subject.model.spec.latents])
+    for path in paths:
+        shape, moves = list(plain[path].shape), moved.get(path, False)
+        findings.check(
+            shape[:-1] == [samples] and moves,
+            7,
+            path,
+            expected="one vector for each sample, which moves with the text",
+            found=f"shape {shape}, {'moved' if moves else 'held still'}",
+        )
+
+
+@contextlib.contextmanager
+def _hooked(hooks: Mapping[nn.Module, Any]) -> Iterator[None]:
+    handles = [module.register_forward_hook(hook) for module, hook in hooks.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _moved(before: Tensor, after: Tensor) -> Tensor:

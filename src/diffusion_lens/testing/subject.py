@@ -107,8 +107,13 @@ class Subject:
             output = self.denoiser(**_cloned(self.inputs | dict(changes or {})))
         if isinstance(output, Tensor):
             return output
-        found = output[0] if isinstance(output, tuple) else output.sample
-        return torch.stack(found) if isinstance(found, list) else found
+        whole = getattr(output, "to_tuple", lambda: (output.sample,))
+        parts = output if isinstance(output, tuple) else whole()
+        found = torch.stack(parts[0]) if isinstance(parts[0], list) else parts[0]
+        beside = [one for one in parts[1:] if isinstance(one, Tensor)]
+        if not beside:
+            return found
+        return torch.cat([one.flatten(1) for one in (found, *beside)], 1)  # sound beside a video
 
     def record(
         self,

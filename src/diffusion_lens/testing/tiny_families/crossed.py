@@ -346,6 +346,72 @@ def ltx_video(draw: Draw, batch: int) -> Made:
     }
 
 
+def hunyuan_dit(draw: Draw, batch: int) -> Made:
+    """HunyuanDiT, with two texts and a long skip into its last block."""
+    from diffusers import HunyuanDiT2DModel
+
+    transformer = HunyuanDiT2DModel(
+        num_attention_heads=4,
+        attention_head_dim=8,
+        in_channels=4,
+        patch_size=2,
+        sample_size=8,
+        hidden_size=32,
+        num_layers=4,
+        mlp_ratio=2.0,
+        cross_attention_dim=20,
+        cross_attention_dim_t5=24,
+        pooled_projection_dim=12,
+        text_len=4,
+        text_len_t5=3,
+    )
+    angles = torch.arange(HEIGHT * WIDTH)[:, None] * torch.tensor([1.0, 1.0, 0.3, 0.3] * 2)
+    return transformer, {
+        "hidden_states": draw(batch, 4, 2 * HEIGHT, 2 * WIDTH),
+        "encoder_hidden_states": draw(batch, 4, 20),
+        "text_embedding_mask": torch.ones(batch, 4),
+        "encoder_hidden_states_t5": draw(batch, 3, 24),
+        "text_embedding_mask_t5": torch.ones(batch, 3),
+        "timestep": step_500(batch).float(),
+        "image_meta_size": torch.tensor([[64.0, 96.0, 64.0, 96.0, 0.0, 0.0]] * batch),
+        "style": torch.zeros(batch, dtype=torch.long),
+        "image_rotary_emb": (angles.cos(), angles.sin()),
+    }
+
+
+def ltx2(draw: Draw, batch: int) -> Made:
+    """LTX-2, with five tokens of sound."""
+    from diffusers import LTX2VideoTransformer3DModel
+
+    transformer = LTX2VideoTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=4,
+        attention_head_dim=8,
+        cross_attention_dim=32,
+        audio_in_channels=6,
+        audio_out_channels=6,
+        audio_num_attention_heads=2,
+        audio_attention_head_dim=8,
+        audio_cross_attention_dim=16,
+        num_layers=2,
+        caption_channels=24,
+    )
+    return transformer, {
+        "hidden_states": draw(batch, 2 * HEIGHT * WIDTH, 4),
+        "audio_hidden_states": draw(batch, 5, 6),
+        "encoder_hidden_states": draw(batch, TEXT_TOKENS, 24),
+        "audio_encoder_hidden_states": draw(batch, TEXT_TOKENS, 24),
+        "timestep": step_500(batch).float(),
+        "encoder_attention_mask": torch.ones(batch, TEXT_TOKENS),
+        "audio_encoder_attention_mask": torch.ones(batch, TEXT_TOKENS),
+        "num_frames": 2,
+        "height": HEIGHT,
+        "width": WIDTH,
+        "audio_num_frames": 5,
+    }
+
+
 FAMILIES: dict[str, Make] = {
     "pixart": pixart,
     "wan": wan,
@@ -358,6 +424,8 @@ FAMILIES: dict[str, Make] = {
     "sana": sana,
     "sana_video": sana_video,
     "prx": prx,
+    "hunyuan_dit": hunyuan_dit,
+    "ltx2": ltx2,
     "nucleus": nucleus,
     "allegro": allegro,
     "kandinsky5": kandinsky5,

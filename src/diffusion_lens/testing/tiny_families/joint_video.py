@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from diffusion_lens.testing.tiny_families.drawing import (
@@ -71,8 +72,32 @@ def easy_animate(draw: Draw, batch: int) -> Made:
     }
 
 
+def motif_video(draw: Draw, batch: int) -> Made:
+    """Motif-Video, without cross-attention and decoder."""
+    from diffusers import MotifVideoTransformer3DModel
+
+    transformer = MotifVideoTransformer3DModel(
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=4,
+        attention_head_dim=8,
+        num_layers=2,
+        num_single_layers=2,
+        mlp_ratio=2.0,
+        text_embed_dim=24,
+        rope_axes_dim=(4, 2, 2),
+    )
+    return transformer, {
+        "hidden_states": draw(batch, 4, 2, 2 * HEIGHT, 2 * WIDTH),
+        "encoder_hidden_states": draw(batch, TEXT_TOKENS, 24),
+        "encoder_attention_mask": torch.ones(batch, TEXT_TOKENS),
+        "timestep": step_500(batch),
+    }
+
+
 FAMILIES: dict[str, Make] = {
     "joy_image_edit": joy_image_edit,
     "joy_image_edit_plus": joy_image_edit_plus,
     "easy_animate": easy_animate,
+    "motif_video": motif_video,
 }
