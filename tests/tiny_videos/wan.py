@@ -13,13 +13,8 @@ from tests.tiny_videos import texts
 from tests.tiny_videos.settings import OFF, SHORT, SIZE, TinyVideo, drawn, picture
 
 
-<<<<<<< HEAD
 def wan_vae() -> nn.Module:
     """Wan 2.1's autoencoder."""
-=======
-def vae() -> nn.Module:
-    """Of Wan 2.1, which others took over."""
->>>>>>> h-more
     return diffusers.AutoencoderKLWan(
         base_dim=3,
         z_dim=4,
@@ -51,11 +46,7 @@ def _wan_parts(transformer: nn.Module, **more: Any) -> dict[str, Any]:
     return {
         "tokenizer": texts.t5_tokenizer(),
         "text_encoder": texts.umt5(),
-<<<<<<< HEAD
         "vae": wan_vae(),
-=======
-        "vae": vae(),
->>>>>>> h-more
         "scheduler": UniPCMultistepScheduler(
             prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
         ),
