@@ -77,10 +77,14 @@ class Denoiser(ModelMixin, ConfigMixin):
     def pair(self, block: Block, output: Any) -> tuple[Tensor, Tensor]:
         return output
 
+    def order(self, tokens: Tensor, _height: int, _width: int) -> Tensor:
+        return tokens
+
     def forward(
         self, hidden_states: Tensor, encoder_hidden_states: Tensor, timestep: Tensor
     ) -> Transformer2DModelOutput:
-        img = self.embed(hidden_states).flatten(2).transpose(1, 2)
+        patches = self.embed(hidden_states)
+        img = self.order(patches.flatten(2).transpose(1, 2), *patches.shape[2:])
         img = img + self.time(timestep[:, None] / 1000)[:, None]
         txt = self.text(encoder_hidden_states)
         for block in self.blocks:

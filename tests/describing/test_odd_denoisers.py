@@ -165,3 +165,15 @@ def test_a_block_that_runs_otherwise_is_read_itself(block: Any, kind: Any) -> No
         img, txt = parts[::-1] if block is TextFirst and at == 1 else parts
         assert torch.equal(cache[f"blocks.{at}.attn.img.hook_q"][0], img), at
         assert torch.equal(cache[f"blocks.{at}.attn.txt.hook_q"][0], txt), at
+
+
+class ColumnByColumn(Denoiser):
+    """As many image tokens as any other, in another order."""
+
+    def order(self, tokens: Tensor, _height: int, _width: int) -> Tensor:
+        return tokens.unflatten(1, (_height, _width)).transpose(1, 2).flatten(1, 2)
+
+
+def test_tokens_that_do_not_lie_row_by_row_have_no_grid() -> None:
+    with pytest.raises(UnsupportedModelError, match="as many as its blocks have, row by row"):
+        HookedDiffusion(denoiser(Block, ColumnByColumn), describe=inputs())
