@@ -78,6 +78,16 @@ class MixedTwice(Block):
         self.ff = self.ff_txt = Mixing()  # type: ignore[assignment]
 
 
+class MlpFirst(Block):
+    """What enters the attention is not `resid_mid`, which enters the MLP."""
+
+    def forward(self, hidden_states: Tensor, encoder_hidden_states: Tensor) -> Any:
+        img, txt = hidden_states, encoder_hidden_states
+        img, txt = img + self.ff(self.norm2(img)), txt + self.ff_txt(self.norm2_txt(txt))
+        to_img, to_txt = self.attend(img, txt)
+        return img + to_img, txt + to_txt
+
+
 @dataclass
 class Given:
     img: Tensor
@@ -102,6 +112,7 @@ class OfDataclasses(Denoiser):
         (with_attention(Louder), Denoiser, "expected the sum of blocks.0.attn.img.hook_result"),
         (Halved, Denoiser, "no block of Denoiser keeps the contract: .*hook_resid_mid"),
         (MixedTwice, Denoiser, "img: ff stands where an MLP does, and mixes tokens"),
+        (MlpFirst, Denoiser, "img: its MLP comes before an attention"),
         (AsDataclass, OfDataclasses, "`hidden_states` comes or is returned in a container"),
     ],
 )

@@ -153,6 +153,10 @@ class _Reader:
             taker = self._beside(name, one, attention)
             if taker is not None:
                 mids.append((*taker, (attention.name,)))
+        if any("mlp" in updates for *_, updates in mids):
+            self.doubts.append(
+                f"{name}: its MLP comes before an attention, and no place has a name"
+            )
         names = MIDDLES.get(len(mids), tuple(f"resid_mid_{at}" for at in range(len(mids))))
         return Stream(
             argument=str(one.argument[0]),
