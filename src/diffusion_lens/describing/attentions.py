@@ -54,6 +54,7 @@ class Found:
         context: As in `Attention`.
         outputs: For each stream its place in the output.
         gates: For each stream its gate.
+        doubt: What could not be read of it; that of products apart.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Found:
     context: str | None = None
     outputs: dict[str, int | None] = field(default_factory=dict)
     gates: dict[str, Gate] = field(default_factory=dict)
+    doubt: str = ""
 
     def described(self, block: Call) -> Attention:
         """As the description of an architecture has it."""
@@ -105,7 +107,9 @@ def attentions(trace: Trace, streams: Streams, made: Sequence[Product]) -> list[
     for call in sorted([*by_module, *linear], key=lambda call: call.first):
         taken = {one.name for one in found}
         if call in linear:
-            found.append(_linear_attention(call, linear[call], streams, taken))
+            one = _linear_attention(call, linear[call], streams, taken)
+            one.doubt = _why_not_linear(trace, one)
+            found.append(one)
         else:
             found.append(_attention(call, by_module[call], streams, taken))
     return found
@@ -158,9 +162,21 @@ def _linear_attention(call: Call, op: Op, streams: Streams, taken: set[str]) -> 
     return found
 
 
+def _why_not_linear(trace: Trace, found: Found) -> str:
+    """Why what multiplies matrices may be no linear attention; empty where it is."""
+    if any(op.name == "softmax" for op in trace.within(found.call)):
+        return "its weights are worked out in steps, not by torch.scaled_dot_product_attention"
+    if len(found.queries) > 1:
+        return f"in which order {' and '.join(found.queries)} lie in it cannot be told"
+    heads = getattr(found.call.module, "heads", found.sizes[0])
+    if heads != found.sizes[0]:
+        return f"it says that it has {heads} heads, and multiplies {found.sizes[0]} matrices"
+    return ""
+
+
 def _name(call: Call, queries: Sequence[str], keys: Sequence[str], taken: set[str]) -> str:
     """The name of an attention module, by what meets in it; its own where that has been given."""
-    of = "" if set(queries) & {"img", "txt"} else f"{queries[0]}_"
+    of = f"{queries[0]}_" if queries and not set(queries) & {"img", "txt"} else ""
     if set(queries) & set(keys):
         return "self_attn" if "attn" in taken and not of else f"{of}attn"
     name = f"{of}cross_attn"

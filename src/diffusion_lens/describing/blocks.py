@@ -11,13 +11,20 @@ import torch
 
 from diffusion_lens.architectures.spec import BlockSpec, Mid, Mlp, Stream
 from diffusion_lens.describing.attentions import Found, attentions
-from diffusion_lens.describing.origins import ADDED, CASTS, argument_of, first_tensor, last_layer
+from diffusion_lens.describing.origins import (
+    ADDED,
+    CASTS,
+    MULTIPLIED,
+    argument_of,
+    first_tensor,
+    last_layer,
+)
 from diffusion_lens.describing.products import products
 from diffusion_lens.describing.residuals import Added, Residual
 from diffusion_lens.describing.rows import Rows
 from diffusion_lens.describing.streams import Streams
 from diffusion_lens.describing.terms import Term, gate_of, inside, terms
-from diffusion_lens.describing.tracing import Call, Place, Trace, Value
+from diffusion_lens.describing.tracing import Call, Op, Place, Trace, Value
 
 MIDDLES = {
     1: ("resid_mid",),
@@ -84,12 +91,23 @@ class _Reader:
             f"{inside(one.module.path, self.block)}: {one.doubt}" for one in made if one.doubt
         ]
         self.attentions = attentions(trace, streams, made)
+        self.doubts += [
+            f"{inside(one.call.path, self.block)}: {one.doubt}"
+            for one in self.attentions
+            if one.doubt
+        ]
         self.mlps: dict[str, Mlp] = {}
 
     def read(self) -> Reading:
         found: dict[str, Stream] = {}
         for one in self.streams.residuals:
             rows = self.streams.arguments.get(one.argument)
+            if one.argument[1:] or one.output[1:] or _named(one.output):
+                self.doubts.append(
+                    f"`{one.argument[0]}` comes or is returned in a container that is no tuple of "
+                    f"tensors, at {[*one.argument]} and {[*one.output]}"
+                )
+                continue
             if rows is None:
                 self.doubts.append(f"no input moves `{one.argument[0]}`")
                 continue
@@ -141,6 +159,10 @@ class _Reader:
             taker = self._beside(name, one, attention)
             if taker is not None:
                 mids.append((*taker, (attention.name,)))
+        if any("mlp" in updates for *_, updates in mids):
+            self.doubts.append(
+                f"{name}: its MLP comes before an attention, and no place has a name"
+            )
         names = MIDDLES.get(len(mids), tuple(f"resid_mid_{at}" for at in range(len(mids))))
         return Stream(
             argument=str(one.argument[0]),
@@ -196,8 +218,14 @@ class _Reader:
                 return [one.name, "mlp"]
             one.outputs[stream] = _only(term.place)
             return [one.name]
+        if any(one.call is term.raw or one.call.lies_in(term.raw) for one in self.attentions):
+            self.doubts.append(f"{stream}: what takes the z of {path} cannot be told")
+            return []
         if stream in self.mlps:
             self.doubts.append(f"{stream}: a second MLP, {path}")
+            return []
+        if any(_attends(op, self.streams) for op in self.trace.within(term.raw)):
+            self.doubts.append(f"{stream}: {path} stands where an MLP does, and mixes tokens")
             return []
         down = last_layer(term.raw)
         calls = [call for call in self.trace.calls_of(term.raw.path) if call.lies_in(self.block)]
@@ -243,12 +271,23 @@ class _Reader:
         return None
 
 
+def _attends(op: Op, streams: Streams) -> bool:
+    """Whether a torch call multiplies what is made of tokens with what is made of tokens."""
+    both = op.takes[:2]
+    multiplies = op.name in MULTIPLIED and len(both) == 2
+    return multiplies and all(one.tensor.ndim >= 3 and streams.own(one) for one in both)
+
+
 def _maps(raw: Call, width: int) -> str:
     """What maps an MLP works on; empty where it works on tokens."""
     given = first_tensor(raw)
     if given.tensor.ndim < 4:
         return ""
     return "channel last" if given.shape[-1] == width else "channel first"
+
+
+def _named(place: Place) -> bool:
+    return any(isinstance(one, str) for one in place)
 
 
 def _only(place: Place) -> int | None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffusion_lens.describing.alike import alike
 from diffusion_lens.describing.blocks import Reading, read_block
 from diffusion_lens.describing.plain import as_compared
 from diffusion_lens.describing.residuals import residuals
@@ -53,10 +54,10 @@ def read_denoiser(
         paths: The blocks.
         streams: For each stream the arguments of the denoiser that it is made from.
         all_of_them: Whether each block is read; else the first and the last of those that consist
-            of the same modules stand for all.
+            of the same modules and run alike stand for all.
     """
-    alike = {path: (path,) for path in paths} if all_of_them else _alike(denoiser, paths)
-    read = {path for ones in alike.values() for path in ones}
+    like = {path: (path,) for path in paths} if all_of_them else alike(denoiser, inputs, paths)
+    read = {path for ones in like.values() for path in ones}
     found = trace(
         denoiser,
         inputs,
@@ -66,7 +67,7 @@ def read_denoiser(
     calls = [call for call in found.calls if call.path in frozenset(paths)]
     ways = {call: residuals(found, call) for call in calls if call.path in read}
     first_of = {call.path: call for call in ways}
-    ways = {call: ways.get(call) or ways[first_of[alike[call.path][0]]] for call in calls}
+    ways = {call: ways.get(call) or ways[first_of[like[call.path][0]]] for call in calls}
     places = {name: _places(inputs, arguments) for name, arguments in streams.items()}
     image = _places(inputs, streams["img"])
     labels = label_rows(found, ways, places, batch=_samples(inputs, image))
@@ -76,21 +77,10 @@ def read_denoiser(
         if call.path in read
     }
     blocks = [
-        own.get(call.path) or _like(call, [own[one] for one in alike[call.path]]) for call in calls
+        own.get(call.path) or _like(call, [own[one] for one in like[call.path]]) for call in calls
     ]
     ends = _text_ends(found, Streams.of(calls[-1], ways[calls[-1]], labels)) if calls else None
     return DenoiserReading(blocks, ends)
-
-
-def _alike(denoiser: nn.Module, paths: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """For each block the first and the last of its list that consist of the same modules."""
-    kinds: dict[object, list[str]] = {}
-    for path in paths:
-        module = denoiser.get_submodule(path)
-        parts = tuple((name, type(one)) for name, one in module.named_modules())
-        kinds.setdefault((path.rpartition(".")[0], parts), []).append(path)
-    ends = {path: (ones[0], ones[-1]) for ones in kinds.values() for path in ones}
-    return {path: tuple(dict.fromkeys(ends[path])) for path in paths}
 
 
 def _like(call: Call, ones: Sequence[Reading]) -> Reading:

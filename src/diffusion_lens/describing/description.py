@@ -12,6 +12,7 @@ from diffusion_lens.describing.blocks import Reading
 from diffusion_lens.describing.denoisers import DenoiserReading, read_denoiser
 from diffusion_lens.describing.finding import find_block_paths
 from diffusion_lens.describing.inputs import Inputs, read_inputs
+from diffusion_lens.describing.placing import in_order
 from diffusion_lens.describing.surroundings import (
     Grid,
     axes_of,
@@ -108,6 +109,10 @@ def _described(denoiser: nn.Module, given: Mapping[str, Any]) -> Description:
     grid = grid_of(denoiser, inputs, max(tokens)) if len(tokens) == 1 else None
     if grid is None and axes == ("pos", "channel") and tokens == {latents.shape[1]}:
         grid = in_one_row(inputs.latents)
+    if grid is not None and axes is not None:
+        sizes = grid.of(denoiser, given, 0)
+        if not in_order(denoiser, inputs, axes, sizes, reading.blocks[0]):
+            grid = None
     return Description(
         denoiser,
         inputs,

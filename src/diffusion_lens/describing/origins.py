@@ -27,7 +27,7 @@ JOINED = frozenset(["cat", "concat", "concatenate"])
 ADDED = frozenset(["add", "radd", "iadd"])
 SCALED = frozenset(["mul", "rmul", "imul", "multiply"])
 PRODUCT = "scaled_dot_product_attention"
-MULTIPLIED = frozenset(["matmul", "bmm", "einsum"])
+MULTIPLIED = frozenset(["matmul", "bmm", "einsum", "baddbmm"])
 LIMITS = frozenset({"clamp", "clip"})
 CASTS = frozenset(["to", "float", "half", "double", "bfloat16", "type", "type_as"])
 

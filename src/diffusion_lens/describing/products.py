@@ -81,7 +81,10 @@ def products(trace: Trace, streams: Streams) -> list[Product]:
                     rows = [known] * len(rows)
                 else:
                     doubts.append(f"its {('queries', 'keys')[side]} move with several streams")
-            sides.append(tuple(_filled(rows)))
+            named = _filled(rows)
+            if not all(named):
+                doubts.append(f"no stream moves its {('queries', 'keys')[side]}")
+            sides.append(tuple(named))
         made.append(Product(op, op.scope, sides[0], sides[1], "; ".join(doubts)))
     return made
 

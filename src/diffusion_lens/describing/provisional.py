@@ -35,8 +35,8 @@ def provisional(found: Description, answers: Mapping[str, Any]) -> DenoiserSpec:
     if found.grid is None or found.axes is None:
         raise UnsupportedModelError(
             f"where the image tokens of {kind} lie cannot be told from its call: no form of grid "
-            "gives as many as its blocks have; describe the class by hand, beginning with "
-            "`diffusion-lens describe`"
+            "gives as many as its blocks have, row by row; describe the class by hand, beginning "
+            "with `diffusion-lens describe`"
         )
 
     def of(block: nn.Module) -> BlockSpec:

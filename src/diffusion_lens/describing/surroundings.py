@@ -107,9 +107,21 @@ def _grids(inputs: Inputs) -> list[Grid]:
 
 def _gives(grid: Grid, denoiser: Any, inputs: Inputs, tokens: int) -> bool:
     try:
-        return math.prod(grid.of(denoiser, inputs.given, 0)) == tokens
+        sides = grid.of(denoiser, inputs.given, 0)
+        return math.prod(sides) == tokens and _row_by_row(grid, inputs, sides)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError, RuntimeError):
         return False  # its configuration or its arguments are not of this kind
+
+
+def _row_by_row(grid: Grid, inputs: Inputs, sides: tuple[int, ...]) -> bool:
+    """Whether ids, where they make the grid, count its rows one after the other."""
+    if grid.argument is None:
+        return True
+    ids = inputs.given[grid.argument]
+    ids = (ids[0] if ids.ndim == 3 else ids)[:, 1:3].long()  # as `forms.grid_of_ids` has it
+    own = ids[: math.prod(sides)] - ids[0]
+    places = own[:, 0] * sides[-1] + own[:, 1]
+    return places.tolist() == list(range(math.prod(sides)))
 
 
 def in_one_row(name: str) -> Grid:
