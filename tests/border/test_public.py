@@ -90,6 +90,7 @@ MADE_HERE = {
 FOR_THE_ENGINE = {
     "Alignment.join",
     "ConceptWords.draw",
+    "HookPoint.places",
     "Ranking.top",  # a protocol
     "WordNoise.applied",
     "batches",
