@@ -135,7 +135,7 @@ def test_a_guiders_further_evaluations_are_refused() -> None:
     made = fresh_video(hunyuan_video_15)
     made.pipe.guider = Skipping()
     model = HookedDiffusion(made.pipe)
-    with pytest.raises(EngineError, match="names an evaluation of its denoiser 'cond_skip', known"):
+    with pytest.raises(EngineError, match="fills its prediction 'pred_cond_skip' with other"):
         model.run_with_cache(**made.settings, names_filter="hook_text_emb")
 
 
