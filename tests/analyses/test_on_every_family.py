@@ -41,12 +41,14 @@ POOLED = {"hidream": "_get_clip_prompt_embeds", "kandinsky5": "_encode_prompt_cl
 """What makes the pooled text of families whose last layer reads it."""
 
 REFUSED = {
-    "ernie_image": "whose rows cannot be told apart, so that no evaluation can start behind it",
     "ideogram4": "predictions of Ideogram4Transformer2DModel have 84 tokens, its latents 24",
 }
 """Why patching at the last residual is refused."""
 
-PATCHED = _marked(name for name in (*PIPELINES, *VIDEOS) if name not in REFUSED)
+# HunyuanDiT's text reaches the last norm past all blocks; Wan VACE's strengths of layers, one for
+# each, are as many as the samples of a batch of one, and its pipeline fails at more of them.
+OTHERS = ("hunyuan_dit", "wan_vace")
+PATCHED = _marked(name for name in (*PIPELINES, *VIDEOS) if name not in (*REFUSED, *OTHERS))
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -113,7 +113,7 @@ class Conditions:
         def repeated(row: Row) -> Tensor | list[Tensor]:
             size = [*row.value.shape]
             size[row.axis] = count
-            value = row.value.expand(size)
+            value = row.value.expand(size).contiguous()  # some models view it in other sizes
             value = value.requires_grad_(grad and row.smooth and value.is_floating_point())
             return list(value.unbind()) if row.listed else value
 

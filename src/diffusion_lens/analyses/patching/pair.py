@@ -128,7 +128,7 @@ class Pair:
                     "the pipeline makes one sample of given embeddings; give the prompt as words, "
                     "or seeds=1 and batch_size=1"
                 )
-        else:
+        elif len(samples) > 1:  # else as it is: Wan VACE takes no list
             more = said_for_each(side.run.settings, len(samples))
             more["prompt"] = [side.prompt] * len(samples)
         if self.latents is not None:
