@@ -25,9 +25,9 @@ def describe(
     """Write the description of a model's architecture, from two short runs of it."""
     from diffusion_lens.describing import ask_pipeline, family_file
     from diffusion_lens.describing import describe as read
-    from diffusion_lens.engine.denoisers import denoisers_of
+    from diffusion_lens.engine.denoisers import denoiser_of
 
-    denoiser = next(iter(denoisers_of(call.pipeline).values()), None)
+    denoiser = denoiser_of(call.pipeline)
     if denoiser is None:
         fail(f"{call.name} has no denoiser; give a text-to-image or text-to-video pipeline")
     asked = ask_pipeline(call.pipeline, denoiser, dict(map(pair, call.setting or [])))

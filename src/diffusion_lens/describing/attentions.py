@@ -24,6 +24,7 @@ from diffusion_lens.describing.origins import (
     made_in,
     passes_on,
     segments,
+    sources,
 )
 from diffusion_lens.describing.products import Product
 from diffusion_lens.describing.streams import Streams
@@ -133,20 +134,17 @@ def _linear(trace: Trace, streams: Streams, described: Container[Call]) -> dict[
     """Modules that multiply two things that they make of a stream, and how they do so first."""
     found: dict[Call, Op] = {}
     for op in trace.within(streams.block):
-        if op.scope is None or op.scope in described or not multiplies_streams(op):
+        if op.scope is None or op.scope in described or not hasattr(op.scope.module, "to_q"):
             continue
-        if all(map(streams.own, op.takes[:2])):
+        if multiplies_tokens(op, streams):
             found.setdefault(op.scope, op)
     return found
 
 
-def multiplies_streams(op: Op) -> bool:
-    """Whether a torch call multiplies two matrices that an attention module made, no weight."""
-    if op.name not in MULTIPLIED or op.scope is None or len(op.takes) < 2:
-        return False
+def multiplies_tokens(op: Op, streams: Streams) -> bool:
+    """Whether a torch call multiplies what is made of tokens with what is made of tokens."""
     both = op.takes[:2]
-    made = all(one.tensor.ndim >= 3 and not one.parameter for one in both)
-    return made and hasattr(op.scope.module, "to_q")
+    return op.name in MULTIPLIED and len(both) == 2 and all(map(streams.own, both))
 
 
 def _linear_attention(call: Call, op: Op, streams: Streams, taken: set[str]) -> Found:
@@ -189,17 +187,7 @@ def _context(call: Call, product: Product) -> str | None:
     mine = {value: place[0] for place, value in call.takes.items()}
 
     def arguments(value: Value) -> set[str | int]:
-        found, waiting, seen = set(), [value], set()
-        while waiting:
-            one = waiting.pop()
-            if one.number in seen:
-                continue
-            seen.add(one.number)
-            if one in mine:
-                found.add(mine[one])
-            elif one.made_by is not None and made_in(one, call):
-                waiting.extend(one.made_by.takes)
-        return found
+        return {mine[one] for one in sources(value, call, ends=mine) if one in mine}
 
     only = arguments(key) - arguments(query)
     return str(sorted(map(str, only))[0]) if only else None

@@ -10,11 +10,10 @@ from typing import Any
 import torch
 
 from diffusion_lens.architectures.spec import BlockSpec, Mid, Mlp, Stream
-from diffusion_lens.describing.attentions import Found, attentions
+from diffusion_lens.describing.attentions import Found, attentions, multiplies_tokens
 from diffusion_lens.describing.origins import (
     ADDED,
     CASTS,
-    MULTIPLIED,
     argument_of,
     first_tensor,
     last_layer,
@@ -24,7 +23,7 @@ from diffusion_lens.describing.residuals import Added, Residual
 from diffusion_lens.describing.rows import Rows
 from diffusion_lens.describing.streams import Streams
 from diffusion_lens.describing.terms import Term, gate_of, inside, terms
-from diffusion_lens.describing.tracing import Call, Op, Place, Trace, Value
+from diffusion_lens.describing.tracing import Call, Place, Trace, Value
 
 MIDDLES = {
     1: ("resid_mid",),
@@ -224,7 +223,7 @@ class _Reader:
         if stream in self.mlps:
             self.doubts.append(f"{stream}: a second MLP, {path}")
             return []
-        if any(_attends(op, self.streams) for op in self.trace.within(term.raw)):
+        if any(multiplies_tokens(op, self.streams) for op in self.trace.within(term.raw)):
             self.doubts.append(f"{stream}: {path} stands where an MLP does, and mixes tokens")
             return []
         down = last_layer(term.raw)
@@ -269,13 +268,6 @@ class _Reader:
                 if call.inside is self.block:
                     return call, _position(call, place), copied
         return None
-
-
-def _attends(op: Op, streams: Streams) -> bool:
-    """Whether a torch call multiplies what is made of tokens with what is made of tokens."""
-    both = op.takes[:2]
-    multiplies = op.name in MULTIPLIED and len(both) == 2
-    return multiplies and all(one.tensor.ndim >= 3 and streams.own(one) for one in both)
 
 
 def _maps(raw: Call, width: int) -> str:

@@ -14,10 +14,8 @@ from diffusion_lens.architectures.spec import (
 )
 from diffusion_lens.describing.blocks import Reading
 from diffusion_lens.describing.denoisers import DenoiserReading, read_denoiser
+from diffusion_lens.describing.inputs import IMAGE_PROMPTS
 from diffusion_lens.describing.plain import as_compared, unequal
-
-IMAGE_PROMPTS = ("encoder_hidden_states_image",)
-"""Arguments of denoisers that take image prompts."""
 
 UNREAD = frozenset({"absent", "concepts"})
 """Fields that no evaluation shows."""

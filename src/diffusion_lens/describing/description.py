@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -38,7 +38,6 @@ class Description:
         axes: Of the latents, the batch apart; None where they are not the usual ones.
         embedding: Path of the module that embeds the timestep; None where none was found.
         grid: The token grid; None where no form of it fits.
-        doubts: What could not be read.
     """
 
     denoiser: nn.Module
@@ -48,12 +47,16 @@ class Description:
     axes: tuple[str, ...] | None
     embedding: str | None
     grid: Grid | None
-    doubts: list[str] = field(default_factory=list)
 
     @property
     def blocks(self) -> list[Reading]:
         """The blocks in which image and text meet, in the order of their calls."""
         return self.reading.blocks
+
+    @property
+    def doubts(self) -> list[str]:
+        """What could not be read of them."""
+        return self.reading.doubts
 
     @property
     def outside(self) -> dict[str, Any]:
@@ -93,16 +96,18 @@ def _described(denoiser: nn.Module, given: Mapping[str, Any]) -> Description:
     inputs = read_inputs(kind, given)
     paths = find_block_paths(denoiser, given)
     few = {"all_of_them": False}
-    every = read_denoiser(denoiser, given, paths, inputs.streams, **few).blocks if paths else []
+    reading = read_denoiser(denoiser, given, paths, inputs.streams, **few) if paths else None
+    every = [] if reading is None else reading.blocks
     kept = [one.call.path for one in every if one.joins]
-    if not kept:
+    if reading is None or not kept:
         raise UnsupportedModelError(
             f"no block of {kind} was found in which image queries meet text keys, among the "
             f"{len(paths)} modules in lists that hold attention; describe the class by hand "
             "(docs/architecture.md)"
         )
-    reading = read_denoiser(denoiser, given, kept, inputs.streams, **few)
     left_out = [one.call.path for one in every if not one.joins]
+    if left_out:  # which must not be held to what they gave
+        reading = read_denoiser(denoiser, given, kept, inputs.streams, **few)
     latents = given[inputs.latents]
     axes = axes_of(latents, getattr(denoiser.config, "in_channels", None))
     tokens = tokens_of(reading.blocks, "img")
@@ -121,7 +126,6 @@ def _described(denoiser: nn.Module, given: Mapping[str, Any]) -> Description:
         axes,
         embedding_of_time(denoiser, inputs, kept),
         grid,
-        reading.doubts,
     )
 
 

@@ -49,10 +49,10 @@ class Inputs:
         return found | ({"ip": images} if images else {})
 
     @property
-    def samples(self) -> int:
-        """How many samples they are for."""
-        latents = self.given[self.latents]
-        return latents.shape[0] if isinstance(latents, Tensor) else len(latents)
+    def text_tokens(self) -> int:
+        """How many tokens the text has; of one tensor for each sample the longest counts."""
+        text = self.given[self.text]
+        return text.shape[1] if isinstance(text, Tensor) else max(len(one) for one in text)
 
 
 def read_inputs(kind: str, given: Mapping[str, Any]) -> Inputs:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator
 
 from torch import Tensor, nn
 
@@ -69,8 +69,26 @@ def first_tensor(call: Call) -> Value:
     return next(iter(call.takes.values()))
 
 
-def sources(value: Value, within: Call) -> Iterator[Value]:
-    """A value and all that it was made from inside a module call."""
+def all_taken(op: Op) -> tuple[Value, ...]:
+    """All values among a torch call's arguments."""
+    return op.takes
+
+
+def sources(
+    value: Value,
+    within: Call,
+    *,
+    ends: Container[Value] = (),
+    through: Callable[[Op], tuple[Value, ...]] = all_taken,
+) -> Iterator[Value]:
+    """A value and all that it was made from inside a module call, each once.
+
+    Args:
+        value: The value.
+        within: The module call.
+        ends: Values behind which nothing is looked at.
+        through: Which of a torch call's values are gone on with.
+    """
     waiting, seen = [value], set()
     while waiting:
         one = waiting.pop()
@@ -78,8 +96,8 @@ def sources(value: Value, within: Call) -> Iterator[Value]:
             continue
         seen.add(one.number)
         yield one
-        if one.made_by is not None and made_in(one, within):
-            waiting.extend(one.made_by.takes)
+        if one not in ends and one.made_by is not None and made_in(one, within):
+            waiting.extend(through(one.made_by))
 
 
 def argument_of(value: Value, call: Call) -> Place | None:

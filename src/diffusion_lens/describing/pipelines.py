@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from diffusion_lens.describing.inputs import read_inputs
-from diffusion_lens.describing.tracing import tensors
+from diffusion_lens.describing.tracing import bound, tensors
 from diffusion_lens.errors import UnsupportedModelError
 
 PROMPTS = ("a photo of a cat on a table", "a photo of a dog on a table")
@@ -58,7 +58,7 @@ def ask_pipeline(pipe: Any, denoiser: nn.Module, settings: Mapping[str, Any]) ->
     inputs = read_inputs(type(denoiser).__name__, first[0])
     per_step = len(first) // len(pipe.scheduler.timesteps)
     moved = [_moved_samples(a, b, inputs.text) for a, b in zip(first, second, strict=True)]
-    answers: dict[str, Any] = {"text_tokens": _length(first[0][inputs.text])}
+    answers: dict[str, Any] = {"text_tokens": inputs.text_tokens}
     answers |= _branches(moved[:per_step])
     scale = _scale([one[inputs.timestep] for one in first[::per_step]], pipe.scheduler.timesteps)
     if scale is not None:
@@ -100,8 +100,7 @@ def _calls(pipe: Any, denoiser: nn.Module, settings: Mapping[str, Any]) -> list[
 
 def _noting(found: list[dict[str, Any]]) -> Any:
     def note(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        names = list(inspect.signature(type(module).forward).parameters)[1:]
-        found.append(dict(zip(names, args, strict=False)) | kwargs)
+        found.append(bound(module, args, kwargs))
 
     return note
 
@@ -110,10 +109,6 @@ def _sizes(pipe: Any) -> list[dict[str, int]]:
     names = ("vae_scale_factor", "vae_scale_factor_spatial")
     by = next((int(found) for name in names if (found := getattr(pipe, name, None))), 8)
     return [{"height": side * by, "width": side * by} for side in SIDES]
-
-
-def _length(text: Any) -> int:
-    return text.shape[1] if isinstance(text, Tensor) else max(len(one) for one in text)
 
 
 def _moved_samples(first: Mapping[str, Any], second: Mapping[str, Any], text: str) -> list[bool]:

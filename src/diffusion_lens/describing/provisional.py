@@ -48,7 +48,6 @@ def provisional(found: Description, answers: Mapping[str, Any]) -> DenoiserSpec:
         if one.doubts
     }
     order = [one.call.path for one in found.blocks]
-    text = found.inputs.given[found.inputs.text]
     return DenoiserSpec(
         denoiser=kind,
         family=f"{kind} (provisional)",
@@ -62,8 +61,7 @@ def provisional(found: Description, answers: Mapping[str, Any]) -> DenoiserSpec:
         grid_from=found.grid.argument,
         default_grid=_native(found),
         text_parts=(TextPart("tokenizer", untold=UNTOLD),),
-        text_tokens=_tokens(text),
-        **{name: one for name, one in answers.items() if name != "text_tokens"},
+        **{"text_tokens": found.inputs.text_tokens, **answers},
         order=lambda path: (order.index(path),) if path in order else (len(order),),
         text_ends_in_last_block=bool(found.reading.text_ends),
         apart={**found.apart, **doubted},
@@ -74,7 +72,3 @@ def _native(found: Description) -> Any:
     """The grid of the call that was read."""
     assert found.grid is not None
     return forms.native(*found.grid.of(found.denoiser, found.inputs.given, 0))
-
-
-def _tokens(text: Any) -> int:
-    return text.shape[1] if hasattr(text, "shape") else max(len(one) for one in text)

@@ -38,7 +38,6 @@ class Residual:
         argument: The argument of the block that brings it in.
         output: Its place in the output.
         way: The values that it is, and what is added between them, in order.
-        joined: Whether it lies beside others in one tensor for some of the way.
         entrance: The module whose output it begins with, in place of the argument itself.
         clamped: Whether it is kept within bounds.
     """
@@ -46,7 +45,6 @@ class Residual:
     argument: Place
     output: Place
     way: tuple[Value | Added, ...]
-    joined: bool = False
     entrance: Call | None = None
     clamped: bool = False
 
@@ -62,9 +60,7 @@ def residuals(trace: Trace, block: Call) -> list[Residual]:
     for place, output in block.gives.items():
         way = _Backwards(block).walk(output, 0)
         if way is not None and way.start is not None:
-            found.append(
-                Residual(way.start, place, tuple(way.steps), way.joined, None, way.clamped)
-            )
+            found.append(way.residual(way.start, place))
             continue
         entered = _entered(trace, block, place, output)
         if entered is not None:
@@ -95,7 +91,7 @@ class _Way:
     clamped: bool = False
 
     def residual(self, argument: Place, output: Place, *, entrance: Call | None = None) -> Residual:
-        return Residual(argument, output, tuple(self.steps), self.joined, entrance, self.clamped)
+        return Residual(argument, output, tuple(self.steps), entrance, self.clamped)
 
 
 class _Backwards:

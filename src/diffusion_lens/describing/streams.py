@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from diffusion_lens.describing.origins import made_from, made_in
+from diffusion_lens.describing.origins import made_from, sources
 from diffusion_lens.describing.residuals import Residual
 from diffusion_lens.describing.rows import Labels, Rows
 from diffusion_lens.describing.tracing import Call, Place, Value
@@ -39,32 +39,12 @@ class Streams:
         for one in self.residuals:
             for state in one.states if one.argument in self.arguments else ():
                 states.setdefault(state, set()).update(self.arguments[one.argument].order)
-        found: set[str] = set()
-        waiting, seen = [value], set()
-        while waiting:
-            one = waiting.pop()
-            if one.number in seen:
-                continue
-            seen.add(one.number)
-            if one in states:
-                found |= states[one]
-            elif one.made_by is not None and made_in(one, self.block):
-                waiting.extend(made_from(one.made_by))
-        return found
+        behind = sources(value, self.block, ends=states, through=made_from)
+        return {name for one in behind for name in states.get(one, ())}
 
     def own(self, value: Value) -> bool:
         """Whether a value is computed from a residual of the block, token by token."""
         if value.tensor.ndim < 3:
             return False
         streams = {self.block.takes[one.argument] for one in self.residuals}
-        waiting, seen = [value], set()
-        while waiting:
-            one = waiting.pop()
-            if one.number in seen:
-                continue
-            seen.add(one.number)
-            if one in streams:
-                return True
-            if one.made_by is not None and made_in(one, self.block):
-                waiting.extend(one.made_by.takes)
-        return False
+        return any(one in streams for one in sources(value, self.block))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from diffusion_lens.architectures import forms
 from diffusion_lens.describing.blocks import Reading
 from diffusion_lens.describing.inputs import Inputs
+from diffusion_lens.describing.origins import sources
 from diffusion_lens.describing.source import Calling, Code
 from diffusion_lens.describing.tracing import Call, Value, trace
 
@@ -78,17 +79,7 @@ def embedding_of_time(denoiser: nn.Module, inputs: Inputs, blocks: Sequence[str]
 def _arguments_behind(value: Value, top: Call) -> set[str]:
     """The arguments of the denoiser that a value is made from."""
     given = {taken: str(place[0]) for place, taken in top.takes.items()}
-    found, waiting, seen = set(), [value], set()
-    while waiting:
-        one = waiting.pop()
-        if one.number in seen:
-            continue
-        seen.add(one.number)
-        if one in given:
-            found.add(given[one])
-        elif one.made_by is not None:
-            waiting.extend(one.made_by.takes)
-    return found
+    return {given[one] for one in sources(value, top, ends=given) if one in given}
 
 
 def grid_of(denoiser: Any, inputs: Inputs, tokens: int) -> Grid | None:

@@ -21,6 +21,12 @@ def denoisers_of(pipe: Any) -> dict[str, nn.Module]:
     }
 
 
+def denoiser_of(pipe: Any, which: str | None = None) -> nn.Module | None:
+    """The denoiser under an attribute, by default the first that there is; None for none."""
+    found = denoisers_of(pipe)
+    return found.get(which or next(iter(found), ""))
+
+
 def further_denoisers(pipe: Any, denoiser: nn.Module) -> dict[str, nn.Module]:
     """Those that take steps of the same run beside the hooked one, by attribute."""
     return {

@@ -12,7 +12,7 @@ from diffusion_lens.architectures.registry import architecture_of, architectures
 from diffusion_lens.architectures.relatives import closest_relative
 from diffusion_lens.architectures.spec import DenoiserSpec
 from diffusion_lens.engine.companion import Companion
-from diffusion_lens.engine.denoisers import DENOISERS, denoisers_of, further_denoisers
+from diffusion_lens.engine.denoisers import DENOISERS, denoiser_of, denoisers_of, further_denoisers
 from diffusion_lens.engine.guiders import guiders_of
 from diffusion_lens.engine.modular import encoders_of, refuse_unready
 from diffusion_lens.errors import UnsupportedModelError, listing
@@ -61,8 +61,7 @@ class ModelParts:
         """
         found: Any = self._bare
         if self.pipe is not None:
-            known = denoisers_of(self.pipe)
-            found = known.get(self.which or next(iter(known), ""))
+            found = denoiser_of(self.pipe, self.which)
         if found is None and self.which is not None:
             there = listing(list(denoisers_of(self.pipe))) or "none"
             raise UnsupportedModelError(

@@ -11,7 +11,7 @@ from torch import nn
 from diffusion_lens.architectures.registry import is_known
 from diffusion_lens.architectures.spec import DenoiserSpec
 from diffusion_lens.describing import ask_pipeline
-from diffusion_lens.engine.denoisers import denoisers_of
+from diffusion_lens.engine.denoisers import denoiser_of
 from diffusion_lens.errors import ArgumentError
 from diffusion_lens.extensions import load
 
@@ -35,8 +35,7 @@ def described_on_request(
         UnsupportedModelError: If too little of it can be read.
     """
     bare = isinstance(pipe, nn.Module)
-    known = {} if bare else denoisers_of(pipe)
-    denoiser = pipe if bare else known.get(which or next(iter(known), ""))
+    denoiser = pipe if bare else denoiser_of(pipe, which)
     if denoiser is None or is_known(type(denoiser).__name__):
         return None
     given = describe if isinstance(describe, Mapping) else {}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
 from torch import nn
 
 from diffusion_lens.border import PipelineSetting, public
+from diffusion_lens.describing.tracing import bound
 from diffusion_lens.errors import RunError
 from diffusion_lens.hooked_diffusion import HookedDiffusion
 
@@ -34,11 +34,10 @@ def capture_inputs(pipe: Any, **call: PipelineSetting) -> tuple[nn.Module, dict[
         RunError: If it finishes without calling its denoiser.
     """
     denoiser = HookedDiffusion(pipe).denoiser
-    parameters = list(inspect.signature(type(denoiser).forward).parameters)[1:]
     found: dict[str, Any] = {}
 
-    def capture(_module: nn.Module, args: tuple, kwargs: dict) -> None:
-        found.update(dict(zip(parameters, args, strict=False)) | kwargs)
+    def capture(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        found.update(bound(module, args, kwargs))
         raise _CapturedError
 
     handle = denoiser.register_forward_pre_hook(capture, with_kwargs=True)
