@@ -1,8 +1,9 @@
 """Peak memory of one gradient through attention patterns, at the size of Stable Diffusion 1.4.
 
 `python benchmarks/pattern_gradient_memory.py`: a U-Net of 860 million random weights in float32 and
-latents of 64 x 64, as Attend-and-Excite evaluates it: the patterns of a quarter of the finest
-resolution, one prompt. Each measurement runs in a process of its own.
+latents of 64 x 64, one prompt, with the losses of Attend-and-Excite (patterns of 16 x 16) and of
+its form with head relevance (patterns of every head, those of 64 x 64 among them). Each
+measurement runs in a process of its own.
 """
 
 import argparse
@@ -15,13 +16,18 @@ import torch
 from held_memory import in_fresh_process
 
 from diffusion_lens import HookedDiffusion, Run
+from diffusion_lens.analyses.attend_and_excite.attend_and_excite import NeglectLoss
+from diffusion_lens.analyses.attend_and_excite.maps import Columns
 from diffusion_lens.interventions import PatternGradient
 
 GIB = 2**30
+TOKENS = (2, 5)
 WAYS = {
-    "the pipeline's own evaluation": "plain",
-    "gradient, blocks recomputed (default)": "checkpoint",
-    "gradient, everything kept": "kept",
+    "plain": "the pipeline's own evaluation",
+    "a&e": "A&E, blocks recomputed (default)",
+    "a&e-kept": "A&E, everything kept",
+    "hrv": "A&E-HRV, blocks recomputed (default)",
+    "hrv-kept": "A&E-HRV, everything kept",
 }
 
 
@@ -44,13 +50,12 @@ def model() -> HookedDiffusion:
     parts: dict[str, Any] = dict.fromkeys(
         ("text_encoder", "tokenizer", "safety_checker", "feature_extractor")
     )
-    pipe = StableDiffusionPipeline(
-        vae=AutoencoderKL(block_out_channels=(32, 32, 32, 32)),
-        unet=unet.eval(),
-        scheduler=DDIMScheduler(),
-        requires_safety_checker=False,
-        **parts,
-    )
+    parts |= {
+        "vae": AutoencoderKL(block_out_channels=(32, 32, 32, 32)),
+        "unet": unet.eval(),
+        "scheduler": DDIMScheduler(),
+    }
+    pipe = StableDiffusionPipeline(**parts, requires_safety_checker=False)
     return HookedDiffusion(pipe)
 
 
@@ -70,30 +75,34 @@ def measured(way: str) -> dict[str, float]:
     if way == "plain":
         hooked.denoise(latents, prompt=run.with_(guidance_scale=1.0), step=10)
         return {"before": before, "peak": peak()}
-    sites = [
-        site for site in hooked.text_pattern_sites() if hooked.points[str(site.name)].level == 2
-    ]
-
-    def loss(seen: Any) -> torch.Tensor:
-        maps = torch.stack([pattern.mean(1) for pattern, _ in seen]).mean(0)
-        return 1 - maps[..., 2].max()
-
-    gradient = PatternGradient(hooked, run, sites, loss, checkpoint=way == "checkpoint")
+    method, _, kept = way.partition("-")
+    points = {str(site.name): site for site in hooked.text_pattern_sites()}
+    if method == "a&e":
+        points = {name: site for name, site in points.items() if hooked.points[name].level == 2}
+    heads = {
+        (block, head)
+        for name in points
+        if (block := hooked.points[name].block) is not None
+        for head in range(8)
+    }
+    factors = tuple(dict.fromkeys(heads, 1.0) for _ in TOKENS) if method == "hrv" else None
+    loss = NeglectLoss(TOKENS, factors, None, Columns(), 0.5)
+    gradient = PatternGradient(hooked, run, list(points.values()), loss, checkpoint=not kept)
     found = gradient(latents, 10)
     assert found.gradient.abs().max() > 0
-    return {"before": before, "peak": peak(), "sites": len(sites)}
+    return {"before": before, "peak": peak()}
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--way", choices=WAYS.values())
+    parser.add_argument("--way", choices=WAYS)
     given = parser.parse_args(arguments)
     if given.way:
         sys.stdout.write(json.dumps(measured(given.way)) + "\n")
         return
     sys.stdout.write("| | loaded, GiB | peak, GiB |\n|---|---|---|\n")
-    for name, way in WAYS.items():
+    for way, name in WAYS.items():
         found = in_fresh_process(__file__, "--way", way)
         sys.stdout.write(f"| {name} | {found['before']:.2f} | {found['peak']:.2f} |\n")
 

@@ -43,14 +43,18 @@ def again(model: HookedDiffusion, source: str, targets: list[str], **settings: A
 
 def methods(name: str, relevance: Any) -> dict[str, Method]:
     """What is compared on a model."""
-    concepts = [NAMES[attribute] for attribute in ATTRIBUTES]
     every = partial(prompt_to_prompt, self_max_tokens=256)
+    relevant = partial(
+        every, relevance=relevance, concept=[NAMES[attribute] for attribute in ATTRIBUTES]
+    )
     found: dict[str, Method] = {
         "generate again, same seed": again,
         "SDEdit 0.5": partial(sdedit, strength=0.5),
         "SDEdit 0.7": partial(sdedit, strength=0.7),
         "P2P": every,
-        "P2P-HRV": partial(every, self_replace=0.9, relevance=relevance, concept=concepts),
+        "P2P, self-attention kept as long as in P2P-HRV": partial(every, self_replace=0.9),
+        "P2P-HRV": partial(relevant, self_replace=0.9),
+        "P2P-HRV, self-attention kept as long as in P2P": relevant,
         "FPE": free_prompt_editing,
         "MasaCtrl": partial(masactrl, first_step=1),
     }
