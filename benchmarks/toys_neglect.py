@@ -2,10 +2,12 @@
 
 The toys neglect next to nothing at the guidance that they were made for, so guidance is turned
 down until they do: `u + g (c - u)` with g below 1, which pipelines do not offer and hooks do.
-Guidance and step sizes are chosen on one half of the captions, scores are of the other.
+Guidance, step sizes and resolutions are chosen on one half of the captions, scores are of the
+other.
 """
 
 import argparse
+import itertools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,13 +16,14 @@ import torch
 from torch import Tensor
 
 from diffusion_lens import HookContext, HookedDiffusion, toys
-from diffusion_lens.analyses import attend_and_excite, head_relevance
+from diffusion_lens.analyses import HeadRelevance, attend_and_excite, head_relevance
 from diffusion_lens.toys.benchmark.editing import edit_tasks, neglected, wilson
 from diffusion_lens.toys.shapes.captions import read_caption
 from diffusion_lens.toys.shapes.world import CONCEPTS
 
 GUIDANCES = (1.0, 0.8, 0.6, 0.5, 0.4, 0.3)
-STEP_SIZES = (0.3, 1.0, 3.0)
+STEP_SIZES = (1.0, 3.0, 10.0, 30.0)
+RESOLUTIONS = (16, 8)
 LEAST = 0.2
 
 
@@ -55,22 +58,27 @@ def plain(model: HookedDiffusion, settings: Mapping[str, Any]) -> Draw:
 
 
 def excited(
-    model: HookedDiffusion, settings: Mapping[str, Any], step_size: float, **more: Any
+    model: HookedDiffusion,
+    settings: Mapping[str, Any],
+    step_size: float,
+    resolution: int,
+    relevance: HeadRelevance | None,
 ) -> Draw:
     """With Attend-and-Excite on the two shapes."""
+    concepts = None if relevance is None else "Shape"
 
     def draw(caption: str, seed: int) -> Any:
-        words = [thing.shape for thing in read_caption(caption).things]
-        concepts = {"concepts": ["Shape"] * len(words)} if more else {}
+        words = [str(thing.shape) for thing in read_caption(caption).things]
         found = attend_and_excite(
             model,
             caption,
             words=words,
+            relevance=relevance,
+            concepts=concepts,
             step_size=step_size,
+            resolution=resolution,
             thresholds={},
             seed=seed,
-            **more,
-            **concepts,
             **settings,
         )
         return found.images[0]
@@ -127,14 +135,16 @@ def main() -> None:
         return
     with model.hooks(WeakGuidance(scale).hooks()):
         sys.stdout.write(shown("plain", share(plain(model, settings), scored), len(scored)) + "\n")
-        for name, more in (("A&E", {}), ("A&E-HRV", {"relevance": relevance})):
-            sizes = {
-                size: share(excited(model, settings, size, **more), chosen) for size in STEP_SIZES
+        for name, vectors in (("A&E", None), ("A&E-HRV", relevance)):
+            tried = {
+                (size, side): share(excited(model, settings, size, side, vectors), chosen)
+                for size, side in itertools.product(STEP_SIZES, RESOLUTIONS)
             }
-            best = min(sizes, key=lambda size: sizes[size])
-            sys.stdout.write(f"{name}, step sizes: {sizes}\n")
-            value = share(excited(model, settings, best, **more), scored)
-            sys.stdout.write(shown(f"{name}, step size {best}", value, len(scored)) + "\n")
+            sys.stdout.write(f"{name}, by step size and resolution: {tried}\n")
+            best = min(tried, key=lambda one: tried[one])
+            value = share(excited(model, settings, *best, vectors), scored)
+            row = f"{name}, step size {best[0]:g}, resolution {best[1]}"
+            sys.stdout.write(shown(row, value, len(scored)) + "\n")
             sys.stdout.flush()
 
 
