@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from diffusion_lens import HookedDiffusion, Run
+from diffusion_lens import HookedDiffusion, Run, toys
 from diffusion_lens.analyses.attend_and_excite import Excite, ExcitedImages, attend_and_excite
 from diffusion_lens.analyses.attend_and_excite.maps import Columns, blur, resized, token_maxima
 from diffusion_lens.errors import (
@@ -150,6 +150,17 @@ def test_what_competes_changes_the_loss() -> None:
         for choice in ("all", "without_last", "prompt")
     ]
     assert losses[0] > losses[1] > losses[2]  # the fewer compete, the more each gets
+
+
+def test_a_loss_without_a_gradient_is_said() -> None:
+    toy = HookedDiffusion.toy("shapes-unet")
+    given = toys.call_defaults(toy, steps=1) | {"words": "triangle", "thresholds": {}}
+    caption = "a green triangle below a red square on a white background"
+    with pytest.warns(UserWarning, match="1 before every move: at resolution=16 another token"):
+        attend_and_excite(toy, caption, resolution=16, **given)
+    with pytest.warns(UserWarning, match="at the default resolution another token"):
+        attend_and_excite(toy, caption, **given)
+    assert attend_and_excite(toy, caption, resolution=8, **given).losses[0] < 0.99
 
 
 def test_a_result_comes_back_and_is_drawn(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ Diffusion Models, arXiv 2301.13826; with head relevance, Park et al., arXiv 2412
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +48,8 @@ from diffusion_lens.interventions.latent_update import LatentUpdate, run_with_la
 from diffusion_lens.interventions.pattern_gradient import Activations
 
 COMPETING = ("all", "without_last", "prompt")
+SATURATED = 1 - 1e-4
+"""A loss above it has next to no gradient: the softmax is flat."""
 CITATION = "Chefer et al., Attend-and-Excite, arXiv 2301.13826"
 CITATION_HRV = f"{CITATION}; Park et al., arXiv 2412.02237"
 
@@ -170,6 +173,14 @@ def attend_and_excite(
     update = LatentUpdate(sites, loss, rule, checkpoint)
     out = run_with_latent_update(model, run, update)
     _refuse_steps_beyond(rule, out.made_by.steps)
+    if rule.losses and min(loss for _, loss in rule.losses) > SATURATED:
+        where = "the default resolution" if resolution is None else f"resolution={resolution}"
+        warnings.warn(
+            f"the loss was 1 before every move: at {where} another token takes all attention "
+            "everywhere, the softmax is flat there and the latents hardly moved; try another "
+            'resolution=, or competing="prompt"',
+            stacklevel=3,
+        )
     assert out.latents is not None
     if not out.latents.isfinite().all():
         raise RunError(
