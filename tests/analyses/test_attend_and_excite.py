@@ -156,8 +156,8 @@ def test_a_loss_without_a_gradient_is_said() -> None:
     toy = HookedDiffusion.toy("shapes-unet")
     given = toys.call_defaults(toy, steps=1) | {"words": "triangle", "thresholds": {}}
     caption = "a green triangle below a red square on a white background"
-    with pytest.warns(UserWarning, match="1 before every move: at resolution=16 another token"):
-        attend_and_excite(toy, caption, resolution=16, **given)
+    with pytest.warns(UserWarning, match="1 before every move: at resolution=4 another token"):
+        attend_and_excite(toy, caption, resolution=4, **given)
     with pytest.warns(UserWarning, match="at the default resolution another token"):
         attend_and_excite(toy, caption, **given)
     assert attend_and_excite(toy, caption, resolution=8, **given).losses[0] < 0.99
