@@ -278,6 +278,8 @@ def test_less_noise_stays_nearer_to_the_image(toy: HookedDiffusion, flow: Hooked
         assert little.source_image is image
         near, far = (pixel_distance([image], [some.image])[0] for some in (little, much))
         assert near < far
+        kept_prompt = sdedit(one, image, PROMPT, strength=0.125, seed=2, **kept)
+        assert pixel_distance([image], [kept_prompt.image])[0] < 0.02
         drawn = sdedit(one, PROMPT, ["a blue square", PROMPT], strength=0.5, seed=1, **kept)
         assert pixel_distance([drawn.source_image], [image])[0] < 0.01
         assert len(drawn.target_images) == 2

@@ -18,6 +18,7 @@ CITATION = (
     "Meng et al., SDEdit: Guided Image Synthesis and Editing with Stochastic Differential "
     "Equations, ICLR 2022, arXiv 2108.01073"
 )
+PICTURE_CHANNELS = 3
 
 
 @public
@@ -110,6 +111,9 @@ def _image_to_image(model: HookedDiffusion) -> HookedDiffusion:
             "sdedit needs; `invert` and `masactrl` do without"
         ) from error
     pipe.set_progress_bar_config(**getattr(model.pipe, "_progress_bar_config", {}))
+    if getattr(pipe, "latent_channels", None) == PICTURE_CHANNELS:
+        # It takes what has as many channels as latents for latents, and would not encode a picture.
+        pipe.latent_channels = None
     return HookedDiffusion(pipe, name=model.name)
 
 
