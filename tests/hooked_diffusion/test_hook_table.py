@@ -42,3 +42,16 @@ def test_what_a_module_does_not_say_is_left_open() -> None:
 def test_one_hook_point_has_no_plural() -> None:
     model = HookedDiffusion(tiny_denoiser("sd1")[0])
     assert str(model.hook_table("mid.hook_h")).startswith("UNet2DConditionModel: 1 hook point\n")
+
+
+def test_the_modules_are_walked_once_for_the_whole_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = HookedDiffusion(tiny_denoiser("sd1")[0])
+    walks = []
+
+    def dtype(_denoiser: object) -> torch.dtype:
+        walks.append(1)
+        return torch.float32
+
+    monkeypatch.setattr(type(model.denoiser), "dtype", property(dtype))
+    assert len(model.hook_table()) > 100
+    assert len(walks) == 1  # diffusers walks every module for it

@@ -123,11 +123,12 @@ def hook_table(wiring: Wiring, pattern: NamePattern) -> HookTable:
         if not absent:
             raise
         found = {}
-    rows = [_row(wiring, point) for point in found.values()]
+    dtype = wiring.denoiser.dtype  # diffusers walks all modules for it
+    rows = [_row(wiring, point, dtype) for point in found.values()]
     return HookTable(f"{wiring.called}: {counted(len(rows), 'hook point')}", (*rows, *absent))
 
 
-def _row(wiring: Wiring, point: HookPoint) -> HookRow:
+def _row(wiring: Wiring, point: HookPoint, dtype: torch.dtype) -> HookRow:
     grid = wiring.spec.default_grid(wiring.denoiser, point.level)
     tokens = {"img": int(torch.Size(grid).numel()), "txt": _text_tokens(wiring)}
     tokens |= wiring.tracker.companion_tokens
@@ -141,7 +142,7 @@ def _row(wiring: Wiring, point: HookPoint) -> HookRow:
         shape=shape,
         heads=point.heads,
         grid=grid,
-        nbytes=None if count is None else count * _itemsize(wiring, point),
+        nbytes=None if count is None else count * _itemsize(point, dtype),
         module=point.module,
         note=point.dead or "",
     )
@@ -181,8 +182,7 @@ def _text_tokens(wiring: Wiring) -> int:
     return min(wiring.spec.text_tokens, tokenizer.model_max_length)
 
 
-def _itemsize(wiring: Wiring, point: HookPoint) -> int:
+def _itemsize(point: HookPoint, dtype: torch.dtype) -> int:
     """Bytes of one number: scores and patterns are float32 in half-precision models."""
-    dtype = wiring.denoiser.dtype
     weights = isinstance(point.source, ProductWeights)
     return (torch.promote_types(dtype, torch.float32) if weights else dtype).itemsize
