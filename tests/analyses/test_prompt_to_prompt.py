@@ -368,8 +368,8 @@ def test_what_cannot_be_edited_says_why() -> None:
     with pytest.raises(RunError, match="latents= has 3 rows for 2 prompts"):
         edit(SOURCE, TARGET, latents=torch.zeros(3, 4, 16, 16))
     with pytest.raises(RunError, match=r"prompt_3= gives .* a second text"):
-        texts = {"prompt_3": ["a red cat", "a big blue cat"]}
-        prompt_to_prompt(model("sd3"), SOURCE, TARGET, **settings("sd3"), **texts)
+        texts = ["a red cat", "a big blue cat"]
+        prompt_to_prompt(model("sd3"), SOURCE, TARGET, prompt_3=texts, **settings("sd3"))
     with pytest.raises(RunError, match="one image of each prompt, 2 were asked for"):
         edit(SOURCE, TARGET, num_images_per_prompt=2)
     with pytest.raises(RunError, match="needs a target prompt"):
