@@ -185,6 +185,12 @@ def test_what_cannot_be_excited_says_why() -> None:
         excite(words="dog")
     with pytest.raises(WordError, match="has no token 40"):
         excite(words=[40])
+    with pytest.raises(WordError, match=r"token 0 has no share .* over the tokens 1 to 76 of"):
+        excite(words=[0])
+    with pytest.raises(WordError, match=r"token 8 has no share .* over the tokens 1 to 7 of"):
+        excite(words=[8], competing="prompt")
+    with pytest.raises(RunError, match=r"prompt_3= gives .* a second text"):
+        attend_and_excite(model("sd3"), PROMPT, words="cat", prompt_3="dogs", **settings("sd3"))
     with pytest.raises(WordError, match="words= is empty"):
         excite(words=[])
     with pytest.raises(RunError, match="2 of the prompts"):

@@ -5,25 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
-from diffusion_lens import HookedDiffusion, Run
+from diffusion_lens import HookContext, HookedDiffusion, Run
 from diffusion_lens.analyses import LocalBlend, prompt_to_prompt
-from diffusion_lens.analyses.edited_images import EditedImages
+from diffusion_lens.analyses.edited_images import EditedImages, inference_steps
 from diffusion_lens.analyses.prompt_to_prompt.alignment import (
+    identity,
     needleman_wunsch,
     refinement,
     replacement,
     word_tokens,
 )
+from diffusion_lens.analyses.prompt_to_prompt.controller import EditCrossAttention, TextEdit
 from diffusion_lens.analyses.prompt_to_prompt.schedule import cross_steps, self_steps
 from diffusion_lens.analyses.prompt_to_prompt.word_maps import blend_mask
 from diffusion_lens.analyses.prompt_to_prompt.words import align
 from diffusion_lens.errors import ArgumentError, ConceptError, ResultError, RunError, WordError
 from tests.analyses.test_concept_steering import relevance
-from tests.pipelines import latents_of, shared_pipe, short, traces
+from tests.pipelines import fresh_pipe, latents_of, shared_pipe, short, traces
 
 SOURCE = "a red cat on the glass table"
 TARGET = "a blue cat on the glass table"
@@ -122,6 +126,48 @@ def test_ranges_of_steps_by_hand() -> None:
     assert self_steps(0.4, steps=4) == range(1)
     assert self_steps((0.5, 1), steps=4) == range(2, 4)
     assert cross_steps(1, {}, [{}], steps=2, length=1).sum() == 3  # an int is a share, too
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "more"),
+    [
+        ("HeunDiscreteScheduler", {}),
+        ("PNDMScheduler", {}),
+        ("EulerDiscreteScheduler", {"strength": 0.5}),
+        ("HeunDiscreteScheduler", {"strength": 0.5}),
+    ],
+)
+def test_shares_are_of_the_steps_that_a_run_makes(scheduler: str, more: dict[str, Any]) -> None:
+    pipe = fresh_pipe("sd")
+    if more:
+        more = {**more, "image": Image.new("RGB", (64, 64))}
+        pipe = diffusers.StableDiffusionImg2ImgPipeline(**pipe.components)
+    pipe.scheduler = getattr(diffusers, scheduler).from_config(pipe.scheduler.config)
+    hooked = HookedDiffusion(pipe)
+    run = Run(SOURCE, num_inference_steps=3, output_type="latent", **more)
+    repeated = scheduler == "PNDMScheduler"  # a step more than the published code's shares are of
+    assert inference_steps(hooked, run) == hooked(run).made_by.steps - repeated
+    if not repeated:
+        edited = prompt_to_prompt(hooked, run, SOURCE, cross_replace=1, self_replace=1)
+        assert torch.equal(edited.latents[0], edited.latents[1])
+
+
+def test_a_plan_is_brought_beside_patterns_once() -> None:
+    asked: list[int] = []
+
+    def plan(length: int) -> TextEdit:
+        asked.append(length)
+        every, rest = torch.ones(1, 1, length), torch.ones(1, length)
+        return TextEdit([identity(length)], every, rest, 0 * rest)
+
+    hook = EditCrossAttention("replace", plan)
+    point = HookContext("pattern", 0, None, ("batch", "head", "query", "key"), 0, "cond")
+    for dtype in (torch.float32, torch.float32, torch.bfloat16, torch.bfloat16):
+        pattern = torch.rand(2, 4, 5, 3, dtype=dtype)
+        edited = hook(pattern, point)
+        assert edited is not None
+        assert torch.equal(edited[1], pattern[0])
+    assert asked == [3, 3]
 
 
 @pytest.mark.parametrize("wrong", [(0.5, 0.2), (0.1, 0.2, 0.3)])
@@ -317,6 +363,13 @@ def test_what_cannot_be_edited_says_why() -> None:
         edit(Run([SOURCE, SOURCE]), TARGET)
     with pytest.raises(RunError, match="share one noise"):
         edit(SOURCE, TARGET, seed=[1, 2])
+    with pytest.raises(RunError, match="share one noise, of which a generator gives every row"):
+        edit(SOURCE, TARGET, generator=torch.Generator())
+    with pytest.raises(RunError, match="latents= has 3 rows for 2 prompts"):
+        edit(SOURCE, TARGET, latents=torch.zeros(3, 4, 16, 16))
+    with pytest.raises(RunError, match=r"prompt_3= gives .* a second text"):
+        texts = ["a red cat", "a big blue cat"]
+        prompt_to_prompt(model("sd3"), SOURCE, TARGET, prompt_3=texts, **settings("sd3"))
     with pytest.raises(RunError, match="one image of each prompt, 2 were asked for"):
         edit(SOURCE, TARGET, num_images_per_prompt=2)
     with pytest.raises(RunError, match="needs a target prompt"):

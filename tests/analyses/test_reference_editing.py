@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -32,7 +33,7 @@ from diffusion_lens.analyses.plug_and_play import decoder_blocks
 from diffusion_lens.analyses.stable_flow import pixel_distance
 from diffusion_lens.errors import ArgumentError, ResultError, RunError, UnsupportedModelError
 from diffusion_lens.interventions import Reference, bypass_block
-from tests.pipelines import latents_of, shared_pipe, short, traces
+from tests.pipelines import fresh_pipe, latents_of, shared_pipe, short, traces
 
 SOURCE = "a red cat on the glass table"
 TARGET = "two blue dogs"
@@ -98,6 +99,23 @@ def test_beside_and_recorded_are_the_same_edit(name: str, method: str, tmp_path:
     plain = latents_of(model(name)([SOURCE, TARGET], **rows(settings(name), 2)))
     assert torch.equal(beside.latents[0], plain[0])
     assert not torch.allclose(beside.latents[1], plain[1], atol=5e-3)
+
+
+@pytest.mark.parametrize("record", [False, True])
+def test_one_negative_prompt_serves_all_rows(record: bool) -> None:
+    several = edit("sd", "fpe", SOURCE, TARGET, record=record, negative_prompt=["a dog"] * 2)
+    found = edit("sd", "fpe", SOURCE, TARGET, record=record, negative_prompt="a dog")
+    assert torch.equal(found.latents, several.latents)
+
+
+def test_a_recorded_source_and_its_edits_keep_texts_of_their_own() -> None:
+    own = {"negative_prompt": ["a dog", "a cat"], "negative_prompt_2": ["two dogs", "two cats"]}
+    options = {"first_step": 1, "blocks": [0, 1, 2], **settings("sdxl"), **own}
+    both, apart = (
+        masactrl(model("sdxl"), SOURCE, TARGET, record=record, **options).latents
+        for record in (False, True)
+    )
+    torch.testing.assert_close(both, apart, atol=2e-3, rtol=2e-3)
 
 
 def test_what_is_injected_and_where() -> None:
@@ -348,7 +366,54 @@ def test_images_and_arguments_that_do_not_fit_are_refused(
         UnsupportedModelError, match=r"has PNDMScheduler; .* DDIMScheduler.from_con"
     ):
         invert(model(), Image.new("RGB", (64, 64)), PROMPT)
+    with pytest.raises(RunError, match="image= has 1 channels, AutoencoderKL takes 3"):
+        sdedit(model(), Image.new("L", (64, 64)), PROMPT, num_inference_steps=2)
+    with pytest.raises(RunError, match="this run made latents or a video"):
+        vital_blocks(model("flux"), PROMPT, **settings("flux", num_inference_steps=1))
     with pytest.raises(ArgumentError, match=r"^sdedit\(strength=…\) .* above 0 to 1, got 0"):
         sdedit(toy, fits, PROMPT, strength=0)
     with pytest.raises(ArgumentError, match=r"^invert\(image=…\) takes Image, got a numpy float64"):
         invert(toy, np.zeros((32, 32, 3)), PROMPT)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "error", "message"),
+    [
+        (
+            "DDIMScheduler",
+            {"timestep_spacing": "linspace"},
+            UnsupportedModelError,
+            r"has timestep_spacing='linspace'; set",
+        ),
+        (
+            "DDIMScheduler",
+            {"prediction_type": "sample", "set_alpha_to_one": True},
+            RunError,
+            r"its noise has values that are no numbers .*needs set_alpha_to_one=False",
+        ),
+        (
+            "DDIMScheduler",
+            {
+                "timestep_spacing": "trailing",
+                "rescale_betas_zero_snr": True,
+                "clip_sample": False,
+            },
+            RunError,
+            r"drawn from its noise has values that are no .*needs prediction_type='v_prediction'",
+        ),
+        (
+            "FlowMatchEulerDiscreteScheduler",
+            {"stochastic_sampling": True},
+            UnsupportedModelError,
+            r"stochastic_sampling=True, whose steps draw noise",
+        ),
+    ],
+)
+def test_steps_that_cannot_be_undone_are_refused(
+    name: str, changed: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    flow = name.startswith("Flow")
+    pipe = fresh_pipe("sd3" if flow else "sd")
+    pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config, **changed)
+    with pytest.raises(error, match=message):
+        invert(HookedDiffusion(pipe), Image.new("RGB", (64, 64)), PROMPT, num_inference_steps=2)

@@ -115,6 +115,7 @@ FOR_THE_ENGINE = {
     "refuse_other",
     "refuse_other_heads",
     "replacement",
+    "rows_of",
     "run_with_reference",
     "told",
     "weights_told",

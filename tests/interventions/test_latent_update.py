@@ -114,6 +114,16 @@ def test_checkpointed_gradients_are_the_same(name: str) -> None:
     torch.testing.assert_close(one.gradient, other.gradient)
 
 
+def test_latents_are_updated_in_inference_mode_as_without() -> None:
+    def run() -> Tensor:
+        update = update_of(rule=descend(step_size=1.0))
+        return latents_of(run_with_latent_update(model(), PROMPT, update, **settings()))
+
+    with torch.inference_mode():
+        found = run()
+    assert torch.equal(found, run())
+
+
 def test_active_hooks_are_paused_and_come_back() -> None:
     """Hooks of the caller see the run's own evaluations and no others."""
     seen: list[tuple[int, int]] = []

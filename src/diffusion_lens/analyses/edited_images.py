@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+import inspect
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,10 +119,12 @@ def edited_run(
         source: The source prompt, or a `Run` of one.
         targets: The target prompts.
         seed: Noise of all rows.
-        settings: Arguments of the pipeline's own call; `latents` of one row serve all.
+        settings: Arguments of the pipeline's own call; `latents` of one row serve all, and so does
+            one negative prompt.
 
     Raises:
-        RunError: If there are several sources, several seeds or images of a prompt, or no target.
+        RunError: If there are several sources, several seeds or images of a prompt, a generator, no
+            target, or latents of another number of rows.
     """
     if not isinstance(source, str | Run):
         raise RunError(
@@ -135,6 +139,11 @@ def edited_run(
             f"source and targets share one noise: give one seed, got seed={run.seed!r}; call the "
             "analysis for each seed"
         )
+    if run.settings.get("generator") is not None:
+        raise RunError(
+            "source and targets share one noise, of which a generator gives every row its own: "
+            f"leave generator= out and give seed={run.seed}, or latents= of one row"
+        )
     if run.images_per_prompt != 1:
         raise RunError(
             f"an edit makes one image of each prompt, {run.images_per_prompt} were asked for; call "
@@ -144,27 +153,76 @@ def edited_run(
     if not listed:
         raise RunError("an edit needs a target prompt, none was given")
     run = run.with_(prompt=(run.prompts[0], *listed))
-    latents = run.settings.get("latents")
-    if isinstance(latents, Tensor) and len(latents) == 1:
-        rows = latents.expand(1 + len(listed), *latents.shape[1:])
-        run = run.with_(latents=rows.clone())
-    return run
+    return run.with_(**_for_every_row(run.settings, 1 + len(listed)))
+
+
+def _for_every_row(settings: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    """Those settings that one row gave for all, row by row."""
+    changed: dict[str, Any] = {}
+    latents = settings.get("latents")
+    if isinstance(latents, Tensor):
+        if len(latents) not in (1, rows):
+            raise RunError(
+                f"latents= has {len(latents)} rows for {rows} prompts, the source's and the "
+                "targets'; give one row for all, or one for each"
+            )
+        changed["latents"] = latents.expand(rows, *latents.shape[1:]).clone()
+    for name, value in settings.items():
+        listed = [value] if isinstance(value, str) else value
+        if name.startswith("negative_prompt") and isinstance(listed, list) and len(listed) == 1:
+            changed[name] = listed * rows
+    return changed
+
+
+def rows_of(run: Run, start: int, stop: int) -> Run:
+    """Some rows of a run made by `edited_run`, as a run."""
+    prompts = run.prompts
+    changes: dict[str, Any] = {"prompt": tuple(prompts[start:stop])}
+    for name, value in run.settings.items():
+        if name == "latents" and isinstance(value, Tensor):
+            changes[name] = value[start:stop].clone()
+        elif "prompt" in name and isinstance(value, list | tuple) and len(value) == len(prompts):
+            changes[name] = list(value[start:stop])
+    return run.with_(**changes)
 
 
 def inference_steps(model: HookedDiffusion, run: Run) -> int:
-    """How many steps the run asks its pipeline for.
+    """How many steps the run makes, in which shares are counted.
+
+    Schedulers that evaluate twice for a step, such as Heun's, make two of each but the last;
+    image-to-image begins within the schedule. PNDM's one more, its first timestep repeated, is not
+    counted, as in the released code of Prompt-to-Prompt.
 
     Args:
         model: The model.
         run: The run.
     """
-    for name in ("timesteps", "sigmas"):
+    pipe: Any = model.pipe
+    known = call_settings(pipe)
+    count = int(run.settings.get("num_inference_steps") or known["num_inference_steps"])
+    for name in ("sigmas", "timesteps"):
         if run.settings.get(name) is not None:
-            return len(run.settings[name])
-    given = run.settings.get("num_inference_steps")
-    if given is not None:
-        return int(given)
-    return int(call_settings(model.pipe)["num_inference_steps"])
+            count = len(run.settings[name])
+    if "strength" in known and hasattr(pipe, "get_timesteps"):
+        count = _steps_left(pipe, count, run.settings.get("strength", known["strength"]))
+    order = getattr(pipe.scheduler, "order", 1)
+    return max(1, count * order - (order - 1))
+
+
+def _steps_left(pipe: Any, count: int, strength: float) -> int:
+    """How many steps of an image-to-image pipeline's schedule are made: each rounds by itself."""
+    pipe = copy.copy(pipe)
+    pipe.scheduler = copy.deepcopy(pipe.scheduler)  # which is told where the run begins
+    wanted = inspect.signature(pipe.get_timesteps).parameters
+    given = {
+        "num_inference_steps": count,
+        "strength": strength,
+        "device": "cpu",
+        "timesteps": pipe.scheduler.timesteps,
+        "sigmas": getattr(pipe.scheduler, "sigmas", None),
+    }
+    found = pipe.get_timesteps(**{name: given[name] for name in wanted if name in given})
+    return int(found[-1])
 
 
 def edited_images(out: Output, *, method: str, citation: str, **more: Any) -> EditedImages:

@@ -122,8 +122,9 @@ def invert(
         The noise, and the errors of the round trip.
 
     Raises:
-        RunError: If the image is too small, or there are several prompts.
-        UnsupportedModelError: If the scheduler is neither.
+        RunError: If the image is too small, there are several prompts, or the scheduler's settings
+            lead to values that are no numbers.
+        UnsupportedModelError: If the scheduler is neither, or its steps cannot be undone.
 
     Source: arXiv 2010.02502, section 4.3, by `DDIMInverseScheduler`. Differs: the iteration for
     flows is ours.
@@ -134,6 +135,7 @@ def invert(
     image = fitted(model, image, **{side: run.settings.get(side) for side in ("height", "width")})
     run = run.with_(height=image.height, width=image.width)
     scheduler = type(model.pipe.scheduler).__name__  # type: ignore[union-attr]
+    _refuse_schedule(model)
     clean = model.encode_image(image)
     if scheduler == "DDIMScheduler":
         noise = _by_inverse_scheduler(model, run, clean)
@@ -146,7 +148,49 @@ def invert(
             "scheduler = DDIMScheduler.from_config(model.pipe.scheduler.config)`, and keep it for "
             "the edits"
         )
+    _refuse_no_numbers(model, noise, "its noise")
     return _round_trip(model, run, image, clean, noise)
+
+
+def _refuse_schedule(model: HookedDiffusion) -> None:
+    """Refuse schedules of the right class whose steps cannot be undone.
+
+    Raises:
+        UnsupportedModelError: If this is one.
+    """
+    scheduler: Any = model.pipe.scheduler  # type: ignore[union-attr]
+    name, config = type(scheduler).__name__, scheduler.config
+    if name == "DDIMScheduler" and config.timestep_spacing not in ("leading", "trailing"):
+        raise UnsupportedModelError(
+            "diffusers' DDIMInverseScheduler undoes timesteps that are spaced 'leading' or "
+            f"'trailing', {model.name} has timestep_spacing={config.timestep_spacing!r}; set "
+            "`model.pipe.scheduler = DDIMScheduler.from_config(model.pipe.scheduler.config, "
+            "timestep_spacing='leading')`"
+        )
+    if config.get("stochastic_sampling"):
+        raise UnsupportedModelError(
+            f"{model.name} has a {name} with stochastic_sampling=True, whose steps draw noise and "
+            "cannot be undone; set one that is made with `from_config(..., "
+            "stochastic_sampling=False)`"
+        )
+
+
+def _refuse_no_numbers(model: HookedDiffusion, latents: Tensor, what: str) -> None:
+    """Refuse an inversion that divided by nothing or overflowed.
+
+    Raises:
+        RunError: If it did.
+    """
+    if latents.isfinite().all():
+        return
+    config = model.pipe.scheduler.config  # type: ignore[union-attr]
+    names = ("prediction_type", "set_alpha_to_one", "rescale_betas_zero_snr")
+    said = "".join(f", {name}={config[name]!r}" for name in names if name in config)
+    raise RunError(
+        f"the inversion failed: {what} has values that are no numbers ({latents.dtype}{said}). "
+        "prediction_type='sample' needs set_alpha_to_one=False, rescale_betas_zero_snr=True needs "
+        "prediction_type='v_prediction'; half precision overflows: load the model in float32"
+    )
 
 
 def _by_inverse_scheduler(model: HookedDiffusion, run: Run, clean: Tensor) -> Tensor:
@@ -180,6 +224,7 @@ def _round_trip(
 ) -> Inversion:
     again = model(run.with_(latents=noise, output_type="latent"))
     assert again.latents is not None
+    _refuse_no_numbers(model, again.latents, "what is drawn from its noise")
     height, width = image.height, image.width
     drawn = model.decode_latents(again.latents, height=height, width=width)[0]
     decoded = model.decode_latents(clean, height=height, width=width)[0]

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from diffusion_lens import HookedDiffusion, Output, Run, Site
-from diffusion_lens.analyses.edited_images import EditedImages, edited_images
+from diffusion_lens.analyses.edited_images import EditedImages, edited_images, rows_of
 from diffusion_lens.errors import RunError, UnsupportedModelError, listing
 from diffusion_lens.interventions.reference import Reference, beside
 
@@ -42,9 +41,9 @@ def run_with_reference(
         out = model.run_with_hooks(run, fwd_hooks=beside(sites))
         return edited_images(out, method=method, citation=citation, **about)
     reference = Reference(None if record is True else record)
-    source = model.run_with_hooks(_rows(run, 0, 1), fwd_hooks=reference.recording(sites))
+    source = model.run_with_hooks(rows_of(run, 0, 1), fwd_hooks=reference.recording(sites))
     targets = model.run_with_hooks(
-        _rows(run, 1, len(run.prompts)), fwd_hooks=reference.injecting(sites)
+        rows_of(run, 1, len(run.prompts)), fwd_hooks=reference.injecting(sites)
     )
     assert source.latents is not None
     assert targets.latents is not None
@@ -86,18 +85,6 @@ def blocks_of(model: HookedDiffusion, blocks: Iterable[int], names: Sequence[str
             "it has"
         )
     return found
-
-
-def _rows(run: Run, start: int, stop: int) -> Run:
-    """Some rows of a run as a run."""
-    latents = run.settings.get("latents")
-    negative = run.settings.get("negative_prompt")
-    changes: dict[str, Any] = {"prompt": tuple(run.prompts[start:stop])}
-    if isinstance(latents, Tensor):
-        changes["latents"] = latents[start:stop].clone()
-    if isinstance(negative, list | tuple):
-        changes["negative_prompt"] = list(negative[start:stop])
-    return run.with_(**changes)
 
 
 def _joined(source: Output, targets: Output) -> Any:

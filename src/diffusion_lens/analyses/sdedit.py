@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from diffusion_lens import HookedDiffusion, Run
-from diffusion_lens.analyses.edited_images import EditedImages, edited_run
+from diffusion_lens.analyses.edited_images import EditedImages, edited_run, rows_of
 from diffusion_lens.authoring import DEFAULT_SEED, call_settings, fitted
 from diffusion_lens.border import Between, PipelineSetting, public
 from diffusion_lens.errors import RunError, UnsupportedModelError
@@ -50,7 +50,8 @@ def sdedit(
         The source image, then one for each target.
 
     Raises:
-        RunError: If several sources or seeds are given, or the image is too small.
+        RunError: If several sources or seeds are given, or the image is too small or has other
+            channels than the model takes.
         UnsupportedModelError: If there is no image-to-image pipeline.
 
     Source: arXiv 2108.01073, section 3; noised latents as in diffusers' image-to-image pipelines.
@@ -62,19 +63,17 @@ def sdedit(
         sides = {side: run.settings.get(side) for side in ("height", "width")}
         image = fitted(model, source, **sides)
     else:
-        given = {**run.settings, "output_type": "pil"}
-        latents = given.pop("latents", None)
-        given |= {} if latents is None else {"latents": latents[:1].clone()}
-        image = model(run.prompts[0], seed=run.seed, **given).image
+        image = model(rows_of(run, 0, 1).with_(output_type="pil")).image
     redraw = _image_to_image(model)
+    encoded = model.encode_image(image)  # which refuses what the pipeline would fail at
     prompts = run.prompts[1:]
     drop = ("latents", "height", "width")
-    given = {key: value for key, value in run.settings.items() if key not in drop}
+    edits = rows_of(run, 1, len(run.prompts)).settings
+    given = {key: value for key, value in edits.items() if key not in drop}
     taken = {"height", "width"}.intersection(_parameters(redraw))
     given |= {side: getattr(image, side) for side in taken}
     out = redraw(prompts, seed=run.seed, image=[image] * len(prompts), strength=strength, **given)
     assert out.latents is not None
-    encoded = model.encode_image(image)
     return EditedImages(
         source=run.prompts[0],
         targets=tuple(prompts),

@@ -16,7 +16,7 @@ from diffusion_lens.analyses.reference_run import blocks_of, run_with_reference
 from diffusion_lens.analyses.saving import Saved
 from diffusion_lens.authoring import DEFAULT_SEED
 from diffusion_lens.border import Amount, PipelineSetting, public
-from diffusion_lens.errors import ResultError, UnsupportedModelError
+from diffusion_lens.errors import ResultError, RunError, UnsupportedModelError
 from diffusion_lens.interventions import bypass_block
 from diffusion_lens.showing.one_line import counted, one_line, short
 
@@ -116,11 +116,17 @@ def vital_blocks(
 
     Raises:
         ResultError: If the distance does not give one number for each image.
+        RunError: If the run makes no images.
 
     Source: arXiv 2411.14430, section 3.1. Differs: the default distance is ours.
     """
     run = Run.of(prompts, seed=seed, settings=settings)
     plain = model(run)
+    if plain.images is None:
+        raise RunError(
+            "vital_blocks compares images, and this run made latents or a video; leave output_type "
+            "out, with a model that makes images"
+        )
     measure = pixel_distance if distance is None else distance
     rows = []
     for block in range(model.n_blocks):

@@ -129,7 +129,6 @@ class PatternGradient:
             RunError: If the loss is no scalar tensor.
         """
         reader = _Reader()
-        given = latents.detach().clone().requires_grad_()
         scheduler: Any = self.model.pipe.scheduler  # type: ignore[union-attr]
         lengths: list[int] = []
 
@@ -147,6 +146,7 @@ class PatternGradient:
             _checkpointed(self.model.denoiser, self.checkpoint),
             self.model.hooks([(site, reader) for site in self.sites]),
         ):
+            given = latents.detach().clone().requires_grad_()
             self.model.denoise(given, prompt=self.run, step=step, grad=True)
             loss = _scalar(self.loss(reader.seen), self.loss)
             reader.open = False

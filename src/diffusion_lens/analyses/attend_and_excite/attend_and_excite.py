@@ -26,6 +26,7 @@ from diffusion_lens.analyses.attend_and_excite.rule import THRESHOLDS, Excite, S
 from diffusion_lens.analyses.concept_steering import refuse_other_heads
 from diffusion_lens.analyses.head_relevance import HeadRelevance
 from diffusion_lens.analyses.prompt_to_prompt.word_maps import map_sites
+from diffusion_lens.analyses.prompt_to_prompt.words import refuse_other_texts
 from diffusion_lens.authoring import DEFAULT_SEED, PromptTokens
 from diffusion_lens.border import (
     Count,
@@ -144,7 +145,7 @@ def attend_and_excite(
         Image, latents, and the loss before every move.
 
     Raises:
-        WordError: If a word is not in the prompt.
+        WordError: If a word is not in the prompt, or its token is not among those that compete.
         RunError: If there are several prompts, or a resolution, step or choice is none.
         ConceptError: If a concept is unknown, or one of `relevance` and `concepts` is missing.
         UnsupportedModelError: If the image reads no text by attention, or is a video.
@@ -154,6 +155,7 @@ def attend_and_excite(
     """
     run = _one_prompt(prompt, seed, settings)
     sites = _sites(model, resolution, relevance)
+    refuse_other_texts(model, run)
     tokens = model.prompt_tokens(run.prompts[0], run=run)
     subjects = _subjects(run.prompts[0], tokens, words)
     refuse_unknown("competing", competing, COMPETING, error=RunError)

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from diffusion_lens import HookContext
 from diffusion_lens.authoring import as_factors
-from diffusion_lens.errors import RunError, UnsupportedModelError
+from diffusion_lens.errors import RunError, UnsupportedModelError, WordError
 from diffusion_lens.interventions.pattern_gradient import Activations
 
 SHARPNESS = 100.0
@@ -156,10 +156,19 @@ def token_maxima(
         columns: Which tokens compete in the softmax of 100 times the maps.
         smooth: Standard deviation of a Gaussian of 3 x 3 positions that is put over the maps first;
             None for none.
+
+    Raises:
+        WordError: If a token is not among those that compete.
     """
     found = []
     for attention, token in zip(maps, tokens, strict=True):
         shares = (SHARPNESS * attention[columns.first : columns.last]).softmax(0)
+        if not 0 <= token - columns.first < len(shares):
+            raise WordError(
+                f"token {token} has no share in the softmax, which is over the tokens "
+                f"{columns.first} to {columns.first + len(shares) - 1} of the text stream: name "
+                "a word of the prompt, or let others compete (competing=)"
+            )
         chosen = shares[token - columns.first]
         if smooth is not None:
             chosen = blur(chosen, (3, 3), (smooth, smooth))

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from diffusion_lens import HookContext
+from diffusion_lens.authoring import as_tensor
 from diffusion_lens.border import public
 
 VALUES = ("entropy", "distance", "text", "image", "own")
@@ -49,7 +50,7 @@ def pattern_distance(
     """
     axes = [torch.arange(size, dtype=pattern.dtype, device=pattern.device) for size in grid]
     places = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(grid))[:, -2:]
-    distances = torch.cdist(places[list(queries)], places)
+    distances = torch.cdist(places[as_tensor(tuple(queries), pattern)], places)
     diagonal = max(math.hypot(grid[-2] - 1, grid[-1] - 1), 1.0)
     mean = (pattern * distances).sum(-1) / pattern.sum(-1).clamp_min(1e-30)
     return mean.mean(-1) / diagonal
@@ -70,7 +71,7 @@ class PatternStatistics:
     def __init__(self, every: Mapping[int, int], positions: Sequence[int] | None) -> None:
         """Start from nothing."""
         self.every = every
-        self.positions = None if positions is None else list(positions)
+        self.positions = None if positions is None else tuple(positions)
         self.found: dict[tuple[int, int], dict[str, Tensor]] = {}
         self.heads: dict[int, tuple[int, ...]] = {}
 
@@ -81,14 +82,15 @@ class PatternStatistics:
         assert hook.heads is not None
         pattern, grid = activation.detach(), hook.grid
         count = math.prod(grid)
-        asking = list(range(0, count, self.every[hook.layer()]))
+        asking = range(0, count, self.every[hook.layer()])
         pattern = pattern[:, :, : len(asking)]  # reference images follow the grid
         values = {"entropy": pattern_entropy(pattern)}
         if "txt" in hook.streams:
             text = pattern[..., hook.streams["txt"]]
             values["text"] = text.sum(-1).mean(-1)
-            kept = text if self.positions is None else text[..., self.positions]
-            values["mass"] = kept.mean(-2)
+            if self.positions is not None:
+                text = text.index_select(-1, as_tensor(self.positions, text))
+            values["mass"] = text.mean(-2)
         if "img" in hook.streams:
             image = pattern[..., hook.streams["img"]]
             rows = torch.arange(len(asking), device=pattern.device)

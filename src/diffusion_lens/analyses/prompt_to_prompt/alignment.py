@@ -107,7 +107,8 @@ def replacement(source: Sequence[Tokens], target: Sequence[Tokens], length: int)
     A changed word's tokens are matched one to one where there are as many, else each of the
     source's gives an equal share to each of the target's. Tokens between changed words are matched
     in sequence. Behind the last changed word token `j` stands for token `j`, as in the released
-    code, even where the counts differ and the rest of the prompts is shifted.
+    code, even where the counts differ and the rest of the prompts is shifted. Differs: where the
+    source has more tokens, the released code leaves as many of the last columns empty.
 
     Args:
         source: The tokens of the source's changed words, in order.

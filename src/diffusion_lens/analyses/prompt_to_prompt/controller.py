@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from diffusion_lens import HookContext
 from diffusion_lens.analyses.prompt_to_prompt.alignment import Alignment
+from diffusion_lens.authoring import as_factors
 from diffusion_lens.errors import RunError
 
 
@@ -30,6 +32,15 @@ class TextEdit:
     equaliser: Float[Tensor, "target token"]
     scaled: Float[Tensor, "target token"]
 
+    def to(self, pattern: Tensor) -> TextEdit:
+        """The same beside a pattern and in its precision."""
+        alignments = [
+            replace(one, mapper=one.mapper.to(pattern), own=one.own.to(pattern))
+            for one in self.alignments
+        ]
+        rest = (self.alpha, self.equaliser, self.scaled)
+        return TextEdit(alignments, *(one.to(pattern) for one in rest))
+
 
 @dataclass(frozen=True)
 class EditCrossAttention:
@@ -47,32 +58,40 @@ class EditCrossAttention:
     edit: str
     plan: Callable[[int], TextEdit] = field(repr=False)
     factors: Sequence[Mapping[tuple[int, int], float]] = field(default=(), repr=False)
+    placed: dict[Any, TextEdit] = field(default_factory=dict, repr=False, compare=False)
 
     def __call__(
         self, pattern: Float[Tensor, "row head query token"], hook: HookContext
     ) -> Float[Tensor, "row head query token"] | None:
         """Every target row edited, the source row as it is."""
-        plan = self.plan(pattern.shape[-1])
+        plan = self._placed(pattern)
         if hook.step >= len(plan.alpha):
             return None
         source, rows = pattern[0], [pattern[:1]]
         for number, alignment in enumerate(plan.alignments):
-            alpha = plan.alpha[hook.step, number].to(pattern)
-            target = pattern[number + 1]
-            mapper, own = alignment.mapper.to(pattern), alignment.own.to(pattern)
+            alpha, target = plan.alpha[hook.step, number], pattern[number + 1]
+            mapper, own = alignment.mapper, alignment.own
             if self.factors:
-                scaled = plan.scaled[number].to(pattern)
+                scaled = plan.scaled[number]
                 mapper, own = mapper * (1 - scaled), own * (1 - scaled)
-                own = own + scaled * self._factors(number, hook).to(pattern)[:, None, None]
-            edited = (source @ mapper + target * own) * plan.equaliser[number].to(pattern)
+                own = own + scaled * self._factors(number, hook, pattern)[:, None, None]
+            edited = (source @ mapper + target * own) * plan.equaliser[number]
             rows.append((edited * alpha + target * (1 - alpha))[None])
         return torch.cat(rows)
 
-    def _factors(self, number: int, hook: HookContext) -> Float[Tensor, " head"]:
+    def _placed(self, pattern: Tensor) -> TextEdit:
+        # Kept: a copy to an accelerator at every firing would wait for it.
+        key = (pattern.shape[-1], pattern.device, pattern.dtype)
+        if key not in self.placed:
+            self.placed[key] = self.plan(pattern.shape[-1]).to(pattern)
+        return self.placed[key]
+
+    def _factors(self, number: int, hook: HookContext, pattern: Tensor) -> Float[Tensor, " head"]:
         block, heads = hook.block, hook.heads
         assert block is not None
         assert heads is not None
-        return torch.tensor([self.factors[number].get((block, head), 1.0) for head in heads])
+        factors = tuple(self.factors[number].get((block, head), 1.0) for head in heads)
+        return as_factors(factors, pattern)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,12 @@ from diffusion_lens.analyses.prompt_to_prompt.word_maps import (
     blend_words,
     map_sites,
 )
-from diffusion_lens.analyses.prompt_to_prompt.words import align, tokens_of, word_columns
+from diffusion_lens.analyses.prompt_to_prompt.words import (
+    align,
+    refuse_other_texts,
+    tokens_of,
+    word_columns,
+)
 from diffusion_lens.authoring import DEFAULT_SEED
 from diffusion_lens.border import Count, Fraction, Number, PipelineSetting, public
 from diffusion_lens.errors import ConceptError, RunError, UnsupportedModelError
@@ -114,6 +119,7 @@ def prompt_to_prompt(
             f"in {model.name} no image position attends to text, so that there is nothing to edit; "
             "`masactrl` and `sdedit` edit without"
         )
+    refuse_other_texts(model, run)
     steps = inference_steps(model, run)
     hooks = _cross_hooks(
         model,

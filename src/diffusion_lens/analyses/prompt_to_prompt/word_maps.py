@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from diffusion_lens import HookContext, HookedDiffusion, Site
+from diffusion_lens.authoring import as_tensor
 from diffusion_lens.border import Fraction, Index, public
 from diffusion_lens.errors import RunError, UnsupportedModelError
 
@@ -57,7 +58,7 @@ class WordMaps:
     def __call__(self, pattern: Float[Tensor, "row head query token"], hook: HookContext) -> None:
         """Add this block's heads."""
         rows = [
-            one[..., list(some)].sum((0, -1))
+            one.index_select(-1, as_tensor(tuple(some), one)).sum((0, -1))
             for one, some in zip(pattern, self.tokens, strict=True)
         ]
         found = torch.stack(rows).detach().float().unflatten(-1, hook.grid)

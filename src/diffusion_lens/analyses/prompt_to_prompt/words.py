@@ -121,6 +121,21 @@ def _refuse_framed(
         )
 
 
+def refuse_other_texts(model: HookedDiffusion, run: Run) -> None:
+    """Refuse a run whose text stream holds other texts than its prompts.
+
+    Raises:
+        RunError: If a tokenizer is given its own.
+    """
+    names = [part.prompt for part in model.spec.text_parts if part.prompt]
+    said = [name for name in names if run.settings.get(name) is not None]
+    if said:
+        raise RunError(
+            f"{said[0]}= gives {model.name} a second text, in which words would have to be named, "
+            "too; leave it out, so that every tokenizer reads the prompt"
+        )
+
+
 def tokens_of(model: HookedDiffusion, run: Run, prompts: Sequence[str]) -> list[PromptTokens]:
     """The tokens of prompts, as many as the run keeps."""
     return [model.prompt_tokens(prompt, run=run) for prompt in prompts]
