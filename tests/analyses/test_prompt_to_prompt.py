@@ -67,7 +67,7 @@ def test_two_replaced_words_with_tokens_between() -> None:
     expected[1, 1] = expected[2, 1] = 1  # both of the source's tokens, each with the whole share
     expected[3, 2] = 1
     expected[4, 3] = 1
-    expected[4, 4] = expected[5, 5] = 1
+    expected[4, 4] = 1  # and the last column empty: the released code runs out of source tokens
     assert torch.equal(found.mapper, expected)
 
 

@@ -106,9 +106,9 @@ def replacement(source: Sequence[Tokens], target: Sequence[Tokens], length: int)
 
     A changed word's tokens are matched one to one where there are as many, else each of the
     source's gives an equal share to each of the target's. Tokens between changed words are matched
-    in sequence. Behind the last changed word token `j` stands for token `j`, as in the released
-    code, even where the counts differ and the rest of the prompts is shifted. Differs: where the
-    source has more tokens, the released code leaves as many of the last columns empty.
+    in sequence. All as in the released code: behind the last changed word token `j` stands for
+    token `j`, even where the counts differ and the rest of the prompts is shifted; where the source
+    has more tokens, as many of the last columns stay empty.
 
     Args:
         source: The tokens of the source's changed words, in order.
@@ -127,7 +127,7 @@ def replacement(source: Sequence[Tokens], target: Sequence[Tokens], length: int)
             for token in theirs:
                 mapper[list(ours), token] = 1 / len(theirs)
         i, j = i + len(ours), j + len(theirs)
-    tail = torch.arange(j, length)
+    tail = torch.arange(j, length - max(0, i - j))
     mapper[tail, tail] = 1
     edited = tuple(token for word in target for token in word)
     replaced = tuple(token for word in source for token in word)
