@@ -392,6 +392,19 @@ class ConceptEntry:
 
 
 @dataclass(frozen=True)
+class Aside:
+    """What an argument of the denoiser makes of an evaluation: a prediction beside the branches.
+
+    Attributes:
+        branch: What the branch of such an evaluation is called.
+        left_out: Paths inside a block of the modules that do not run in it.
+    """
+
+    branch: str
+    left_out: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class DenoiserSpec:
     """One family of denoisers.
 
@@ -437,6 +450,8 @@ class DenoiserSpec:
         withheld: Full names of hook points that are not offered, with the reason: those of a
             provisional description at which the contract failed.
         batch_second: Arguments of the denoiser whose second axis is the batch, not the first.
+        asides: For each argument of the denoiser with which it makes a prediction of another kind,
+            where it is given and not false, what that is.
         refused: Arguments of the denoiser with which its evaluations are not described, with what
             to say and what to do in their place.
     """
@@ -472,3 +487,4 @@ class DenoiserSpec:
     withheld: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
     batch_second: tuple[str, ...] = ()
+    asides: Mapping[str, Aside] = field(default_factory=dict)

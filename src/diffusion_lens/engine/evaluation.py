@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from diffusion_lens.engine.branches import asides
 from diffusion_lens.engine.noise import NoiseLevel, noise_level
 from diffusion_lens.engine.prompt_blocks import classic
 from diffusion_lens.engine.run_state import SAME_PROMPT, PartPrompts, Prompts, RunState
@@ -25,6 +26,7 @@ class Evaluation:
 
     Attributes:
         changed: Paths of the modules that a guider changed for it.
+        beside: What its arguments make of it beside the family's branches, by argument.
     """
 
     def __init__(self, tracker: StepTracker, run: RunState, arguments: Mapping[str, Any]) -> None:
@@ -42,6 +44,7 @@ class Evaluation:
         self.step = run.step
         self.arguments = arguments
         self.changed = () if run.prepared is None else run.prepared.changed
+        self.beside = asides(self.spec, arguments)
         self.batch = len(arguments[self.spec.latents])
         self.rows = tracker.branch_rows(run, arguments, self.batch)
         self._scheduled = tracker.scheduled(run, arguments.get(self.spec.timestep))
