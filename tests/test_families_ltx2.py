@@ -239,6 +239,27 @@ def test_prompts_of_one_batch_have_their_words_in_front_each() -> None:
 
 
 @slow
+def test_words_of_prompts_with_each_others_masks_are_refused() -> None:
+    made = tiny_video("ltx2")
+    longer, more = f"{PROMPT} and a small bird", OFF | {"num_videos_per_prompt": 2}
+    alone = once(made, prompt=PROMPT, **OFF)["encoder_hidden_states"][0]
+    given: dict[str, Any] = {"prompt": [PROMPT, longer], "negative_prompt": [NEGATIVE] * 2}
+    rows = once(made, **given, **more)["encoder_hidden_states"]
+    assert [torch.allclose(row, alone) for row in rows] == [True, False, False, False]
+    settings = made.settings | more | given | {"seed": [0, 1, 2, 3]}
+    model, found = HookedDiffusion(made.pipe), []
+    hook = (Site("hook_text_emb", branch="cond"), lambda _value, hook: found.append(hook.words))
+    site = Site("blocks.0.cross_attn.hook_pattern", key=("txt", "cat"), branch="cond")
+    with pytest.raises(WordError, match="each other's masks"):
+        model.run_with_hooks(**settings, fwd_hooks=[(site, lambda value, hook: None)])
+    model.run_with_hooks(**settings, fwd_hooks=[hook])
+    assert found == [{}] * 3
+    settings["prompt"] = [PROMPT, PROMPT.replace("cat", "dog")]
+    model.run_with_hooks(**settings, fwd_hooks=[hook])
+    assert found[3]["red"] == (2,)
+
+
+@slow
 def test_words_behind_padding_that_stays_are_refused() -> None:
     from tests.tiny_videos import ltx2
 

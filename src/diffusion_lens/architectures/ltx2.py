@@ -153,7 +153,7 @@ LTX2 = replace(
     further={SOUND: "audio_hidden_states", WORDS: "audio_encoder_hidden_states"},
     default_grid=forms.native(16, 16, 24),
     # Connectors bring the tokens to the front, whatever the padding, and fill up with registers.
-    text_parts=(TextPart("tokenizer", template=_prompt, padded=False),),
+    text_parts=(TextPart("tokenizer", template=_prompt, padded=False, misrepeated=True),),
     text_tokens=1024,
     asides={
         # Nothing is perturbed: only blocks with `perturbed_attn` hand it on to their attention.

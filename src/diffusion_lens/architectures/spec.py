@@ -345,6 +345,9 @@ class TextPart:
             that give others cannot be told.
         cut: How the pipeline cuts a prompt that is too long, where it does not keep just the tokens
             up to the limit, so that words of such a prompt cannot be told.
+        misrepeated: Whether prompts that are drawn several times each get each other's masks
+            (diffusers 0.42.1), which decide where words lie: they can be told where all prompts of
+            a batch are as long.
         untold: Why words cannot be told in any run; empty where they can.
     """
 
@@ -362,6 +365,7 @@ class TextPart:
     negative: TextPart | None = None
     assumed: tuple[str, ...] = ()
     cut: str = ""
+    misrepeated: bool = False
     untold: str = ""
 
 
