@@ -26,6 +26,7 @@ from tests.tiny_videos.families import TINY_VIDEOS, tiny_video
 PROMPT, OTHER = "a red cat on the glass table", "a red dog on the glass table"
 FAST = ("qwen_image",)
 SLOW = ("flux2", "z_image", "krea2", "chroma", "pixart", "wan", "ltx_video", "hunyuan_video")
+SLOW += ("ltx2",)
 GIVEN_AN_IMAGE = ("wan_i2v", "wan_ti2v_image", "wan_animate", "chrono_edit", "consisid")
 
 
@@ -42,6 +43,7 @@ POOLED = {"hidream": "_get_clip_prompt_embeds", "kandinsky5": "_encode_prompt_cl
 
 REFUSED = {
     "ideogram4": "predictions of Ideogram4Transformer2DModel have 84 tokens, its latents 24",
+    "ltx2": "LTX2VideoTransformer3DModel has further latents that single evaluations lack",
 }
 """Why patching at the last residual is refused."""
 
@@ -200,7 +202,7 @@ def test_patches_of_single_steps_are_those_of_plain_hooks(name: str) -> None:
         torch.testing.assert_close(effect.float(), expected, rtol=2e-2, atol=2e-3)
 
 
-@pytest.mark.parametrize("name", SWEPT)
+@pytest.mark.parametrize("name", [*SWEPT, *_marked(["ltx2"])])
 def test_patches_and_ablations_of_whole_runs_are_those_of_plain_hooks(name: str) -> None:
     """In a window of one step, with runs that branch off there, and at every step."""
     model, site = shared(name), "blocks.0.img.hook_attn_out"

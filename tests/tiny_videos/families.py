@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from tests.tiny_videos import hunyuan, kandinsky, others, wan
+from tests.tiny_videos import hunyuan, kandinsky, ltx2, others, wan
 from tests.tiny_videos.settings import TinyVideo
 
 TINY_VIDEOS: dict[str, Callable[[], TinyVideo]] = {
@@ -35,6 +35,7 @@ TINY_VIDEOS: dict[str, Callable[[], TinyVideo]] = {
     "allegro": others.allegro,
     "kandinsky5": kandinsky.kandinsky5,
     "motif_video": others.motif_video,
+    "ltx2": ltx2.ltx2,
 }
 """What makes the tiny pipeline of each family that has one denoiser."""
 

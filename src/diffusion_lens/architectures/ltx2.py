@@ -8,6 +8,7 @@ from typing import Any
 from diffusion_lens.architectures import forms
 from diffusion_lens.architectures.ltx import LTX_VIDEO
 from diffusion_lens.architectures.spec import (
+    Aside,
     Attention,
     BlockSpec,
     Gate,
@@ -17,7 +18,7 @@ from diffusion_lens.architectures.spec import (
     Stream,
     TextPart,
 )
-from diffusion_lens.errors import UnsupportedModelError
+from diffusion_lens.errors import UnsupportedModelError, WordError
 
 SOUND = "audio"
 WORDS = "audio_txt"
@@ -118,6 +119,31 @@ def block(module: Any) -> BlockSpec:
     )
 
 
+def _prompt(pipe: Any, prompt: str) -> str:
+    """As the tokenizer gets it.
+
+    Raises:
+        WordError: If the pipeline's connectors leave it behind the padding.
+    """
+    config = pipe.connectors.config
+    for name in ("video", "audio"):
+        if config[f"{name}_connector_num_learnable_registers"] is None:
+            raise WordError(
+                f"words cannot be told in {type(pipe).__name__}: its {name} connector has no "
+                "registers, in whose place LTX-2's takes the padding in front away; use token "
+                "indices"
+            )
+    return prompt.strip()
+
+
+ISOLATED = (
+    "audio_to_video_norm",
+    "video_to_audio_norm",
+    "audio_to_video_attn",
+    "video_to_audio_attn",
+)
+"""What does not run where video and sound are kept apart."""
+
 LTX2 = replace(
     LTX_VIDEO,
     denoiser="LTX2VideoTransformer3DModel",
@@ -126,6 +152,12 @@ LTX2 = replace(
     to_context=None,  # pipelines pass it through connectors of theirs before
     further={SOUND: "audio_hidden_states", WORDS: "audio_encoder_hidden_states"},
     default_grid=forms.native(16, 16, 24),
-    text_parts=(TextPart("tokenizer"),),
+    # Connectors bring the tokens to the front, whatever the padding, and fill up with registers.
+    text_parts=(TextPart("tokenizer", template=_prompt, padded=False, misrepeated=True),),
     text_tokens=1024,
+    asides={
+        # Nothing is perturbed: only blocks with `perturbed_attn` hand it on to their attention.
+        "spatio_temporal_guidance_blocks": Aside("perturbed"),
+        "isolate_modalities": Aside("isolated", left_out=ISOLATED),
+    },
 )

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from diffusion_lens.architectures.spec import (
+    Aside,
     Attention,
     BlockSpec,
     ConceptEntry,
@@ -111,4 +112,5 @@ SD3 = DenoiserSpec(
     text_tokens=77 + 256,
     text_ends_in_last_block=True,
     concepts=ConceptEntry(pooled_argument="pooled_projection"),
+    asides={"skip_layers": Aside("skip")},
 )

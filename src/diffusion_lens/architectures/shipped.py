@@ -79,6 +79,7 @@ RUN = (
     WAN_ANIMATE,
     MOTIF_VIDEO,
     HUNYUAN_DIT,
+    LTX2,
 )
 """Those whose description is compared with runs of their pipelines."""
 
@@ -87,7 +88,6 @@ READ = (
     (GLM_IMAGE, "its text is the glyphs of quoted words alone, and a language model draws tokens"),
     (JOY_IMAGE_EDIT, _PICTURES),
     (JOY_IMAGE_EDIT_PLUS, _PICTURES),
-    (LTX2, "its text passes connectors before the denoiser, and its pipeline was not run"),
 )
 """Those whose pipeline was read, and not run, with why no words are told: the denoiser's points are
 proved, what the pipeline makes of prompts is not."""

@@ -345,6 +345,9 @@ class TextPart:
             that give others cannot be told.
         cut: How the pipeline cuts a prompt that is too long, where it does not keep just the tokens
             up to the limit, so that words of such a prompt cannot be told.
+        misrepeated: Whether prompts that are drawn several times each get each other's masks
+            (diffusers 0.42.1), which decide where words lie: they can be told where all prompts of
+            a batch are as long.
         untold: Why words cannot be told in any run; empty where they can.
     """
 
@@ -362,6 +365,7 @@ class TextPart:
     negative: TextPart | None = None
     assumed: tuple[str, ...] = ()
     cut: str = ""
+    misrepeated: bool = False
     untold: str = ""
 
 
@@ -389,6 +393,19 @@ class ConceptEntry:
     modulation: str = "time_text_embed"
     pooled_argument: str | None = None
     pooled: str = "prompt"
+
+
+@dataclass(frozen=True)
+class Aside:
+    """What an argument of the denoiser makes of an evaluation: a prediction beside the branches.
+
+    Attributes:
+        branch: What the branch of such an evaluation is called.
+        left_out: Paths inside a block of the modules that do not run in it.
+    """
+
+    branch: str
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -437,6 +454,8 @@ class DenoiserSpec:
         withheld: Full names of hook points that are not offered, with the reason: those of a
             provisional description at which the contract failed.
         batch_second: Arguments of the denoiser whose second axis is the batch, not the first.
+        asides: For each argument of the denoiser with which it makes a prediction of another kind,
+            where it is given and not false, what that is.
         refused: Arguments of the denoiser with which its evaluations are not described, with what
             to say and what to do in their place.
     """
@@ -472,3 +491,4 @@ class DenoiserSpec:
     withheld: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
     batch_second: tuple[str, ...] = ()
+    asides: Mapping[str, Aside] = field(default_factory=dict)

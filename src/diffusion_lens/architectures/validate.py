@@ -58,6 +58,7 @@ def _wrong_outside(spec: DenoiserSpec, denoiser: nn.Module) -> Iterator[str]:
     fields = {"latents": spec.latents, "text": spec.text, "timestep": spec.timestep}
     fields |= {} if spec.grid_from is None else {"grid_from": spec.grid_from}
     fields |= {f"further[{stream!r}]": argument for stream, argument in spec.further.items()}
+    fields |= {f"asides[{argument!r}]": argument for argument in spec.asides}
     named = [Named(field, "", name, "argument") for field, name in fields.items()]
     for argument, module in spec.pooled.items():
         named.append(Named("pooled", "", argument, "argument"))

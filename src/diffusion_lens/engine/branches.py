@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from diffusion_lens.architectures.spec import DenoiserSpec
+from diffusion_lens.architectures.spec import Aside, DenoiserSpec
 from diffusion_lens.engine.modular import is_modular
 from diffusion_lens.engine.run_state import RunState
 from diffusion_lens.errors import EngineError, RunError
@@ -90,8 +90,9 @@ def _remedy(names: tuple[str, ...]) -> str:
 def _names(
     run: RunState, pipe: Any, spec: DenoiserSpec, arguments: Mapping[str, Any], batch: int
 ) -> tuple[str, ...]:
-    if arguments.get("skip_layers") is not None:
-        return ("skip",)
+    beside = asides(spec, arguments)
+    if beside:
+        return (_only(beside),)
     if not run.in_pipeline:
         return ("cond",)
     if run.prepared is not None:
@@ -125,6 +126,27 @@ def _names(
     if getattr(pipe, "do_perturbed_attention_guidance", False):
         names = (*names, "perturbed")
     return names
+
+
+def asides(spec: DenoiserSpec, arguments: Mapping[str, Any]) -> dict[str, Aside]:
+    """What arguments of the denoiser make of an evaluation, by argument; empty for a branch."""
+    return {name: one for name, one in spec.asides.items() if arguments.get(name)}
+
+
+def _only(beside: Mapping[str, Aside]) -> str:
+    """The branch of an evaluation that is none of the family's own.
+
+    Raises:
+        EngineError: If it is several at once.
+    """
+    names = list(dict.fromkeys(one.branch for one in beside.values()))
+    if len(names) > 1:
+        raise EngineError(
+            f"an evaluation with {' and '.join(f'{name}=' for name in beside)} is {names} at "
+            "once, which has no name, so that hooks could not tell it apart; say what its batch "
+            "holds with `model.hooks(..., branches=(…))`"
+        )
+    return names[0]
 
 
 def _without_guider(run: RunState, pipe: Any) -> tuple[str, ...]:

@@ -10,9 +10,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from diffusion_lens.engine.branches import asides
 from diffusion_lens.engine.noise import NoiseLevel, noise_level
 from diffusion_lens.engine.prompt_blocks import classic
-from diffusion_lens.engine.run_state import SAME_PROMPT, PartPrompts, Prompts, RunState
+from diffusion_lens.engine.run_state import (
+    SAME_PROMPT,
+    PartPrompts,
+    Prompts,
+    RunState,
+    images_per_prompt,
+)
 from diffusion_lens.engine.words import PromptTokens, tokenizer_of, words_of
 from diffusion_lens.errors import EngineError, WordError
 
@@ -25,6 +32,7 @@ class Evaluation:
 
     Attributes:
         changed: Paths of the modules that a guider changed for it.
+        beside: What its arguments make of it beside the family's branches, by argument.
     """
 
     def __init__(self, tracker: StepTracker, run: RunState, arguments: Mapping[str, Any]) -> None:
@@ -42,6 +50,7 @@ class Evaluation:
         self.step = run.step
         self.arguments = arguments
         self.changed = () if run.prepared is None else run.prepared.changed
+        self.beside = asides(self.spec, arguments)
         self.batch = len(arguments[self.spec.latents])
         self.rows = tracker.branch_rows(run, arguments, self.batch)
         self._scheduled = tracker.scheduled(run, arguments.get(self.spec.timestep))
@@ -178,11 +187,19 @@ class Evaluation:
         return next(iter(places.values()))
 
     def _refuse_longer_ones(self, tokens: Mapping[PartPrompts, PromptTokens]) -> None:
-        """Refuse a batch whose padding in front depends on the longest of its prompts.
+        """Refuse a batch in which the length of other prompts decides where a prompt's words lie.
 
         Raises:
             WordError: If they are not equally long.
         """
+        several = images_per_prompt(self.run.asked or {}) > 1
+        misrepeated = several and any(part.misrepeated for part in self.spec.text_parts)
+        if misrepeated and len({len(found.positions) for found in tokens.values()}) > 1:
+            raise WordError(
+                f"{type(self.tracker.pipe).__name__} draws each prompt several times, and gives "
+                "prompts of different length each other's masks then (diffusers 0.42.1), so that "
+                "words cannot be told; run these prompts one at a time"
+            )
         parts = [part for part in self.spec.text_parts if part.before is not None]
         sides = {
             getattr(tokenizer_of(self.tracker.pipe, part), "padding_side", "") for part in parts

@@ -20,7 +20,7 @@ PartPrompts = tuple[str, ...]
 Prompts = tuple[PartPrompts, ...]
 """The different prompts of a batch."""
 
-SAME_PROMPT = {"perturbed": "cond", "skip": "cond", "image": "uncond"}
+SAME_PROMPT = {"perturbed": "cond", "skip": "cond", "isolated": "cond", "image": "uncond"}
 """Branches of a guidance of their own that read the prompt of another one."""
 
 

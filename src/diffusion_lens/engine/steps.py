@@ -148,7 +148,9 @@ class StepTracker:
 
     def known_branches(self) -> tuple[str, ...]:
         """Every branch that an evaluation of this model can have."""
-        return tuple(dict.fromkeys((*self.spec.branches, *FURTHER, *(self.branches or ()))))
+        beside = (one.branch for one in self.spec.asides.values())
+        every = (*self.spec.branches, *FURTHER, *beside, *(self.branches or ()))
+        return tuple(dict.fromkeys(every))
 
     def scheduled(self, run: RunState, timestep: Any) -> tuple[float, float | None] | None:
         """Timestep and sigma of the step that is running, or None where only the device knows.

@@ -1,4 +1,4 @@
-"""Hooks in evaluations for which a guider changed the denoiser: refused where they saw nothing."""
+"""Hooks in evaluations that leave parts of the denoiser out: refused where they see nothing."""
 
 from __future__ import annotations
 
@@ -29,9 +29,11 @@ class WeakenedEvaluations:
         """Note which hooks wait for an evaluation that a guider changed the denoiser for.
 
         Raises:
-            EngineError: If streams are handed on in each other's place there.
+            EngineError: If streams are handed on in each other's place there, or a hook waits for
+                what an argument of the denoiser leaves out.
         """
         self.shown = {}
+        self._refuse_left_out(evaluation)
         if not evaluation.changed:
             return
         path = swapped_by(self.denoiser, evaluation.changed)
@@ -44,6 +46,22 @@ class WeakenedEvaluations:
             )
         waiting = (number for number, tap in enumerate(self.taps) if _waits(tap, evaluation))
         self.shown = {number: _shown(self.taps[number]) for number in waiting}
+
+    def _refuse_left_out(self, evaluation: Evaluation) -> None:
+        """Refuse hooks at modules that do not run with an argument of the denoiser.
+
+        Raises:
+            EngineError: Naming the first, and the argument.
+        """
+        for name, one in evaluation.beside.items():
+            for tap in self.taps if one.left_out else ():
+                inside = any(f".{path}." in f"{tap.point.module}." for path in one.left_out)
+                if inside and _waits(tap, evaluation):
+                    raise EngineError(
+                        f"{tap.registration!r} waits for {tap.point.name}, which does not run "
+                        f"{_when(evaluation)}, where {name}= leaves out {listing(one.left_out)} "
+                        f"of every block; {_remedy(evaluation)}, or leave these points out"
+                    )
 
     def ends(self, evaluation: Evaluation) -> None:
         """Refuse the evaluation if one of them saw nothing.
@@ -76,7 +94,11 @@ def _shown(tap: Tap) -> int:
 def _where(evaluation: Evaluation) -> str:
     prepared = evaluation.run.prepared
     guider = "a guider" if prepared is None else prepared.guider
-    return f"in branch {evaluation.rows[0][0]!r} of step {evaluation.step}, for which {guider}"
+    return f"{_when(evaluation)}, for which {guider}"
+
+
+def _when(evaluation: Evaluation) -> str:
+    return f"in branch {evaluation.rows[0][0]!r} of step {evaluation.step}"
 
 
 def _remedy(evaluation: Evaluation) -> str:

@@ -17,10 +17,11 @@ REWRITING = {
     "enable_prompt_rewrite": "",
     "caption_upsample_temperature": "",
     "prompt_upsampling": "",
+    "enable_prompt_enhancement": "",
     "use_pe": "pe",
 }
 """Settings with which a pipeline has a language model write another prompt (LongCat, Flux.2,
-Ideogram 4, ERNIE-Image), each with the model that it needs besides the text encoder."""
+Ideogram 4, ERNIE-Image, LTX-2), each with the model that it needs besides the text encoder."""
 
 PICTURES = ("image", "num_condition_images")
 """Arguments of `encode_prompt` with which images stand in the text (Qwen-Image-Edit)."""

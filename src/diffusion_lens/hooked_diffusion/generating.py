@@ -80,6 +80,7 @@ def generate(wiring: Wiring, run: Run, *, model: str, dtype: torch.dtype) -> Out
             registrations=wiring.registrations,
         ),
         frames=None if latent else frames,
+        audio=getattr(result, "audio", None),
     )
 
 

@@ -77,6 +77,8 @@ class Output:
         report: How often each hook fired and how much it changed.
         made_by: Everything that the result depended on.
         frames: The videos of a video pipeline, in place of `images`.
+        audio: The sound of these videos, with axes batch, channel, time, where a pipeline makes
+            some; for `output_type="latent"` its latents.
     """
 
     images: Any
@@ -84,6 +86,7 @@ class Output:
     report: Report
     made_by: Provenance
     frames: Any = field(default=None)
+    audio: Tensor | None = None
 
     @property
     def image(self) -> Any:

@@ -47,7 +47,17 @@ class Trajectory:
 
 @torch.no_grad()
 def follow(model: HookedDiffusion, pair: Pair) -> Trajectory:
-    """Run the clean side once, for all samples, without decoding."""
+    """Run the clean side once, for all samples, without decoding.
+
+    Raises:
+        PatchingError: If the denoiser has latents of something else beside the image's.
+    """
+    if model.spec.further:
+        raise PatchingError(
+            f"{type(model.denoiser).__name__} has further latents that single evaluations lack "
+            f"({', '.join(model.spec.further.values())}); patch whole runs with "
+            "activation_patching(mode='on-trajectory') or mode='window'"
+        )
     inputs: dict[int, Tensor] = {}
     latents: dict[int, Tensor] = {}
     times: dict[int, Tensor] = {}
