@@ -201,8 +201,10 @@ def test_what_cannot_be_excited_says_why() -> None:
         excite(resolution=5)
     with pytest.raises(RunError, match=r"competing='some' is none of"):
         excite(competing="some")
-    with pytest.raises(RunError, match=r"thresholds= names the steps \[9\], the run had 3"):
+    with pytest.raises(RunError, match=r"thresholds= names the steps \[9\], .* at most 3"):
         excite(thresholds={9: 0.5}, max_iter_to_alter=0)
+    with pytest.raises(RunError, match=r"thresholds= names the steps \[3\], .* at most 3"):
+        excite(thresholds={3: 0.5}, max_iter_to_alter=0)
     with pytest.raises(RunError, match="would never be moved"):
         excite(thresholds={}, max_iter_to_alter=0)
     with pytest.raises(ConceptError, match="go together"):

@@ -24,6 +24,7 @@ from diffusion_lens.analyses.attend_and_excite.maps import (
 from diffusion_lens.analyses.attend_and_excite.result import ExcitedImages
 from diffusion_lens.analyses.attend_and_excite.rule import THRESHOLDS, Excite, ScaleRange
 from diffusion_lens.analyses.concept_steering import refuse_other_heads
+from diffusion_lens.analyses.edited_images import inference_steps
 from diffusion_lens.analyses.head_relevance import HeadRelevance
 from diffusion_lens.analyses.prompt_to_prompt.word_maps import map_sites
 from diffusion_lens.analyses.prompt_to_prompt.words import refuse_other_texts
@@ -172,6 +173,7 @@ def attend_and_excite(
             f"max_iter_to_alter={max_iter_to_alter} and no thresholds: the latents would never be "
             "moved; give at least one step"
         )
+    _refuse_steps_beyond(rule, 1 + inference_steps(model, run))  # PNDM makes one more
     update = LatentUpdate(sites, loss, rule, checkpoint)
     out = run_with_latent_update(model, run, update)
     _refuse_steps_beyond(rule, out.made_by.steps)
@@ -298,6 +300,6 @@ def _refuse_steps_beyond(rule: Excite, steps: int) -> None:
     beyond = [step for step in rule.thresholds if step >= steps]
     if beyond and rule.thresholds != THRESHOLDS:
         raise RunError(
-            f"thresholds= names the steps {beyond}, the run had {steps} (0 to {steps - 1}); raise "
-            "num_inference_steps, or name earlier steps"
+            f"thresholds= names the steps {beyond}, the run has at most {steps} (0 to "
+            f"{steps - 1}); raise num_inference_steps, or name earlier steps"
         )
