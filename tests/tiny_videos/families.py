@@ -35,6 +35,7 @@ TINY_VIDEOS: dict[str, Callable[[], TinyVideo]] = {
     "allegro": others.allegro,
     "kandinsky5": kandinsky.kandinsky5,
     "motif_video": others.motif_video,
+    "mochi": others.mochi,
 }
 """What makes the tiny pipeline of each family that has one denoiser."""
 

@@ -118,7 +118,7 @@ def adds_up(total: Tensor, start: Tensor, updates: list[Tensor], tolerance: floa
         expected = expected + update
     largest = max(float(term.abs().max()) for term in (start, *updates))
     compared = close(total, expected, tolerance, largest_term=largest)
-    added = float(torch.stack([update.double() for update in updates]).sum(0).abs().max())
+    added = float(sum((update.double() for update in updates), start.new_zeros(())).abs().max())
     if compared.holds and 0 < added <= tolerance * largest:
         found = f"updates of {added:.3g} in values up to {largest:.3g}"
         return Comparison(True, found, Doubt.LOST)
