@@ -23,19 +23,11 @@ from diffusion_lens.architectures.spec import (
 
 MASK = "encoder_attention_mask"
 TEXT_ENDS = "the last block hands its text stream on as it came (context_pre_only)"
-TEXT_ABSENT = {
-    name: TEXT_ENDS
-    for name in (
-        "txt.hook_resid_mid",
-        "txt.hook_attn_out",
-        "txt.hook_attn_update",
-        "txt.hook_mlp_out",
-        "txt.hook_mlp_update",
-        "txt.mlp.hook_post",
-        "attn.txt.hook_z",
-        "attn.txt.hook_result",
-    )
-}
+ABSENT = (
+    *(f"txt.hook_{name}" for name in ("resid_mid", "attn_out", "attn_update")),
+    *(f"txt.{name}" for name in ("hook_mlp_out", "hook_mlp_update", "mlp.hook_post")),
+    *(f"attn.txt.hook_{name}" for name in ("z", "result")),
+)
 
 
 def block(module: nn.Module) -> BlockSpec:
@@ -74,7 +66,7 @@ def block(module: nn.Module) -> BlockSpec:
     if not ends:
         return BlockSpec(streams, (attention,), mlps)
     streams["txt"] = Stream("encoder_hidden_states", 1, updates=())
-    return BlockSpec(streams, (attention,), mlps, TEXT_ABSENT)
+    return BlockSpec(streams, (attention,), mlps, dict.fromkeys(ABSENT, TEXT_ENDS))
 
 
 def grid(denoiser: Any, arguments: Mapping[str, Any], _level: int) -> tuple[int, ...]:

@@ -158,6 +158,17 @@ def timestep_at(scheduler: Any, level: float) -> float:
     return share * scheduler.config.num_train_timesteps
 
 
+def _refuse_redrawn(scheduler: Any) -> None:
+    """Refuse what takes sigmas for the share of the noise, though they count the data."""
+    name = type(scheduler).__name__
+    if name != "FlowMatchEulerDiscreteScheduler" or scheduler.config.stochastic_sampling:
+        raise EngineError(
+            f"{name} with invert_sigmas=True is understood only as FlowMatchEulerDiscreteScheduler "
+            "with stochastic_sampling=False, as Mochi has it; set that to read sigma, hook_pred_x0 "
+            "or single evaluations"
+        )
+
+
 def scales_input(scheduler: Any) -> bool:
     """Whether its latents are unscaled (`clean + sigma * noise`), as with Euler, LMS and Heun."""
     if not hasattr(scheduler, "sigmas"):
@@ -198,6 +209,7 @@ def noise_level(scheduler: Any, timestep: float, sigma: float | None = None) -> 
                 )
             return NoiseLevel(1.0, known, "flow")
         if counts_data(scheduler):
+            _refuse_redrawn(scheduler)
             return NoiseLevel(known, 1.0 - known, "flow_to_data")
         return NoiseLevel(1.0 - known, known, "flow")
     alphas = getattr(scheduler, "alphas_cumprod", None)

@@ -46,11 +46,11 @@ class SampleProduct(Product):
         def joined(which: str) -> Tensor:
             return torch.cat([_padded(getattr(one, which), length) for one in samples])
 
-        given = {which: joined(which) for which in ("query", "key", "value")}
-        counts = torch.tensor([one.key.shape[2] for one in samples], device=given["key"].device)
-        kept = torch.arange(length, device=counts.device) < counts[:, None]
-        mask = kept[:, None, None]
-        return cls(**given, mask=mask, scale=samples[0].scale, samples=samples)
+        query, key, value = joined("query"), joined("key"), joined("value")
+        counts = torch.tensor([one.key.shape[2] for one in samples], device=key.device)
+        kept = torch.arange(length, device=key.device) < counts[:, None]
+        scale = samples[0].scale
+        return cls(query, key, value, kept[:, None, None], scale=scale, samples=samples)
 
     def fused(self) -> Tensor:
         """The output of every sample, by the calls that the model made; 0 at dropped tokens."""
