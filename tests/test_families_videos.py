@@ -68,7 +68,8 @@ def first_call(made: TinyVideo, **changes: Any) -> dict[str, Any]:
     handle = made.pipe.transformer.register_forward_pre_hook(keep, with_kwargs=True)
     try:
         with unguided(made) as settings:
-            made.pipe(**{**settings, "num_inference_steps": 1, **changes, "generator": seeded()})
+            short = {"num_inference_steps": made.fewest, **changes, "generator": seeded()}
+            made.pipe(**{**settings, **short})
     finally:
         handle.remove()
     return found

@@ -420,6 +420,7 @@ REFUSED = {
     "bria_fibo": r"half of every block's text is new",
     "glm_image": r"holds the glyphs of quoted words",
     "hunyuan_video_15": r"three kinds of text are marked and joined",
+    "mochi": r"takes a sample's tokens by a mask",
     "ernie_image": r"what its text passes before it meets the image is not described",
 }
 

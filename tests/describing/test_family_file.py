@@ -18,7 +18,7 @@ from tests.describing.test_shipped_descriptions import LEFT_OPEN, spec_of
 
 FAST = ("sdxl", "flux", "qwen_image", "wan", "hunyuan_video")
 LONGEST, HALF_OF_THEM = 130, 60
-VARIED = ("sd3", "sd35_medium", "nucleus", "hunyuan_dit")
+VARIED = ("sd3", "sd35_medium", "nucleus", "hunyuan_dit", "mochi")
 """Families with blocks of one class that differ: the file asks by what of the block."""
 
 WITH_CONTROL = ("wan_vace",)

@@ -36,6 +36,7 @@ TINY_VIDEOS: dict[str, Callable[[], TinyVideo]] = {
     "kandinsky5": kandinsky.kandinsky5,
     "motif_video": others.motif_video,
     "ltx2": ltx2.ltx2,
+    "mochi": others.mochi,
 }
 """What makes the tiny pipeline of each family that has one denoiser."""
 

@@ -1,4 +1,4 @@
-"""Tiny pipelines of LTX-Video, ConsisID and Motif-Video."""
+"""Tiny pipelines of LTX-Video, ConsisID, Mochi and others."""
 
 # diffusers and transformers annotate more narrowly than they take.
 # pyright: reportArgumentType=false
@@ -324,3 +324,32 @@ def motif_video() -> TinyVideo:
         guider=ClassifierFreeGuidance(guidance_scale=4.0),
     )
     return TinyVideo(pipe, SHORT | SIZE, {}, (3, 2, 3))
+
+
+def mochi() -> TinyVideo:
+    """Sigmas that grow from 0 to 1, 6 frames to one, and padding that is dropped."""
+    denoiser = diffusers.MochiTransformer3DModel(
+        patch_size=2,
+        num_attention_heads=4,
+        attention_head_dim=8,
+        num_layers=3,
+        pooled_projection_dim=20,
+        in_channels=12,
+        text_embed_dim=texts.WIDTH,
+        time_embed_dim=12,
+    )
+    vae = diffusers.AutoencoderKLMochi(
+        encoder_block_out_channels=(32, 32, 32, 32),
+        decoder_block_out_channels=(32, 32, 32, 32),
+        layers_per_block=(1, 1, 1, 1, 1),
+        scaling_factor=0.7,
+    ).eval()
+    pipe = diffusers.MochiPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(invert_sigmas=True),
+        vae=vae,
+        text_encoder=texts.t5(),
+        tokenizer=texts.t5_tokenizer(),
+        transformer=drawn(denoiser),
+    )
+    more = {"num_frames": 13, "guidance_scale": 4.5}
+    return TinyVideo(pipe, SHORT | SIZE | more, OFF, (3, 2, 3), frames=13, fewest=2)

@@ -37,6 +37,7 @@ class TinyVideo:
         words: Whether the places of words can be told.
         size: Height and width in pixels.
         before: Frames of latents in front of the video's own.
+        fewest: Steps of the shortest run.
         as_negative: Settings with which a prompt becomes what a negative prompt does.
     """
 
@@ -48,6 +49,7 @@ class TinyVideo:
     words: bool = True
     size: tuple[int, int] = field(default=(32, 48))
     before: int = 0
+    fewest: int = 1
     as_negative: dict[str, Any] = field(default_factory=dict)
 
 

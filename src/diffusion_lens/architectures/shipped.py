@@ -24,6 +24,7 @@ from diffusion_lens.architectures.krea2 import KREA2
 from diffusion_lens.architectures.ltx import LTX_VIDEO
 from diffusion_lens.architectures.ltx2 import LTX2
 from diffusion_lens.architectures.lumina2 import LUMINA2
+from diffusion_lens.architectures.mochi import MOCHI
 from diffusion_lens.architectures.motif_video import MOTIF_VIDEO
 from diffusion_lens.architectures.nucleus import NUCLEUS
 from diffusion_lens.architectures.pixart import PIXART
@@ -80,6 +81,7 @@ RUN = (
     MOTIF_VIDEO,
     HUNYUAN_DIT,
     LTX2,
+    MOCHI,
 )
 """Those whose description is compared with runs of their pipelines."""
 

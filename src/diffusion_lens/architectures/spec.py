@@ -95,6 +95,9 @@ class Attention:
         sizes: Number of heads and width of a head, where the module has no `heads` and `inner_dim`.
         gated: Whether z is changed between the product and the projection (output gates), so that
             `hook_z` is read where it leaves the product.
+        kept: The denoiser's argument that says which tokens of the sequence's last stream take
+            part, where the module makes one product for each sample, of these alone; None where one
+            product serves the batch.
     """
 
     name: str
@@ -111,6 +114,7 @@ class Attention:
     context: str | None = None
     sizes: tuple[int, int] | None = None
     gated: bool = False
+    kept: str | None = None
 
     def head_sizes(self, module: Any) -> tuple[int, int]:
         """Number of heads and width of a head, given the module."""

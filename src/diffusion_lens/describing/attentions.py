@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from diffusion_lens.architectures.spec import Attention, Gate, Projection
 from diffusion_lens.describing.origins import (
@@ -31,7 +32,7 @@ from diffusion_lens.describing.streams import Streams
 from diffusion_lens.describing.terms import inside
 from diffusion_lens.describing.tracing import Call, Op, Trace, Value
 
-MOVED = HANDED_ON | CUT | JOINED | {"stack", "repeat_interleave", "setitem"}
+MOVED = HANDED_ON | CUT | JOINED | {"stack", "repeat_interleave", "setitem", "pad"}
 """Torch calls that put numbers elsewhere and change none."""
 
 
@@ -55,6 +56,7 @@ class Found:
         context: As in `Attention`.
         outputs: For each stream its place in the output.
         gates: For each stream its gate.
+        kept: As in `Attention`.
         doubt: What could not be read of it; that of products apart.
     """
 
@@ -73,6 +75,7 @@ class Found:
     context: str | None = None
     outputs: dict[str, int | None] = field(default_factory=dict)
     gates: dict[str, Gate] = field(default_factory=dict)
+    kept: str | None = None
     doubt: str = ""
 
     def described(self, block: Call) -> Attention:
@@ -95,6 +98,7 @@ class Found:
             context=self.context,
             sizes=None if told == (heads, heads * d_head) else (heads, d_head),
             gated=self.gated,
+            kept=self.kept,
         )
 
 
@@ -112,17 +116,21 @@ def attentions(trace: Trace, streams: Streams, made: Sequence[Product]) -> list[
             one.doubt = _why_not_linear(trace, one)
             found.append(one)
         else:
-            found.append(_attention(call, by_module[call], streams, taken))
+            found.append(_attention(trace, call, by_module[call], streams, taken))
     return found
 
 
-def _attention(call: Call, made: list[Product], streams: Streams, taken: set[str]) -> Found:
+def _attention(
+    trace: Trace, call: Call, made: list[Product], streams: Streams, taken: set[str]
+) -> Found:
     own = [one for one in made if not set(one.keys) - {"img", "txt"}]
     main = own[0] if own else made[0]
     query = main.taken[0]
     sizes = (query.shape[1], query.shape[3])
     name = _name(call, main.queries, main.keys, taken)
-    found = Found(name, call, made, main, main.queries, main.keys, sizes)
+    kept = _mask_of_samples(trace, call, made)
+    made = made if kept is None else [main]
+    found = Found(name, call, made, main, main.queries, main.keys, sizes, kept=kept)
     if set(main.keys) - set(main.queries):
         found.context = _context(call, main)
     _find_projections(found, main, streams.block)
@@ -193,6 +201,23 @@ def _context(call: Call, product: Product) -> str | None:
     return str(sorted(map(str, only))[0]) if only else None
 
 
+def _mask_of_samples(trace: Trace, call: Call, made: Sequence[Product]) -> str | None:
+    """The denoiser's argument with a mask of tokens, where each sample has a product of its own."""
+    query, batch = made[0].taken[0], len(first_tensor(call).tensor)
+    if len(query.tensor) == batch or len(made) != batch:
+        return None
+    masks = [value.tensor for value in call.takes.values() if value.tensor.ndim == 2]
+    return next(
+        (
+            name
+            for name, given in trace.inputs.items()
+            for mask in masks
+            if isinstance(given, Tensor) and torch.equal(given, mask)
+        ),
+        None,
+    )
+
+
 def _find_projections(found: Found, main: Product, block: Call) -> None:
     """Follow z to the layers that take it."""
     heads, d_head = found.sizes
@@ -235,10 +260,13 @@ def _project(
     """Note a layer that takes z, and the streams along it."""
     given = value.tensor[..., :width]
     given = given.reshape(given.shape[0], -1, width)
+    given = given[: len(flat)]  # the first sample, where each has a product of its own
     length, at = given.shape[1], 0
     if given.shape[0] == flat.shape[0] and length < flat.shape[1]:
-        starts = range(flat.shape[1] - length + 1)
-        same = [one for one in starts if torch.equal(given, flat[:, one : one + length])]
+        padded = F.pad(flat, (0, 0, 0, length))  # as it is where tokens were dropped
+        same = [
+            one for one in range(flat.shape[1]) if torch.equal(given, padded[:, one : one + length])
+        ]
         at = same[0] if same else 0
     streams = segments(list(main.query[at : at + length]))
     fused = value.shape[-1] > width

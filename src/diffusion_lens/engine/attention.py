@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 from diffusion_lens.architectures.sources import ProductInput, ProductOutput, ProductWeights
 from diffusion_lens.architectures.spec import Attention
+from diffusion_lens.engine import sample_products
 from diffusion_lens.engine.evaluation import Evaluation
 from diffusion_lens.engine.firing import edited, fire, run, same_batch
 from diffusion_lens.engine.product import Product, Workspace, safe_softmax
 from diffusion_lens.engine.product_mode import ProductMode
 from diffusion_lens.engine.projection import same_length
+from diffusion_lens.engine.sample_products import SampleProducts
 from diffusion_lens.engine.selection import contiguous, numbers, put, take
 from diffusion_lens.engine.softmax_product import SoftmaxProduct
 from diffusion_lens.engine.taps import Tap, axis_part
@@ -104,6 +106,10 @@ class AttentionHooks:
 
         heads, _ = self.attention.head_sizes(module)
         mode = ProductMode(self.attend, SoftmaxProduct(heads, follower))
+        if self.attention.kept is not None:
+            self.evaluation().refuse_holes(self.attention.kept)
+            samples = SampleProducts(self.evaluation().batch, self.attend)
+            mode = ProductMode(samples.take, samples.pad, sample_products.STEPS)
         self._modes.append((mode, _use_native_backend(module)))
         mode.start()
 

@@ -56,6 +56,7 @@ class Evaluation:
         self._scheduled = tracker.scheduled(run, arguments.get(self.spec.timestep))
         self._grids: dict[int, tuple[int, ...]] = {}
         self._text_length: int | None = None
+        self._without_holes: set[str] = set()
 
     def noise_level(self) -> NoiseLevel:
         """Where on the noise schedule the latents lie."""
@@ -136,6 +137,26 @@ class Evaluation:
             return lengths.pop()
         text = self.arguments[self.spec.text]
         return int((text[0] if isinstance(text, tuple) else text).shape[1])
+
+    def refuse_holes(self, argument: str) -> None:
+        """Refuse a mask of tokens that drops one before one that it keeps.
+
+        Waited for once in an evaluation, not at every block.
+
+        Raises:
+            EngineError: If it does, so that what follows moves forward to other tokens' places.
+        """
+        if argument in self._without_holes:
+            return
+        mask = self.arguments[argument].to(torch.int8)
+        if bool((mask.diff(dim=-1) > 0).any()):
+            raise EngineError(
+                f"`{argument}` drops tokens that stand before others which it keeps, and "
+                f"{self.spec.denoiser} moves those forward, to other tokens' places, in each "
+                "attention; give a mask that keeps the first tokens (a tokenizer with "
+                '`padding_side="right"`)'
+            )
+        self._without_holes.add(argument)
 
     def known_prompts(self, branch: str) -> tuple[PartPrompts, ...]:
         """The prompts of a branch, none where they are not known."""

@@ -80,8 +80,10 @@ class NoiseLevel:
 
     Attributes:
         signal: Factor on the clean latent, in the units of the pipeline's latents.
-        noise: Factor on the Gaussian noise, likewise; the scheduler's sigma.
-        prediction: What the denoiser predicts: `epsilon`, `v_prediction`, `sample` or `flow`.
+        noise: Factor on the Gaussian noise, likewise; the scheduler's sigma, or 1 minus that where
+            it counts the data.
+        prediction: What the denoiser predicts: `epsilon`, `v_prediction`, `sample`, `flow` (towards
+            the noise) or `flow_to_data`.
         data: The data's standard deviation that an EDM scheduler preconditions with; None
             elsewhere.
     """
@@ -100,6 +102,8 @@ class NoiseLevel:
             return prediction
         if self.prediction == "flow":
             return sample - self.noise * prediction
+        if self.prediction == "flow_to_data":
+            return sample + self.noise * prediction
         if self.prediction == "epsilon":
             return (sample - self.noise * prediction) / self.signal
         scale = (self.signal**2 + self.noise**2) ** 0.5
@@ -115,6 +119,8 @@ class NoiseLevel:
             return clean
         if self.prediction == "flow":
             return (sample - clean) / self.noise
+        if self.prediction == "flow_to_data":
+            return (clean - sample) / self.noise
         if self.prediction == "epsilon":
             return (sample - self.signal * clean) / self.noise
         scale = (self.signal**2 + self.noise**2) ** 0.5
@@ -139,6 +145,28 @@ def _mixes(scheduler: Any) -> bool:
     """Whether latents and noise are mixed; Cosmos 2 gives flow matching the sigmas of EDM."""
     own = scheduler.config.get("sigma_max") if "FlowMatch" in type(scheduler).__name__ else None
     return own is None or own <= 1
+
+
+def counts_data(scheduler: Any) -> bool:
+    """Whether sigmas and timesteps are the share of the data, which grows from 0 (Mochi)."""
+    return bool(scheduler.config.get("invert_sigmas", False))
+
+
+def timestep_at(scheduler: Any, level: float) -> float:
+    """The timestep at a level of noise, from 0 (none) to 1 (nothing else)."""
+    share = 1 - level if counts_data(scheduler) else level
+    return share * scheduler.config.num_train_timesteps
+
+
+def _refuse_redrawn(scheduler: Any) -> None:
+    """Refuse what takes sigmas for the share of the noise, though they count the data."""
+    name = type(scheduler).__name__
+    if name != "FlowMatchEulerDiscreteScheduler" or scheduler.config.stochastic_sampling:
+        raise EngineError(
+            f"{name} with invert_sigmas=True is understood only as FlowMatchEulerDiscreteScheduler "
+            "with stochastic_sampling=False, as Mochi has it; set that to read sigma, hook_pred_x0 "
+            "or single evaluations"
+        )
 
 
 def scales_input(scheduler: Any) -> bool:
@@ -180,6 +208,9 @@ def noise_level(scheduler: Any, timestep: float, sigma: float | None = None) -> 
                     "steps (`model.denoise(latents, step=…)`)"
                 )
             return NoiseLevel(1.0, known, "flow")
+        if counts_data(scheduler):
+            _refuse_redrawn(scheduler)
+            return NoiseLevel(known, 1.0 - known, "flow_to_data")
         return NoiseLevel(1.0 - known, known, "flow")
     alphas = getattr(scheduler, "alphas_cumprod", None)
     if alphas is None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from types import FrameType
 from typing import Any
 
@@ -53,11 +53,23 @@ class ProductMode(TorchFunctionMode):
         calls: How many products were seen.
     """
 
-    def __init__(self, attend: Callable[[int, Product], Tensor], explicit: Explicit) -> None:
-        """Listen to the module whose forward pre-hook is running."""
+    def __init__(
+        self,
+        attend: Callable[[int, Product], Tensor],
+        explicit: Explicit,
+        steps: Container[Any] = STEPS,
+    ) -> None:
+        """Listen to the module whose forward pre-hook is running.
+
+        Args:
+            attend: Gives the output of a fused product, by its place among the call's.
+            explicit: Stands in for one of the `steps`.
+            steps: The functions that `explicit` is asked about.
+        """
         super().__init__()
         self.attend = attend
         self.explicit = explicit
+        self.steps = steps
         self.calls = 0
         self._depth = RUNNING.depth
         self._frame: FrameType | None = _module_call()
@@ -70,7 +82,7 @@ class ProductMode(TorchFunctionMode):
         """Intercept attention products, pass everything else on."""
         kwargs = kwargs or {}
         fused = func is F.scaled_dot_product_attention
-        if not (fused or func in STEPS) or not self._listens():
+        if not (fused or func in self.steps) or not self._listens():
             return func(*args, **kwargs)
         self._handling += 1
         try:

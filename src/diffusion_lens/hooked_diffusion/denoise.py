@@ -20,7 +20,13 @@ from diffusion_lens.border import public
 from diffusion_lens.engine.borders import on_output
 from diffusion_lens.engine.denoisers import further_denoisers
 from diffusion_lens.engine.modular import call_settings, is_modular
-from diffusion_lens.engine.noise import NoiseLevel, is_flow, noise_level
+from diffusion_lens.engine.noise import (
+    NoiseLevel,
+    counts_data,
+    is_flow,
+    noise_level,
+    timestep_at,
+)
 from diffusion_lens.engine.observing import observed, unobserved
 from diffusion_lens.engine.prompt_blocks import classic
 from diffusion_lens.engine.steps import StepTracker
@@ -328,7 +334,8 @@ def _starting_at(
         tracker.run.begin(1)
         scheduler.timesteps, sigma = schedule_at(scheduler, at_noise_level)
         if sigma is not None:
-            scheduler.sigmas = torch.tensor([sigma, 0.0], dtype=torch.float32)
+            end = 1.0 if counts_data(scheduler) else 0.0
+            scheduler.sigmas = torch.tensor([sigma, end], dtype=torch.float32)
 
     tracker.on_timesteps.append(cut)
     try:
@@ -342,7 +349,7 @@ def schedule_at(scheduler: Any, level: float) -> tuple[Tensor, float | None]:
 
     The sigma is in the scheduler's own units: noise over signal, except with flow matching.
     """
-    timestep = level * scheduler.config.num_train_timesteps
+    timestep = timestep_at(scheduler, level)
     whole = not scheduler.timesteps.dtype.is_floating_point
     if whole:
         timestep = round(timestep) - (1 if level == 1 else 0)
@@ -352,6 +359,8 @@ def schedule_at(scheduler: Any, level: float) -> tuple[Tensor, float | None]:
     if getattr(scheduler, "sigmas", None) is None:
         return timesteps, None
     at = noise_level(scheduler, float(timestep))
+    if counts_data(scheduler):
+        return timesteps, at.signal
     return timesteps, at.noise if is_flow(scheduler) else at.noise / at.signal
 
 

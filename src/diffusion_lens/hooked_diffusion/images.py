@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from diffusion_lens.engine.noise import noise_level
+from diffusion_lens.engine.noise import noise_level, timestep_at
 from diffusion_lens.errors import RunError
 from diffusion_lens.hooked_diffusion.flat_patches import as_map, as_tokens, holds_flat_patches
 from diffusion_lens.hooked_diffusion.packing import (
@@ -113,7 +113,10 @@ def _pixels(pipe: Any, image: Any, *, video: bool, height: int | None, width: in
         ) from error
     if video:
         _refuse_frames(pipe, pixels.shape[2])
-    wanted = getattr(pipe.vae.config, "in_channels", pixels.shape[1])
+    config = pipe.vae.config
+    # Mochi's autoencoder counts the waves, too, that it makes of the colours by itself.
+    waves = hasattr(getattr(pipe.vae, "encoder", None), "fourier_features")
+    wanted = getattr(config, "out_channels" if waves else "in_channels", pixels.shape[1])
     patch = getattr(pipe.vae.config, "patch_size", None)
     side = patch if isinstance(patch, int) else 1  # Wan's counts the pixels of one as channels
     if pixels.shape[1] * side**2 != wanted != pixels.shape[1]:
@@ -197,7 +200,7 @@ def add_noise(scheduler: Any, latents: Tensor, *, level: float, seed: int | list
             for generator in generators(seeds)
         ]
     ).to(latents)
-    timestep = level * scheduler.config.num_train_timesteps
+    timestep = timestep_at(scheduler, level)
     if not scheduler.timesteps.dtype.is_floating_point:
         timestep = round(timestep) - (1 if level == 1 else 0)
     at = noise_level(scheduler, timestep)

@@ -13,13 +13,22 @@ from diffusion_lens.errors import RunError
 
 def pixels_to_a_latent(pipe: Any) -> int:
     """How many pixels of each side are one of the latents."""
-    names = ("vae_scale_factor_spatial", "vae_spatial_compression_ratio", "vae_scale_factor")
+    names = (
+        "vae_scale_factor_spatial",
+        "vae_spatial_compression_ratio",
+        "vae_spatial_scale_factor",
+        "vae_scale_factor",
+    )
     return next(getattr(pipe, name) for name in names if hasattr(pipe, name))
 
 
 def frames_to_a_latent(pipe: Any) -> int:
     """How many frames behind the first are one of the latents."""
-    names = ("vae_scale_factor_temporal", "vae_temporal_compression_ratio")
+    names = (
+        "vae_scale_factor_temporal",
+        "vae_temporal_compression_ratio",
+        "vae_temporal_scale_factor",
+    )
     return next(getattr(pipe, name) for name in names if hasattr(pipe, name))
 
 

@@ -29,8 +29,10 @@ def products_are_described(subject: Subject, findings: Findings) -> None:
     As many are made as are named, and those left out lie where the description says so.
     """
     made = _products_by_module(subject)
+    batch = len(subject.inputs[subject.model.spec.latents])
     described = {
         block.inside(attention.module): len(attention.products)
+        * (1 if attention.kept is None else batch)
         for block in subject.blocks
         for attention in block.spec.attentions
     }

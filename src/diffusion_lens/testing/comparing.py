@@ -113,12 +113,12 @@ def adds_up(total: Tensor, start: Tensor, updates: list[Tensor], tolerance: floa
 
     In doubt where the updates are so small against the rest that leaving them out would hold, too.
     """
-    expected = start
+    expected, summed = start, torch.zeros_like(start, dtype=torch.float64)
     for update in updates:
-        expected = expected + update
+        expected, summed = expected + update, summed + update.double()
     largest = max(float(term.abs().max()) for term in (start, *updates))
     compared = close(total, expected, tolerance, largest_term=largest)
-    added = float(torch.stack([update.double() for update in updates]).sum(0).abs().max())
+    added = float(summed.abs().max())
     if compared.holds and 0 < added <= tolerance * largest:
         found = f"updates of {added:.3g} in values up to {largest:.3g}"
         return Comparison(True, found, Doubt.LOST)

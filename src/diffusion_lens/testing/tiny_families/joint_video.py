@@ -95,9 +95,34 @@ def motif_video(draw: Draw, batch: int) -> Made:
     }
 
 
+def mochi(draw: Draw, batch: int) -> Made:
+    """Mochi; padding is dropped from the text of the first sample alone."""
+    from diffusers import MochiTransformer3DModel
+
+    transformer = MochiTransformer3DModel(
+        patch_size=2,
+        num_attention_heads=4,
+        attention_head_dim=8,
+        num_layers=3,
+        pooled_projection_dim=20,
+        in_channels=4,
+        text_embed_dim=24,
+        time_embed_dim=12,
+    )
+    mask = torch.ones(batch, TEXT_TOKENS, dtype=torch.bool)
+    mask[0, -2:] = False
+    return transformer, {
+        "hidden_states": draw(batch, 4, 2, 2 * HEIGHT, 2 * WIDTH),
+        "encoder_hidden_states": draw(batch, TEXT_TOKENS, 24),
+        "encoder_attention_mask": mask,
+        "timestep": step_500(batch),
+    }
+
+
 FAMILIES: dict[str, Make] = {
     "joy_image_edit": joy_image_edit,
     "joy_image_edit_plus": joy_image_edit_plus,
     "easy_animate": easy_animate,
     "motif_video": motif_video,
+    "mochi": mochi,
 }
