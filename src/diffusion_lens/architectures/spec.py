@@ -437,6 +437,7 @@ class DenoiserSpec:
         withheld: Full names of hook points that are not offered, with the reason: those of a
             provisional description at which the contract failed.
         batch_second: Arguments of the denoiser whose second axis is the batch, not the first.
+        without_batch: Those that have none: their first axis is another one, however long.
         refused: Arguments of the denoiser with which its evaluations are not described, with what
             to say and what to do in their place.
     """
@@ -472,3 +473,4 @@ class DenoiserSpec:
     withheld: Mapping[str, str] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
     batch_second: tuple[str, ...] = ()
+    without_batch: tuple[str, ...] = ()
