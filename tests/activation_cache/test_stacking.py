@@ -48,8 +48,11 @@ def test_patterns_stack_in_the_order_of_blocks() -> None:
         for prefix, base in (("", 0), ("denoiser2.", 100))
         for block in order
     }
-    stacked = ActivationCache(entries).stack("img.x")
-    assert stacked.flatten().tolist() == [0, 2, 10, 100, 102, 110]
+    cache = ActivationCache(entries)
+    assert cache.stack("img.x").flatten().tolist() == [0, 2, 10]
+    assert cache.stack("denoiser2.**.img.x").flatten().tolist() == [100, 102, 110]
+    both = cache.stack(["**.img.x", "denoiser2.**.img.x"])
+    assert both.flatten().tolist() == [0, 2, 10, 100, 102, 110]
 
 
 def test_blocks_of_different_steps_do_not_stack(model: HookedDiffusion) -> None:

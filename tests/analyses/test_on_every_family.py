@@ -47,10 +47,8 @@ REFUSED = {
 }
 """Why patching at the last residual is refused."""
 
-# HunyuanDiT's and Mochi's text reaches the last norm past all blocks; Wan VACE's strengths of
-# layers, one for each, are as many as the samples of a batch of one, and its pipeline fails at
-# more of them.
-OTHERS = ("hunyuan_dit", "mochi", "wan_vace")
+# HunyuanDiT's and Mochi's text reaches the last norm past all blocks.
+OTHERS = ("hunyuan_dit", "mochi")
 PATCHED = _marked(name for name in (*PIPELINES, *VIDEOS) if name not in (*REFUSED, *OTHERS))
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -180,7 +178,16 @@ def test_attributions_of_the_last_residual_are_finite_and_not_zero(name: str) ->
 
 
 SWEPT = _marked(
-    ("z_image", "wan", "ltx_video", "hunyuan_video", "qwen_image", "skyreels_v2", "wan_ti2v_image")
+    (
+        "z_image",
+        "wan",
+        "ltx_video",
+        "hunyuan_video",
+        "qwen_image",
+        "skyreels_v2",
+        "wan_ti2v_image",
+        "wan_vace",
+    )
 )
 
 

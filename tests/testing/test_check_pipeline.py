@@ -51,16 +51,29 @@ def test_shipped_descriptions_are_what_pipelines_do(name: str) -> None:
         "branches",
         "timestep_scale",
         "grid, in tokens",
+        "grid, order",
         "place of 'cat' in the text",
+        "place of 'cat' in a longer text",
+        "text_tokens",
+        "place of 'cat' in a negative prompt",
     }
     if name in (*FAST, "krea2", "lumina2", "wan", "hunyuan_video", "ltx2"):
-        assert left_open == set()
+        assert left_open <= {"grid, order", "text_tokens"}
+    if name in ("wan", "pixart", "sd3"):
+        assert "grid, order" not in left_open
 
 
 def shifted(spec: DenoiserSpec) -> DenoiserSpec:
     parts = tuple(replace(part, before=lambda _pipe, _count: 1) for part in spec.text_parts)
     return replace(spec, text_parts=parts)
 
+
+def replaced_part(spec: DenoiserSpec, **more: Any) -> DenoiserSpec:
+    return replace(spec, text_parts=(replace(spec.text_parts[0], **more),))
+
+
+LONG = 30
+"""Between the tokens of the usual prompt and those of the longer one, its template included."""
 
 WRONG: dict[str, tuple[Callable[[DenoiserSpec], DenoiserSpec], str]] = {
     "branches": (lambda s: replace(s, branches=s.branches[::-1]), "branches: described as"),
@@ -74,6 +87,14 @@ WRONG: dict[str, tuple[Callable[[DenoiserSpec], DenoiserSpec], str]] = {
         lambda s: replace(s, grid=lambda d, a, n: (2, *s.grid(d, a, n))),
         "grid, in tokens: described as",
     ),
+    "words behind others": (
+        lambda s: replaced_part(s, before=lambda _pipe, count: int(count > LONG)),
+        "place of 'cat' in a longer text: described as",
+    ),
+    "words of negative prompts": (
+        lambda s: replaced_part(s, negative=replace(s.text_parts[0], before=lambda *_: 1)),
+        "place of 'cat' in a negative prompt: described as",
+    ),
     "words": (shifted, "place of 'cat' in the text: described as"),
 }
 
@@ -84,5 +105,41 @@ def test_a_wrong_field_is_caught(wrong: str, monkeypatch: pytest.MonkeyPatch) ->
     change, said = WRONG[wrong]
     kind = type(pipe.transformer).__name__
     monkeypatch.setitem(registry._REGISTERED, kind, change(registry._REGISTERED[kind]))
+    with pytest.raises(ContractError, match=said):
+        check_pipeline(pipe, **settings)
+
+
+def columns_first(grid: tuple[int, ...]) -> tuple[int, ...]:
+    frames, height, width = grid
+    assert height != width
+    return (frames, width, height)
+
+
+TURNED: dict[str, tuple[str, Callable[[DenoiserSpec], DenoiserSpec], str]] = {
+    "grid by columns": (
+        "wan",
+        lambda s: replace(s, grid=lambda d, a, n: columns_first(s.grid(d, a, n))),
+        "grid, order: described as",
+    ),
+    "text that is filled up": (
+        "wan",
+        lambda s: replace(s, text_tokens=500),
+        "text_tokens: described as 500, a run of WanPipeline has 512",
+    ),
+    "text that is not": (
+        "flux2_klein",
+        lambda s: replace(s, text_tokens=10),
+        "text_tokens: described as 10",
+    ),
+}
+
+
+@pytest.mark.parametrize("wrong", TURNED)
+def test_a_wrong_order_or_length_is_caught(wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, change, said = TURNED[wrong]
+    pipe, settings = pipeline_and_settings(name)
+    kind = type(pipe.transformer).__name__
+    monkeypatch.setitem(registry._REGISTERED, kind, change(registry._REGISTERED[kind]))
+    settings = {key: value for key, value in settings.items() if key != "max_sequence_length"}
     with pytest.raises(ContractError, match=said):
         check_pipeline(pipe, **settings)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from diffusion_lens.errors import CacheKeyError, listing
-from diffusion_lens.hook_points.names import block_of, match_names
+from diffusion_lens.hook_points.names import block_of, match_names, which_denoiser
 
 
 class Kind(NamedTuple):
@@ -33,15 +33,20 @@ class Kind(NamedTuple):
 def names(asked: str | Sequence[str], known: Sequence[str]) -> list[str]:
     """The names to stack: those of a pattern in the order of blocks, several as they are given.
 
+    Those of a second denoiser are meant where the pattern names it.
+
     Raises:
         UnknownHookPointError: If a name or pattern matches nothing.
     """
     if isinstance(asked, str):
-        pattern = asked if "*" in asked else f"**.{asked}"
-        return _by_block(match_names(pattern, known, model="this cache"))
-    return [
-        name for one in asked for name in _by_block(match_names(one, known, model="this cache"))
-    ]
+        return _by_block(_matched(asked if "*" in asked else f"**.{asked}", known))
+    return [name for one in asked for name in _by_block(_matched(one, known))]
+
+
+def _matched(pattern: str, known: Sequence[str]) -> list[str]:
+    of = which_denoiser(pattern)
+    there = [name for name in known if which_denoiser(name) == of]
+    return match_names(pattern, there, model="this cache")
 
 
 def _by_block(found: list[str]) -> list[str]:

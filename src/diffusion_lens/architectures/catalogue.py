@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -37,8 +38,8 @@ PER_HEAD = ("batch", "pos", "head", "d_head")
 DEAD_TEXT = "the model throws away the text that leaves its last block"
 
 
-def find_blocks(denoiser: nn.Module, spec: DenoiserSpec) -> list[BlockSite]:
-    """The transformer blocks of a denoiser in order of execution."""
+def find_blocks(denoiser: nn.Module, spec: DenoiserSpec, of: str = "") -> list[BlockSite]:
+    """The transformer blocks of a denoiser in order of execution, `of` before their names."""
     found = [
         (path, module)
         for path, module in denoiser.named_modules()
@@ -56,36 +57,45 @@ def find_blocks(denoiser: nn.Module, spec: DenoiserSpec) -> list[BlockSite]:
             path=path,
             spec=spec.blocks[type(module).__name__](module),
             level=spec.level(denoiser, path),
-            prefix=f"blocks.{index}",
+            prefix=f"{of}blocks.{index}",
         )
         for index, (path, module) in enumerate(found)
     ]
 
 
-def find_points(denoiser: nn.Module, spec: DenoiserSpec) -> dict[str, HookPoint]:
-    """Every hook point of a denoiser by name, outside the blocks first, then block by block."""
-    blocks = find_blocks(denoiser, spec)
+def find_points(denoiser: nn.Module, spec: DenoiserSpec, of: str = "") -> dict[str, HookPoint]:
+    """Every hook point of a denoiser by name, outside the blocks first, then block by block.
+
+    Args:
+        denoiser: The denoiser.
+        spec: Its description.
+        of: What its names begin with; the scheduler's points are among the first denoiser's alone.
+    """
+    blocks = find_blocks(denoiser, spec, of)
     validate(spec, denoiser, blocks)
-    points = [_at_module(point) for point in spec.outside(denoiser)]
-    image = next(point for point in points if point.name == "hook_noise_pred")
-    for which in ("sample", "guided_pred", "pred_x0"):
+    outside = [replace(point, name=of + point.name) for point in spec.outside(denoiser)]
+    points = [_at_module(point) for point in outside]
+    image = next(point for point in points if point.name == f"{of}hook_noise_pred")
+    for which in () if of else ("sample", "guided_pred", "pred_x0"):
         points.append(
             HookPoint(f"hook_{which}", image.axes, AtScheduler(which), "scheduler", stream="img")
         )
     for block in blocks:
         last = block is blocks[-1] and spec.text_ends_in_last_block
         points.extend(block_points(denoiser, block, text_is_dead=last))
-    return {point.name: point for point in points if point.name not in spec.withheld}
+    withheld = {of + name for name in spec.withheld}
+    return {point.name: point for point in points if point.name not in withheld}
 
 
-def find_absent(denoiser: nn.Module, spec: DenoiserSpec) -> tuple[Absent, ...]:
+def find_absent(denoiser: nn.Module, spec: DenoiserSpec, of: str = "") -> tuple[Absent, ...]:
     """Names that do not exist in some block, with the reason."""
     absent = {
         f"{block.prefix}.{name}": reason
-        for block in find_blocks(denoiser, spec)
+        for block in find_blocks(denoiser, spec, of)
         for name, reason in block.spec.absent.items()
     }
-    return tuple(Absent(name, reason) for name, reason in (absent | dict(spec.withheld)).items())
+    absent |= {of + name: reason for name, reason in spec.withheld.items()}
+    return tuple(Absent(name, reason) for name, reason in absent.items())
 
 
 def native_points(denoiser: nn.Module, pattern: object) -> dict[str, HookPoint]:

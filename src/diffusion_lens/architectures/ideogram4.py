@@ -68,7 +68,7 @@ IDEOGRAM4 = DenoiserSpec(
     ),
     text_tokens=2048,
     guidance="calls",
-    branches=("cond",),
+    branches=("cond", "uncond"),  # of the second denoiser
     timestep_scale=-1000.0,
     text_length=text_length,
     image_length=image_length,

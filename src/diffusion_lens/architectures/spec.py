@@ -460,6 +460,7 @@ class DenoiserSpec:
         batch_second: Arguments of the denoiser whose second axis is the batch, not the first.
         asides: For each argument of the denoiser with which it makes a prediction of another kind,
             where it is given and not false, what that is.
+        without_batch: Those that have none: their first axis is another one, however long.
         refused: Arguments of the denoiser with which its evaluations are not described, with what
             to say and what to do in their place.
     """
@@ -496,3 +497,4 @@ class DenoiserSpec:
     refused: Mapping[str, str] = field(default_factory=dict)
     batch_second: tuple[str, ...] = ()
     asides: Mapping[str, Aside] = field(default_factory=dict)
+    without_batch: tuple[str, ...] = ()

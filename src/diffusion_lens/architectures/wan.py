@@ -98,4 +98,5 @@ WAN_VACE = replace(
     family="Wan VACE",
     between=control,
     apart={"vace_blocks": "the control passes blocks of its own"},
+    without_batch=("control_hidden_states_scale",),  # a strength for each layer
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -12,7 +13,7 @@ from diffusion_lens.describing.blocks import Reading
 from diffusion_lens.describing.denoisers import DenoiserReading, read_denoiser
 from diffusion_lens.describing.finding import find_block_paths
 from diffusion_lens.describing.inputs import Inputs, read_inputs
-from diffusion_lens.describing.placing import in_order
+from diffusion_lens.describing.placing import entering_first, in_order
 from diffusion_lens.describing.surroundings import (
     Grid,
     axes_of,
@@ -116,7 +117,9 @@ def _described(denoiser: nn.Module, given: Mapping[str, Any]) -> Description:
         grid = in_one_row(inputs.latents)
     if grid is not None and axes is not None:
         sizes = grid.of(denoiser, given, 0)
-        if not in_order(denoiser, inputs, axes, sizes, reading.blocks[0]):
+        entering = partial(entering_first, denoiser, inputs, reading.blocks[0])
+        image = reading.blocks[0].spec.streams.get("img")
+        if image is not None and not in_order(latents, axes, sizes, entering):
             grid = None
     return Description(
         denoiser,

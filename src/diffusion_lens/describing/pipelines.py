@@ -21,6 +21,9 @@ CHANGED = "cat"
 SIDES = (8, 16, 32, 64)
 """Latents along a side that are tried, the smallest first."""
 
+LONGER = tuple(f"today, {one} at night" for one in PROMPTS)
+"""The same with further words in front and behind."""
+
 STEPS = 2
 ALONE = {"guidance": "calls", "branches": ("cond",)}
 """Where the prompt's own branch alone was seen: a run with others is refused."""
@@ -36,11 +39,13 @@ class Asked:
             `branches`, `timestep_scale`, `text_tokens`; those that could not be told are not there.
         first_moved: The first row of the prompt's text that the other word moved; None where the
             two texts have other lengths.
+        text: The argument with the text.
     """
 
     inputs: Mapping[str, Any]
     answers: Mapping[str, Any]
     first_moved: int | None
+    text: str
 
 
 def ask_pipeline(pipe: Any, denoiser: nn.Module, settings: Mapping[str, Any]) -> Asked:
@@ -64,7 +69,40 @@ def ask_pipeline(pipe: Any, denoiser: nn.Module, settings: Mapping[str, Any]) ->
     if scale is not None:
         answers["timestep_scale"] = scale
     texts = (first[0][inputs.text], second[0][inputs.text])
-    return Asked(first[0], answers, _first_moved(*texts))
+    return Asked(first[0], answers, _first_moved(*texts), inputs.text)
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What two further runs showed, whose arguments differ in one word.
+
+    Attributes:
+        row: The first row of a text that the other word moved; None where none was.
+        tokens: Length of the text of the first call.
+    """
+
+    row: int | None
+    tokens: int
+
+
+def ask_again(
+    pipe: Any, denoiser: nn.Module, pair: Sequence[Mapping[str, Any]], text: str
+) -> Moved | None:
+    """See what another word moves; None where the pipeline takes no such argument.
+
+    Args:
+        pipe: The pipeline.
+        denoiser: Its denoiser.
+        pair: The arguments of both runs.
+        text: The denoiser's argument with the text.
+    """
+    if set(pair[0]) - set(inspect.signature(type(pipe).__call__).parameters):
+        return None
+    runs = [_calls(pipe, denoiser, settings) for settings in pair]
+    rows = [_first_moved(ours[text], theirs[text]) for ours, theirs in zip(*runs, strict=True)]
+    own = runs[0][0][text]
+    tokens = own.shape[1] if isinstance(own, Tensor) else max(len(one) for one in own)
+    return Moved(min((row for row in rows if row is not None), default=None), tokens)
 
 
 def _calls(pipe: Any, denoiser: nn.Module, settings: Mapping[str, Any]) -> list[dict[str, Any]]:

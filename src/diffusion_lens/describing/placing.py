@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,32 +21,30 @@ class _Reached(Exception):
 
 
 def in_order(
-    denoiser: nn.Module,
-    inputs: Inputs,
+    latents: Any,
     axes: Sequence[str],
     grid: Sequence[int],
-    first: Reading,
+    entering: Callable[[Tensor], Tensor | None],
 ) -> bool:
     """Whether the cells at both ends of the grid's first row, column and frame are their tokens.
 
     Latents that come as one tensor for each sample are not looked at.
 
     Args:
-        denoiser: The model, in evaluation mode.
-        inputs: The arguments of one call.
+        latents: Those of one call.
         axes: Of the latents, the batch apart.
         grid: The token grid.
-        first: The first block; its argument with the image is what is looked at.
+        entering: The image tokens that the first block is given, from the latents; None where there
+            are none.
     """
-    latents, image = inputs.given[inputs.latents], first.spec.streams.get("img")
-    if not isinstance(latents, Tensor) or image is None:
+    if not isinstance(latents, Tensor):
         return True
     sides = [at for at, axis in enumerate(axes, 1) if axis in SPACE] or [1]
     shape = tuple(grid) if len(sides) > 1 else (math.prod(grid),)
     if len(sides) != len(shape):
         return True
     ends = [[at * (size - 1) for at, size in zip(one, grid, strict=True)] for one in _ends(grid)]
-    plain = _entering(denoiser, inputs, latents, first)
+    plain = entering(latents)
     if plain is None:
         return False
     for cell in ends:
@@ -60,7 +58,7 @@ def in_order(
             each = latents.shape[side] / size
             for_cell[side] = slice(round(at * each), max(round((at + 1) * each), 1))
         other[tuple(for_cell)] += 3 * latents.float().std().clamp_min(0.1).to(latents)
-        moved = _entering(denoiser, inputs, other, first)
+        moved = entering(other)
         if moved is None or int((moved - plain).float().abs().sum((0, 2)).argmax()) != token:
             return False
     return True
@@ -71,10 +69,17 @@ def _ends(grid: Sequence[int]) -> list[list[int]]:
     return [[int(one == at) for one in range(len(grid))] for at in range(len(grid))]
 
 
-def _entering(
-    denoiser: nn.Module, inputs: Inputs, latents: Tensor, first: Reading
+def entering_first(
+    denoiser: nn.Module, inputs: Inputs, first: Reading, latents: Tensor
 ) -> Tensor | None:
-    """The image tokens that the first block is given; None where there are none."""
+    """The image tokens that the first block is given; None where there are none.
+
+    Args:
+        denoiser: The model, in evaluation mode.
+        inputs: The arguments of one call.
+        first: The first block; its argument with the image is what is looked at.
+        latents: Latents in place of those of the call.
+    """
     argument = first.spec.streams["img"].argument
     found: list[Tensor] = []
 

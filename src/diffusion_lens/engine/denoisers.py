@@ -1,4 +1,7 @@
-"""The denoisers of a pipeline: some have one for each range of noise levels (Wan 2.2)."""
+"""The denoisers of a pipeline.
+
+Some have one for each range of noise levels (Wan 2.2), or one for each branch (Ideogram 4).
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,9 @@ from typing import Any
 
 from torch import nn
 
-DENOISERS = ("transformer", "unet", "transformer_2")
+from diffusion_lens.hook_points.names import SECOND
+
+DENOISERS = ("transformer", "unet", "transformer_2", "unconditional_transformer")
 """Where pipelines keep them; the first one is hooked where nothing else is asked for."""
 
 
@@ -27,10 +32,34 @@ def denoiser_of(pipe: Any, which: str | None = None) -> nn.Module | None:
     return found.get(which or next(iter(found), ""))
 
 
+BY_BRANCH = ("unconditional_transformer",)
+"""Those that run beside the first in every step, for another branch."""
+
+
 def further_denoisers(pipe: Any, denoiser: nn.Module) -> dict[str, nn.Module]:
-    """Those that take steps of the same run beside the hooked one, by attribute."""
+    """Those that run in the same run beside the hooked one, by attribute."""
     return {
         name: module
         for name, module in denoisers_of(pipe).items()
         if module is not denoiser and type(module) is type(denoiser)
     }
+
+
+def take_turns(pipe: Any) -> bool:
+    """Whether a pipeline's denoisers take its steps in turn, not each a branch of every step."""
+    found = denoisers_of(pipe)
+    first = next(iter(found.values()), None)
+    return first is not None and any(
+        name not in BY_BRANCH for name in further_denoisers(pipe, first)
+    )
+
+
+def attribute_of(pipe: Any, denoiser: nn.Module) -> str:
+    """Where a pipeline keeps a denoiser."""
+    return next((name for name, one in denoisers_of(pipe).items() if one is denoiser), "")
+
+
+def by_prefix(pipe: Any, denoiser: nn.Module) -> dict[str, nn.Module]:
+    """A pipeline's denoisers by what their names begin with: the hooked one first."""
+    further = list(further_denoisers(pipe, denoiser).values())
+    return {"": denoiser} | ({SECOND: further[0]} if further else {})

@@ -31,11 +31,14 @@ class Evaluation:
     """One call of the denoiser. What it tells stays true after the run that it belongs to.
 
     Attributes:
+        of: What the names of the denoiser that runs begin with.
         changed: Paths of the modules that a guider changed for it.
         beside: What its arguments make of it beside the family's branches, by argument.
     """
 
-    def __init__(self, tracker: StepTracker, run: RunState, arguments: Mapping[str, Any]) -> None:
+    def __init__(
+        self, tracker: StepTracker, run: RunState, arguments: Mapping[str, Any], of: str = ""
+    ) -> None:
         """Work out which rows of the batch belong to which guidance branch.
 
         Raises:
@@ -43,6 +46,8 @@ class Evaluation:
         """
         self.tracker = tracker
         self.run = run
+        self.of = of
+        self.denoiser = tracker.denoisers[of]
         self.spec = tracker.spec
         for name, reason in self.spec.refused.items():
             if arguments.get(name) is not None:
@@ -95,12 +100,12 @@ class Evaluation:
         """Ids that say the grid are waited for once in a run, not at every evaluation."""
         ids = self.arguments.get(self.spec.grid_from or "")
         if not isinstance(ids, Tensor) or ids.is_inference():  # which tells of no change in place
-            return self.spec.grid(self.tracker.denoiser, self.arguments, level)
+            return self.spec.grid(self.denoiser, self.arguments, level)
         known = self.run.grid_of
         if known is None or known[0] is not ids or known[1] != ids._version:
             known = self.run.grid_of = (ids, ids._version, {})
         if level not in known[2]:
-            known[2][level] = self.spec.grid(self.tracker.denoiser, self.arguments, level)
+            known[2][level] = self.spec.grid(self.denoiser, self.arguments, level)
         return known[2][level]
 
     def tokens(self, level: int) -> dict[str, int]:
@@ -109,7 +114,7 @@ class Evaluation:
         packed = isinstance(latents, Tensor) and latents.ndim == 3
         image = latents.shape[1] if packed else math.prod(self.grid(level))
         if self.spec.image_length is not None:
-            image = self.spec.image_length(self.tracker.denoiser, self.arguments)
+            image = self.spec.image_length(self.denoiser, self.arguments)
         has_text = self.arguments.get(self.spec.text) is not None
         found = {"img": int(image)} | ({"txt": self.text_length()} if has_text else {})
         for stream, argument in self.spec.further.items():
@@ -127,7 +132,7 @@ class Evaluation:
 
     def _counted_text(self) -> int:
         if self.spec.text_length is not None:
-            lengths = set(self.spec.text_length(self.tracker.denoiser, self.arguments))
+            lengths = set(self.spec.text_length(self.denoiser, self.arguments))
             if len(lengths) > 1:
                 raise EngineError(
                     f"the samples have {sorted(lengths)} text tokens, so that streams begin at "

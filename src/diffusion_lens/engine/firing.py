@@ -164,7 +164,7 @@ def _for_every_sample(point: HookPoint, value: Tensor, evaluation: Evaluation) -
 
     Flux encodes one negative prompt for all prompts; its first modulation makes a batch of it.
     """
-    text = point.stream == "txt" or point.name == "hook_pooled_text_emb"
+    text = point.stream == "txt" or point.name.endswith("hook_pooled_text_emb")
     if text and value.shape[0] == 1 < evaluation.batch and len(evaluation.rows) == 1:
         return value.expand(evaluation.batch, *value.shape[1:])
     return value

@@ -7,17 +7,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from diffusion_lens.architectures.catalogue import find_points, native_points
+from diffusion_lens.architectures.catalogue import find_absent, find_points, native_points
 from diffusion_lens.architectures.registry import architecture_of, architectures
 from diffusion_lens.architectures.relatives import closest_relative
 from diffusion_lens.architectures.spec import DenoiserSpec
 from diffusion_lens.engine.companion import Companion
-from diffusion_lens.engine.denoisers import DENOISERS, denoiser_of, denoisers_of, further_denoisers
+from diffusion_lens.engine.denoisers import DENOISERS, by_prefix, denoiser_of, denoisers_of
 from diffusion_lens.engine.guiders import guiders_of
 from diffusion_lens.engine.modular import encoders_of, refuse_unready
 from diffusion_lens.errors import UnsupportedModelError, listing
-from diffusion_lens.hook_points.names import NamePattern, match_names
-from diffusion_lens.hook_points.point import HookPoint
+from diffusion_lens.hook_points.names import NamePattern, match_names, which_denoiser
+from diffusion_lens.hook_points.point import Absent, HookPoint
 
 
 class ModelParts:
@@ -76,6 +76,15 @@ class ModelParts:
         return getattr(found, "_orig_mod", found)  # what `torch.compile` wraps has the hooks
 
     @property
+    def denoisers(self) -> dict[str, Any]:
+        """The denoisers that can be hooked, by what their names begin with.
+
+        It is one alone where the model was told which.
+        """
+        first = self.denoiser
+        return {"": first} if self.pipe is None or self.which else by_prefix(self.pipe, first)
+
+    @property
     def called(self) -> str:
         """What messages call the model."""
         return type(self.denoiser).__name__
@@ -107,13 +116,26 @@ class ModelParts:
     def attached_to(self) -> list[object]:
         """What hooks are attached to: LoRA, for one, puts other modules in place."""
         scheduler = getattr(self.pipe, "scheduler", None)
-        further = further_denoisers(self.pipe, self.denoiser).values()
+        modules = [part for one in self.denoisers.values() for part in one.modules()]
+        further = () if self.pipe is None else by_prefix(self.pipe, self.denoiser).values()
         told_by = (*guiders_of(self.pipe), *encoders_of(self.pipe))
-        return [scheduler, *told_by, *self._processors(), *self.denoiser.modules(), *further]
+        return [scheduler, *told_by, *self._processors(), *modules, *further]
 
-    def native(self, pattern: Any) -> dict[str, HookPoint]:
-        """Hook points at modules by their path in diffusers, for a pattern that asks for them."""
+    def asked_for(self, pattern: Any) -> dict[str, HookPoint]:
+        """Hook points that a pattern has to ask for.
+
+        They are those of the second denoiser, and modules by their path in diffusers.
+        """
+        of = which_denoiser(pattern) if isinstance(pattern, str) else ""
+        if of and of in self.denoisers:
+            return find_points(self.denoisers[of], self.spec, of)
         return native_points(self.denoiser, pattern)
+
+    def absent(self, pattern: NamePattern) -> tuple[Absent, ...]:
+        """Names that some block lacks, of the denoiser that a pattern asks for."""
+        of = which_denoiser(pattern) if isinstance(pattern, str) else ""
+        denoiser = self.denoisers.get(of)
+        return () if denoiser is None else find_absent(denoiser, self.spec, of)
 
     def find(self, pattern: NamePattern) -> dict[str, HookPoint]:
         """The hook points that a pattern selects, by name.
@@ -121,7 +143,7 @@ class ModelParts:
         Raises:
             UnknownHookPointError: If there is none.
         """
-        known = self.native(pattern) or self.points
+        known = self.asked_for(pattern) or self.points
         return {name: known[name] for name in match_names(pattern, list(known), model=self.called)}
 
     @property

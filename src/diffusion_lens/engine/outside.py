@@ -19,7 +19,7 @@ from diffusion_lens.hook_points.selectors import GUIDED
 def at_module(tracker: StepTracker, source: AtModule, taps: Sequence[Tap]) -> Handle:
     """Fire on a module's argument or output."""
     point = source.point
-    module = tracker.denoiser.get_submodule(point.module)
+    module = tracker.module(point.module, of=point.name)
 
     axes = taps[0].point.axes
 
@@ -27,7 +27,7 @@ def at_module(tracker: StepTracker, source: AtModule, taps: Sequence[Tap]) -> Ha
         sequence = taps[0].point.sequences.get("pos", ())
         lengths = dict.fromkeys(sequence, value.shape[1])
         # The denoiser's own output comes when it is over.
-        at_the_end = module is tracker.denoiser and point.argument is None
+        at_the_end = not point.module and point.argument is None
         evaluation = tracker.last_evaluation() if at_the_end else tracker.evaluation()
         if "d_emb" in axes and evaluation.tokens_have_timesteps():
             for tap in taps:

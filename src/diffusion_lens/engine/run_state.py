@@ -31,11 +31,13 @@ class Seen:
     Attributes:
         branches: The branches.
         steps: The steps.
+        taken: The steps of each denoiser, by what its names begin with.
         planned: How many steps a run that was interrupted would have had.
     """
 
     branches: set[str] = field(default_factory=set)
     steps: set[int] = field(default_factory=set)
+    taken: dict[str, set[int]] = field(default_factory=dict)
     planned: int = 0
 
 

@@ -9,15 +9,14 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
-from diffusion_lens.architectures.catalogue import native_points
 from diffusion_lens.architectures.spec import BlockSite
 from diffusion_lens.engine.companion import SecondPass
+from diffusion_lens.engine.denoisers import attribute_of, take_turns
 from diffusion_lens.engine.evaluation import Evaluation
 from diffusion_lens.engine.handles import Handle, deaf_on_copies, gated
 from diffusion_lens.engine.outside import OUTSIDE
@@ -69,19 +68,21 @@ class Session:
         registrations: Sequence[Registration],
         *,
         model: str,
+        asked_for: Callable[[Any], Mapping[str, HookPoint]],
         second: SecondPass | None = None,
     ) -> None:
         """Plan what to attach; raises before anything is touched."""
         self.tracker = tracker
-        self.denoiser = tracker.denoiser
         self.registrations = list(registrations)
         self.taps = expand(
             registrations,
             points,
             model=model,
             branches=tracker.known_branches(),
-            native=partial(native_points, self.denoiser),
+            asked_for=asked_for,
         )
+        inside = {tap.of for tap in self._inside()}
+        self.denoisers = {of: tracker.denoisers[of] for of in inside or {""}}
         self.second = None
         if second is not None and second.plan(self.taps):
             self.second = second
@@ -95,9 +96,9 @@ class Session:
                 if "torch._dynamo" in sys.modules:  # else nothing is compiled; importing takes long
                     stack.enter_context(EAGER.asked_for())
             stack.enter_context(self.tracker.attached())
-            self.tracker.on_further.append(self._refuse_unhooked_steps)
-            stack.callback(self.tracker.on_further.remove, self._refuse_unhooked_steps)
-            weakened = WeakenedEvaluations(self.denoiser, self.taps)
+            self.tracker.on_evaluation.append(self._refuse_unhooked_steps)
+            stack.callback(self.tracker.on_evaluation.remove, self._refuse_unhooked_steps)
+            weakened = WeakenedEvaluations(self.taps)
             self.tracker.on_evaluation.append(weakened.begins)
             stack.callback(self.tracker.on_evaluation.remove, weakened.begins)
             self.tracker.on_prediction.append(weakened.ends)
@@ -117,39 +118,53 @@ class Session:
         Raises:
             EngineError: Naming it.
         """
-        cache = step_cache_on(self.denoiser)
+        caches = map(step_cache_on, self.denoisers.values())
+        cache = next((one for one in caches if one is not None), None)
         if cache is not None:
             raise EngineError(
                 f"a diffusers cache is enabled on the denoiser ({cache}): it skips blocks, whose "
                 "hooks would not fire; call `disable_cache()` first, or take off what "
                 "`diffusers.hooks.apply_…` put on"
             )
-        if getattr(self.denoiser, "_parallel_config", None) is not None:
+        parallel = (getattr(one, "_parallel_config", None) for one in self.denoisers.values())
+        if any(one is not None for one in parallel):
             raise EngineError(
                 "the denoiser runs context-parallel, where each process sees only part of the "
                 "sequence; run hooked calls on one device"
             )
 
-    def _refuse_unhooked_steps(self, name: str, evaluation: Evaluation) -> None:
-        """Refuse a step that another denoiser takes where a hook inside this one waits for it.
+    def _inside(self) -> Iterator[Tap]:
+        """The hooks inside of denoisers."""
+        for taps in self.taps.values():
+            yield from (tap for tap in taps if tap.point.module != "scheduler")
+
+    def _refuse_unhooked_steps(self, evaluation: Evaluation) -> None:
+        """Refuse a step that one denoiser takes where hooks inside the other alone wait for it.
+
+        Whoever hooks both has said which is which.
 
         Raises:
             EngineError: Naming the step, and how to hook it.
         """
+        pipe, step = self.tracker.pipe, evaluation.step
+        hooked = evaluation.of in self.denoisers
+        if hooked or not evaluation.run.in_pipeline or not take_turns(pipe):
+            return
+        asked = [tap.registration for tap in self._inside() if not tap.registration.closed]
         waiting = [
-            tap
-            for taps in self.taps.values()
-            for tap in taps
-            if tap.point.module != "scheduler"
-            and any(tap.active(evaluation, branch) for branch, _ in evaluation.rows)
+            one
+            for one in asked
+            if one.site.has_step(step) and any(one.site.fires_in(at) for at, _ in evaluation.rows)
         ]
         if waiting:
-            pipe, step = type(self.tracker.pipe).__name__, evaluation.step
+            name = attribute_of(pipe, evaluation.denoiser)
             raise EngineError(
-                f"{waiting[0].registration!r} waits for step {step}, which {pipe} takes with its "
-                f"`{name}`, whose modules are not hooked here; keep to the steps of this denoiser "
-                f"with Site(steps=…), hook the other with `HookedDiffusion(pipe, denoiser={name!r}"
-                ")`, or run this one alone with `pipe.register_to_config(boundary_ratio=None)`"
+                f"{waiting[0]!r} waits for step {step}, which {type(pipe).__name__} takes with its "
+                f"`{name}`, where no hook of this model is; keep to the steps of the other "
+                "denoiser with Site(steps=…), put hooks on both (the second's are `denoiser2.…` "
+                "where the pipeline is wrapped without denoiser=), hook this one alone with "
+                f"`HookedDiffusion(pipe, denoiser={name!r})`, or run the first alone with "
+                "`pipe.register_to_config(boundary_ratio=None)`"
             )
 
     # -- from points to torch hooks -----------------------------------------------------------

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from diffusion_lens.architectures.spec import DenoiserSpec
 from diffusion_lens.engine.branches import FURTHER, Rows, branch_rows
 from diffusion_lens.engine.callers import called_by_method_of, running_pipeline
-from diffusion_lens.engine.denoisers import further_denoisers
+from diffusion_lens.engine.denoisers import by_prefix
 from diffusion_lens.engine.evaluation import Evaluation
 from diffusion_lens.engine.guiders import FollowedGuider, guiders_of
 from diffusion_lens.engine.handles import deaf_on_copies
@@ -25,6 +25,7 @@ from diffusion_lens.engine.observing import observed
 from diffusion_lens.engine.prompt_blocks import EncoderBlocks
 from diffusion_lens.engine.run_state import PartPrompts, RunState, Seen, images_per_prompt
 from diffusion_lens.errors import EngineError, NestedRunError
+from diffusion_lens.hook_points.names import which_denoiser
 
 
 class StepTracker:
@@ -63,7 +64,6 @@ class StepTracker:
         self.on_evaluation_by_hand: list[Callable[[], None]] = []
         self.on_evaluation: list[Callable[[Evaluation], None]] = []
         self.on_prediction: list[Callable[[Evaluation], None]] = []
-        self.on_further: list[Callable[[str, Evaluation], None]] = []
         self.on_guided: list[Callable[[Tensor, Any, Tensor], Tensor]] = []
         self.on_sample: list[Callable[[Tensor], Tensor]] = []
         self.on_step: list[Callable[[], None]] = []
@@ -75,10 +75,15 @@ class StepTracker:
         self.follow(denoiser)
 
     def follow(self, denoiser: nn.Module) -> None:
-        """Follow this denoiser from the next time that hooks are attached."""
+        """Follow this denoiser, and what runs beside it, from the next time that hooks go on."""
         self.denoiser = denoiser
+        self.denoisers = {"": denoiser} if self.pipe is None else by_prefix(self.pipe, denoiser)
         # Of the class: a forward on the instance (offloading, replays) may take anything.
         self._parameters = list(inspect.signature(type(denoiser).forward).parameters)[1:]
+
+    def module(self, path: str, *, of: str) -> nn.Module:
+        """The module at a path in the denoiser that a name (`of`) is of."""
+        return self.denoisers[which_denoiser(of)].get_submodule(path)
 
     # -- what is known --------------------------------------------------------------------------
 
@@ -138,7 +143,7 @@ class StepTracker:
         """Keep the evaluations that a backward pass may compute again."""
         if self._recomputed:
             self._recorded, self._recomputed = [], False
-        checkpointing = getattr(self.denoiser, "is_gradient_checkpointing", False)
+        checkpointing = getattr(evaluation.denoiser, "is_gradient_checkpointing", False)
         if checkpointing and torch.is_grad_enabled():
             self._recorded.append(evaluation)
 
@@ -204,17 +209,12 @@ class StepTracker:
     def attached(self) -> Iterator[StepTracker]:
         """Follow the pipeline while the context is open."""
         with contextlib.ExitStack() as undo:
-            # In front of all others, whose evaluation must be known when they fire.
-            handle = self.denoiser.register_forward_pre_hook(
-                self._before, with_kwargs=True, prepend=True
-            )
-            undo.callback(deaf_on_copies(handle).remove)
-            handle = self.denoiser.register_forward_hook(self._after, always_call=True)
-            undo.callback(deaf_on_copies(handle).remove)
-            undo.enter_context(observed(self.denoiser, "cache_context", self._cache_context))
-            for name, module in further_denoisers(self.pipe, self.denoiser).items():
-                before = functools.partial(self._before_further, name)
+            for of, module in self.denoisers.items():
+                before = functools.partial(self._before, of)
+                # In front of all others, whose evaluation must be known when they fire.
                 handle = module.register_forward_pre_hook(before, with_kwargs=True, prepend=True)
+                undo.callback(deaf_on_copies(handle).remove)
+                handle = module.register_forward_hook(self._after, always_call=True)
                 undo.callback(deaf_on_copies(handle).remove)
                 undo.enter_context(observed(module, "cache_context", self._cache_context))
             if self.pipe is not None:
@@ -297,7 +297,7 @@ class StepTracker:
         with self.calling(asked(self.pipe, arguments) if is_modular(self.pipe) else given):
             return original(*args, **kwargs)
 
-    def _before(self, _module: nn.Module, args: tuple, kwargs: dict) -> None:
+    def _before(self, of: str, _module: nn.Module, args: tuple, kwargs: dict) -> None:
         if self.hooks_running:
             self.refuse_while_running("the denoiser was run")
         self._clear_away()
@@ -307,14 +307,14 @@ class StepTracker:
             for listener in self.on_evaluation_by_hand:
                 listener()
         self._refuse_unfollowed_pipeline()
-        self.current = self._begun(args, kwargs)
+        self.current = self._begun(of, args, kwargs)
         self._note_recorded(self.current)
         self.running = True
         self.total += 1
         for listener in self.on_evaluation:
             listener(self.current)
 
-    def _begun(self, args: tuple, kwargs: dict) -> Evaluation:
+    def _begun(self, of: str, args: tuple, kwargs: dict) -> Evaluation:
         """The evaluation that begins, counted."""
         if self.run.in_pipeline and self.run.passes:
             raise EngineError(
@@ -323,20 +323,14 @@ class StepTracker:
                 "parts would be taken for the same; make one part in a run"
             )
         arguments = dict(zip(self._parameters, args, strict=False)) | kwargs
-        begun = Evaluation(self, self.run, arguments)
+        begun = Evaluation(self, self.run, arguments, of)
         self.run.call += 1
         self.run.evaluations += 1
         for seen in self._noting:
             seen.branches.update(branch for branch, _ in begun.rows)
             seen.steps.add(self.run.step)
+            seen.taken.setdefault(of, set()).add(self.run.step)
         return begun
-
-    def _before_further(self, name: str, _module: nn.Module, args: tuple, kwargs: dict) -> None:
-        """Another denoiser takes a step of the run: what the scheduler gets next is its own."""
-        if self.run.in_pipeline and not self.hooks_running:
-            self.current = self._begun(args, kwargs)
-            for listener in self.on_further:
-                listener(name, self.current)
 
     def _after(self, _module: nn.Module, _args: tuple, _output: Any) -> None:
         self.running = False
@@ -394,7 +388,8 @@ class StepTracker:
     def _is_part_of(self, pipe: Any) -> bool:
         """Whether a pipeline runs the hooked denoiser, or another model of the user's."""
         parts = vars(pipe).values()
-        return any(getattr(part, "_orig_mod", part) is self.denoiser for part in parts)
+        mine = list(self.denoisers.values())
+        return any(getattr(part, "_orig_mod", part) is one for part in parts for one in mine)
 
     def _is_the_loops_own(self) -> bool:
         """Whether the pipeline's loop calls its scheduler, not a hook or a callback of a user."""

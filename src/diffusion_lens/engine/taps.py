@@ -21,7 +21,7 @@ from diffusion_lens.engine.selection import (
 )
 from diffusion_lens.errors import SiteError, closest, listing
 from diffusion_lens.hook_points.context import HookContext
-from diffusion_lens.hook_points.names import match_names
+from diffusion_lens.hook_points.names import match_names, which_denoiser
 from diffusion_lens.hook_points.point import HookPoint
 from diffusion_lens.hook_points.selectors import GUIDED, Indices
 from diffusion_lens.hook_points.site import Site
@@ -77,10 +77,17 @@ class Tap:
     heads: tuple[int, ...] | None
     selections: dict[Any, Selection] = field(default_factory=dict)
 
+    @property
+    def of(self) -> str:
+        """What the names of its denoiser begin with."""
+        return which_denoiser(self.point.name)
+
     def active(self, evaluation: Evaluation, branch: str) -> bool:
         """Whether the hook fires at this step in this branch."""
         site = self.registration.site
         if self.registration.closed or not site.has_step(evaluation.step):
+            return False
+        if self.point.module != "scheduler" and self.of != evaluation.of:
             return False
         return branch == GUIDED or site.fires_in(branch)
 
@@ -207,7 +214,7 @@ def expand(
     *,
     model: str,
     branches: Sequence[str],
-    native: Callable[[Any], Mapping[str, HookPoint]] | None = None,
+    asked_for: Callable[[Any], Mapping[str, HookPoint]] | None = None,
 ) -> dict[str, list[Tap]]:
     """Every registration at every point that its Site selects; readers come last at each.
 
@@ -218,8 +225,9 @@ def expand(
     taps: dict[str, list[Tap]] = {}
     for registration in registrations:
         _refuse_unknown_branch(registration.site, branches)
-        known = points if native is None else native(registration.site.name) or points
-        names = match_names(registration.site.name, list(known), model=model)
+        name = registration.site.name
+        known = points if asked_for is None else asked_for(name) or points
+        names = match_names(name, list(known), model=model)
         fitting = [known[name] for name in names if selects(known[name], registration.site)]
         if not fitting:
             raise SiteError(_fits_nothing(registration, known[names[0]], len(names)))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from torch import nn
-
 from diffusion_lens.engine.evaluation import Evaluation
 from diffusion_lens.engine.guiders import swapped_by
 from diffusion_lens.engine.taps import Tap
@@ -19,9 +17,8 @@ class WeakenedEvaluations:
     a cache would lack them, an intervention would not be made, and nothing else would say so.
     """
 
-    def __init__(self, denoiser: nn.Module, taps: Mapping[str, Sequence[Tap]]) -> None:
+    def __init__(self, taps: Mapping[str, Sequence[Tap]]) -> None:
         """Watch over these hooks."""
-        self.denoiser = denoiser
         self.taps = [tap for some in taps.values() for tap in some]
         self.shown: dict[int, int] = {}
 
@@ -36,7 +33,7 @@ class WeakenedEvaluations:
         self._refuse_left_out(evaluation)
         if not evaluation.changed:
             return
-        path = swapped_by(self.denoiser, evaluation.changed)
+        path = swapped_by(evaluation.denoiser, evaluation.changed)
         if self.taps and path is not None:
             raise EngineError(
                 f"{_where(evaluation)} leaves out {path}: this version of diffusers hands on image "

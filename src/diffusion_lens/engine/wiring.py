@@ -62,7 +62,7 @@ class Wiring(ModelParts):
                 self.points,
                 model=self.called,
                 branches=self.tracker.known_branches(),
-                native=self.native,
+                asked_for=self.asked_for,
             )
         except (UnknownHookPointError, SiteError):
             return False
@@ -87,7 +87,14 @@ class Wiring(ModelParts):
             self.tracker.follow(self.denoiser)
             points, tracker = self.points, self.tracker
             second = None if self.companion is None else self.companion.start(tracker)
-            planned = Session(tracker, points, registrations, model=self.called, second=second)
+            planned = Session(
+                tracker,
+                points,
+                registrations,
+                model=self.called,
+                asked_for=self.asked_for,
+                second=second,
+            )
         before, self.registrations = self.registrations, list(registrations)
         self._detach()
         if planned is None:
@@ -105,13 +112,15 @@ class Wiring(ModelParts):
         session.__enter__()
         self._session = session
         self._attached_to = self.attached_to()
-        _HOOKED.setdefault(session.denoiser, WeakSet()).add(self)
+        for denoiser in session.denoisers.values():
+            _HOOKED.setdefault(denoiser, WeakSet()).add(self)
 
     def _detach(self) -> None:
         if self._session is None:
             return
         session, self._session = self._session, None
-        _HOOKED.get(session.denoiser, WeakSet()).discard(self)
+        for denoiser in session.denoisers.values():
+            _HOOKED.get(denoiser, WeakSet()).discard(self)
         session.__exit__(None, None, None)
 
     def _keep(self, registrations: Sequence[Registration]) -> None:
@@ -240,7 +249,7 @@ class Wiring(ModelParts):
         Raises:
             RunError: Naming its hooks and how to take them off.
         """
-        others = [one for one in _HOOKED.get(self.denoiser, ()) if one is not self]
+        others = self._others()
         if others:
             hooks = [repr(one) for other in others for one in other.registrations]
             raise RunError(
@@ -251,9 +260,12 @@ class Wiring(ModelParts):
 
     def release_others(self) -> None:
         """Take off the hooks that other wrappers have on the same denoiser."""
-        for other in list(_HOOKED.get(self.denoiser, ())):
-            if other is not self:
-                other._keep([])
+        for other in self._others():
+            other._keep([])
+
+    def _others(self) -> list[Wiring]:
+        found = (one for each in self.denoisers.values() for one in _HOOKED.get(each, ()))
+        return [one for one in dict.fromkeys(found) if one is not self]
 
     def _before_a_call(self) -> None:
         """What is checked before each call of the pipeline, the user's own included."""

@@ -11,6 +11,14 @@ from diffusion_lens.showing.one_line import counted
 
 NamePattern = str | Callable[[str], bool]
 
+SECOND = "denoiser2."
+"""What the names of a pipeline's second denoiser begin with; those of the first have no prefix."""
+
+
+def which_denoiser(name: str) -> str:
+    """The prefix of the denoiser that a name, or a pattern over names, is of."""
+    return SECOND if name.startswith(SECOND) else ""
+
 
 @functools.lru_cache(maxsize=1024)
 def compile_pattern(pattern: str) -> re.Pattern[str]:

@@ -18,6 +18,7 @@ from diffusion_lens.activation_cache.recorder import (
     free_bytes,
     refuse_over_budget,
 )
+from diffusion_lens.engine.denoisers import take_turns
 from diffusion_lens.engine.evaluation import Evaluation
 from diffusion_lens.engine.modular import is_modular, loops_of
 from diffusion_lens.engine.registration import Registration
@@ -57,15 +58,18 @@ class CacheOptions:
     max_bytes: int | None = None
     spool: str | Path | None = None
 
-    def sites(self, *, scheduled: bool) -> list[Site]:
+    def sites(self, pipe: Any) -> list[Site]:
         """The Sites to record.
 
         Args:
-            scheduled: Whether there is a scheduler, whose points the light default has.
+            pipe: The pipeline, whose scheduler's points the light default has; they alone where
+                denoisers take steps in turn. None for a bare denoiser.
         """
         wanted = self.names_filter
-        if wanted is None:
-            wanted = LIGHT if scheduled else LIGHT[:2]
+        if wanted is None and pipe is not None:
+            wanted = LIGHT[2:] if take_turns(pipe) else LIGHT
+        elif wanted is None:
+            wanted = LIGHT[:2]
         if isinstance(wanted, str | Site) or callable(wanted):
             wanted = [wanted]
         wanted = list(wanted)
@@ -91,7 +95,7 @@ def recording(wiring: Wiring, options: CacheOptions) -> Iterator[ActivationCache
     )
     registrations = [
         Registration(site, Recording(recorder, number), read_only=True)
-        for number, site in enumerate(options.sites(scheduled=wiring.pipe is not None))
+        for number, site in enumerate(options.sites(wiring.pipe))
     ]
     with hooks_on(wiring, registrations):
         _refuse_two_parts(wiring.taps_of(registrations))

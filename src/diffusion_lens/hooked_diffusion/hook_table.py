@@ -10,13 +10,12 @@ from dataclasses import dataclass
 import torch
 
 from diffusion_lens.activation_cache import readable_bytes
-from diffusion_lens.architectures.catalogue import find_absent
 from diffusion_lens.architectures.forms import patches
 from diffusion_lens.architectures.sources import AtModule, ProductWeights
 from diffusion_lens.engine.wiring import Wiring
 from diffusion_lens.engine.words import tokenizer_of
 from diffusion_lens.errors import UnknownHookPointError
-from diffusion_lens.hook_points.names import NamePattern, matches
+from diffusion_lens.hook_points.names import NamePattern, matches, which_denoiser
 from diffusion_lens.hook_points.point import HookPoint
 from diffusion_lens.showing.one_line import counted
 
@@ -114,7 +113,7 @@ def hook_table(wiring: Wiring, pattern: NamePattern) -> HookTable:
     """The table of the hook points that match; see `HookedDiffusion.hook_table`."""
     absent = [
         HookRow(missing.name, (), (), None, (), None, "", missing.reason, present=False)
-        for missing in find_absent(wiring.denoiser, wiring.spec)
+        for missing in wiring.absent(pattern)
         if matches(pattern, missing.name)
     ]
     try:
@@ -166,7 +165,7 @@ def _channels(wiring: Wiring, point: HookPoint) -> dict[str, int | None]:
     taken = border.argument is not None
     if taken and border.argument not in ((wiring.spec.latents,), ("hidden_states",)):
         return {}
-    module = wiring.denoiser.get_submodule(border.module)
+    module = wiring.denoisers[which_denoiser(point.name)].get_submodule(border.module)
     config = getattr(module, "config", vars(module))
     if taken or config.get("out_channels", 0) is None:  # None: as many leave as enter
         return {"channel": config.get("in_channels")}

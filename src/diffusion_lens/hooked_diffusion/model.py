@@ -66,9 +66,10 @@ class HookedDiffusion(Naming, Hooking):
             pipe: A diffusers pipeline, classic or modular with its components loaded, or a denoiser
                 that is called by hand.
             name: What to call the model in tables; by default where it was loaded from.
-            denoiser: The pipeline's attribute whose steps are hooked, where there are several
-                (Wan 2.2: `"transformer"`, above a noise level, and `"transformer_2"`, below it);
-                None is the first. Wrap the pipeline once for each; steps keep their numbers.
+            denoiser: The pipeline's attribute that alone is hooked, where there are several (Wan
+                2.2: `"transformer"`, above a noise level, and `"transformer_2"`, below it). None
+                hooks both: the hook points of the second are `denoiser2.blocks.0.…`, which only
+                names that begin with `denoiser2.` select (`**` stands for those of the first).
             describe: Whether a denoiser class that is not known is described on the spot, from a
                 short run of the pipeline at a small size; a mapping gives arguments of that run,
                 such as an image, or those of one call of a bare denoiser. The description is

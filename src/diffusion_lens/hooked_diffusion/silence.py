@@ -11,7 +11,7 @@ from diffusion_lens.engine.run_state import Seen
 from diffusion_lens.engine.taps import Tap
 from diffusion_lens.engine.wiring import Wiring
 from diffusion_lens.errors import HookNeverFiredError, listing
-from diffusion_lens.hook_points.names import is_pattern
+from diffusion_lens.hook_points.names import SECOND, is_pattern
 from diffusion_lens.hook_points.selectors import Indices
 from diffusion_lens.showing.one_line import counted
 
@@ -43,8 +43,14 @@ def refuse_silent(wiring: Wiring, registrations: Sequence[Registration], seen: S
     names: dict[Registration, list[str]] = {registration: [] for registration in registrations}
     for tap in wiring.taps_of(registrations):
         names[tap.registration].append(tap.point.name)
-    branches = sorted(seen.branches)
-    refuse_silence(registrations, names, branches=branches, steps=seen.steps, planned=seen.planned)
+    refuse_silence(
+        registrations,
+        names,
+        branches=sorted(seen.branches),
+        steps=seen.steps,
+        planned=seen.planned,
+        taken=seen.taken,
+    )
 
 
 def _refuse_what_was_taken_off(registrations: Sequence[Registration]) -> None:
@@ -69,6 +75,7 @@ def refuse_silence(
     branches: Sequence[str],
     steps: int | Collection[int],
     planned: int = 0,
+    taken: Mapping[str, Collection[int]] | None = None,
 ) -> None:
     """Refuse a run in which a hook missed a point, a step or a head that it was asked for.
 
@@ -82,10 +89,12 @@ def refuse_silence(
         steps: The steps that ran, or how many did.
         planned: How many steps an interrupted run would have had. Those that the interruption took
             away are not missed.
+        taken: The steps of each denoiser, by what its names begin with.
 
     Raises:
         HookNeverFiredError: Saying which, and what did run.
     """
+    divided = _divided(taken or {})
     ran = sorted(range(steps) if isinstance(steps, int) else steps)
     for registration in registrations:
         pattern = registration.site.name
@@ -99,11 +108,11 @@ def refuse_silence(
         if exempt:
             silent = [name for name in silent if not registration.fired[name].absent]
         if silent:
-            raise HookNeverFiredError(_never_fired(registration, silent, ran, branches))
+            raise HookNeverFiredError(_never_fired(registration, silent, ran, branches) + divided)
         for name in wanted:
             if registration.fired[name].absent:
                 continue
-            _refuse_missed_steps(registration, name, ran, planned)
+            _refuse_missed_steps(registration, name, ran, planned, divided)
     refuse_missed_heads((one, _heads(one.fired.values())) for one in registrations)
 
 
@@ -131,7 +140,7 @@ def _never_fired(
 
 
 def _refuse_missed_steps(
-    registration: Registration, name: str, ran: Sequence[int], planned: int
+    registration: Registration, name: str, ran: Sequence[int], planned: int, divided: str
 ) -> None:
     """Refuse named steps that the hook did not see.
 
@@ -150,12 +159,23 @@ def _refuse_missed_steps(
     if shown[0] in ran:
         raise HookNeverFiredError(
             f"{asked}, but did not at {_steps(shown, which)}, which the run had: the pipeline, its "
-            "guider or a step cache leaves it out there. Leave those steps out of steps="
+            "guider or a step cache leaves it out there. Leave those steps out of steps=." + divided
         )
     there = [step for step in fired if registration.site.has_step(step)]
     raise HookNeverFiredError(
         f"{asked}, but the model ran {_called(ran)}: {_steps(shown, which)} never came. Write "
         f"{_instead(steps, sorted(there))}"
+    )
+
+
+def _divided(taken: Mapping[str, Collection[int]]) -> str:
+    """Which denoiser took which steps, where there are two."""
+    if SECOND not in taken:
+        return ""
+    first = listing(sorted(taken.get("", ()))) or "none"
+    return (
+        f" Of two denoisers the first took the steps {first}, and the second, whose hook points "
+        f"are `{SECOND}…`, the steps {listing(sorted(taken[SECOND]))}."
     )
 
 

@@ -10,7 +10,17 @@ import torch
 from torch import Tensor
 
 from diffusion_lens.border import PipelineSetting, public
-from diffusion_lens.describing.pipelines import ALONE, CHANGED, PROMPTS, Asked, ask_pipeline
+from diffusion_lens.describing.pipelines import (
+    ALONE,
+    CHANGED,
+    LONGER,
+    PROMPTS,
+    Asked,
+    Moved,
+    ask_again,
+    ask_pipeline,
+)
+from diffusion_lens.describing.placing import in_order
 from diffusion_lens.errors import ContractError, WordError
 from diffusion_lens.hook_points import HookContext
 from diffusion_lens.hooked_diffusion import HookedDiffusion
@@ -22,10 +32,11 @@ def check_pipeline(
 ) -> tuple[str, ...]:
     """Check what a description says of a pipeline: branches, timesteps, grid, words.
 
-    Two runs of two steps, with prompts that differ in one word, show it. A run with guidance shows
-    how branches come; a prompt's words show where the text encoder reads from left to right. Of the
-    grid the number of tokens is compared, not their order; the usual lengths of texts, negative
-    prompts and what pads them are not looked at.
+    Runs of two steps show it, in pairs whose prompts, at two lengths, or negative prompts differ in
+    one word. A run with guidance shows how branches come; words show where the text encoder reads
+    from left to right. The order of the grid is seen where latents have height and width, by
+    disturbing their corners; the usual length of texts where the call does not set it: texts of
+    both lengths that are as long are held to it, others are only to be no longer.
 
     Args:
         pipe: A diffusers pipeline of a known family.
@@ -66,7 +77,77 @@ def _compared(
     yield "timestep_scale", spec.timestep_scale, answers.get("timestep_scale")
     tokens = math.prod(spec.grid(model.denoiser, asked.inputs, 0))
     yield "grid, in tokens", tokens, _image_tokens(model, asked)
+    yield "grid, order", *_order(model, asked)
     yield f"place of {CHANGED!r} in the text", *_places(model, asked, call)
+    further = {name: value for name, value in call.items() if name not in ("prompt", *NEGATIVE)}
+    pair = [{**further, "prompt": one} for one in LONGER]
+    moved = ask_again(model.pipe, model.denoiser, pair, asked.text)
+    yield f"place of {CHANGED!r} in a longer text", *_again(model, LONGER[0], moved, call)
+    yield "text_tokens", *_text_tokens(model, asked, moved, call)
+    pair = [{**further, "prompt": LONGER[0], NEGATIVE[0]: one} for one in PROMPTS]
+    moved = ask_again(model.pipe, model.denoiser, pair, asked.text)
+    told = _again(model, PROMPTS[0], moved, call, negative=True)
+    yield f"place of {CHANGED!r} in a negative prompt", *told
+
+
+NEGATIVE = ("negative_prompt",)
+
+
+def _order(model: HookedDiffusion, asked: Asked) -> tuple[str | None, str | None]:
+    """Whether the corners of the latents are the tokens at the ends of the grid."""
+    spec, latents = model.spec, asked.inputs[model.spec.latents]
+    axes = model.points["hook_latents"].axes[1:]
+    spatial = "height" in axes and isinstance(latents, Tensor) and latents.ndim == len(axes) + 1
+    if not spatial or spec.image_length is not None:
+        return None, None
+    bare = HookedDiffusion(model.denoiser, spec=spec)
+
+    def entering(changed: Tensor) -> Tensor:
+        seen: list[Tensor] = []
+        note = [("blocks.0.img.hook_resid_pre", lambda value, _hook: seen.append(value.clone()))]
+        with torch.no_grad(), bare.hooks(note):
+            model.denoiser(**{**asked.inputs, spec.latents: changed})
+        return seen[0]
+
+    grid = spec.grid(model.denoiser, asked.inputs, 0)
+    ordered = "its corners are the latents'"
+    return ordered, ordered if in_order(latents, axes, grid, entering) else "another"
+
+
+def _again(
+    model: HookedDiffusion,
+    prompt: str,
+    moved: Moved | None,
+    call: dict[str, Any],
+    *,
+    negative: bool = False,
+) -> tuple[int | None, int | None]:
+    """Where the word that was changed begins in a further text, and the first row that moved."""
+    if moved is None or not moved.row:  # an encoder that reads both ways moves every row
+        return None, None
+    length = call.get("max_sequence_length")
+    try:
+        told = model.prompt_tokens(prompt, max_sequence_length=length, negative=negative)
+        return min(told.find(CHANGED)) - model.points["hook_text_emb"].skipped, moved.row
+    except WordError:  # a text that is too long in this run; the first place says if none is told
+        return None, None
+
+
+def _text_tokens(
+    model: HookedDiffusion, asked: Asked, moved: Moved | None, call: dict[str, Any]
+) -> tuple[int | None, int | None]:
+    """The usual length of the text, and the one that was seen where that says it."""
+    spec, seen = model.spec, asked.answers["text_tokens"]
+    if moved is None or spec.text_beside or {"max_sequence_length", "prompt_embeds"} & set(call):
+        return None, None
+    if spec.text_length and {*spec.text_length(model.denoiser, asked.inputs)} != {seen}:
+        return None, None  # the argument is a part of the text
+    usual, limits = spec.text_tokens, {getattr(model.pipe, "tokenizer_max_length", None)}
+    limits |= {getattr(model.pipe, one.tokenizer).model_max_length for one in spec.text_parts}
+    if seen < usual and seen in limits:
+        return None, None  # this pipeline is set to another length
+    filled_up = seen == moved.tokens
+    return usual, seen if filled_up or moved.tokens > usual else usual
 
 
 def _image_tokens(model: HookedDiffusion, asked: Asked) -> int | None:

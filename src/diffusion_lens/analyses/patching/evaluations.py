@@ -176,6 +176,8 @@ def conditions(model: HookedDiffusion, side: Side, trajectory: Trajectory) -> Co
         for name, given in evaluation.arguments.items():
             if name in model.spec.batch_second:
                 found[name] = Row(given[:, at].clone(), axis=1)
+            elif name in model.spec.without_batch:
+                found[name] = given
             elif name not in trajectory.names:
                 found[name] = cut(given, name)
 

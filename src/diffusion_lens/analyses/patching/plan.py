@@ -110,6 +110,11 @@ def plan(
     for site in map(Site.of, listed):
         blocks: set[int | None] = set()
         for name, point in model.find_points(site.name).items():
+            if name.startswith("denoiser2."):
+                raise PatchingError(
+                    f"{name} is of a second denoiser, which is not evaluated again here; wrap the "
+                    "pipeline for it alone: `HookedDiffusion(pipe, denoiser=…)`"
+                )
             if not selects(point, site):
                 continue
             blocks.add(point.block)
