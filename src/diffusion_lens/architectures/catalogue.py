@@ -18,6 +18,7 @@ from diffusion_lens.architectures.sources import (
     ProductInput,
     ProductOutput,
     ProductWeights,
+    Routing,
     StreamBetween,
     StreamEntering,
     StreamLeaving,
@@ -35,6 +36,7 @@ NATIVE = "native:"
 RESIDUAL = ("batch", "pos", "d_model")
 PER_HEAD = ("batch", "pos", "head", "d_head")
 DEAD_TEXT = "the model throws away the text that leaves its last block"
+CHOSEN = "the choice follows from the router's logits, which can be edited (hook_router_logits)"
 
 
 def find_blocks(denoiser: nn.Module, spec: DenoiserSpec) -> list[BlockSite]:
@@ -133,6 +135,8 @@ def block_points(
             isinstance(source, ProductInput | BeforeRope) and source.which in ("k", "v")
         )
         dead = DEAD_TEXT if text_is_dead and stream == "txt" and not feeds_image else None
+        if isinstance(source, Routing) and source.which == "choice":
+            dead = CHOSEN
         yield HookPoint(
             name=f"{block.prefix}.{name}",
             axes=axes,
@@ -164,11 +168,35 @@ def _block_rows(denoiser: nn.Module, block: BlockSite, width: dict[str, int]) ->
         axes = ("batch", "pos", "d_mlp")
         if mlp.down is not None:
             yield f"{name}.mlp.hook_post", axes, Neurons(block, name), mlp.down, name, neurons
+        yield from _routing_rows(denoiser, block, name)
         yield from _sublayer_rows(block, name, "mlp", mlp.module or mlp.down or "", residual)
     for name, stream in spec.streams.items():
         if stream.returned:
             source = StreamLeaving(block, name)
             yield f"{name}.hook_resid_post", RESIDUAL, source, "", name, residual
+
+
+def _routing_rows(denoiser: nn.Module, block: BlockSite, stream: str) -> Iterator[tuple]:
+    router = block.spec.mlps[stream].router
+    if router is None:
+        return
+    axes = {
+        "logits": ("router_logits", "batch", "pos", "expert"),
+        "weights": ("expert_weights", "batch", "pos", "choice"),
+        "choice": ("experts", "batch", "pos", "choice"),
+    }
+    if router.chooser == "expert":
+        axes["choice"] = ("expert_tokens", "batch", "expert", "choice")
+    if router.weights is None:
+        del axes["weights"]
+    logits = router.logits or router.module
+    weight = getattr(denoiser.get_submodule(block.inside(logits)), "weight", None)
+    sizes = {} if weight is None else {"sizes": {"expert": len(weight)}}
+    for which, (name, *found) in axes.items():
+        module = logits if which == "logits" else router.module
+        apart = {} if "pos" in found else {"sequences": {}}
+        source = Routing(block, stream, which)
+        yield f"{stream}.mlp.hook_{name}", tuple(found), source, module, stream, sizes | apart
 
 
 def _attention_rows(

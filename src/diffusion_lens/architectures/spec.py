@@ -122,6 +122,28 @@ class Attention:
 
 
 @dataclass(frozen=True)
+class Router:
+    """What chooses between tokens and the experts of an MLP, by the `torch.topk` of its scores.
+
+    Attributes:
+        module: Path of the module that makes the choice.
+        logits: Path of the module that returns the logits; None where `module` works them out
+            itself, by its one call of `F.linear`.
+        chooser: `"token"` where each token takes its experts, `"expert"` where each expert takes
+            its tokens.
+        weights: Place in what `module` returns of the factors on the outputs of the experts that a
+            token took; None where they are not returned.
+        scores: What makes the scores of the logits: `"softmax"` over experts, or `"sigmoid"`.
+    """
+
+    module: str
+    logits: str | None = None
+    chooser: str = "token"
+    weights: int | None = None
+    scores: str = "softmax"
+
+
+@dataclass(frozen=True)
 class Mlp:
     """The MLP of one stream.
 
@@ -136,6 +158,7 @@ class Mlp:
             once for each; None where there is one.
         maps: What it works on in place of tokens: `"channel first"` (axes batch, channel, height,
             width), `"channel last"` (batch, frame, height, width, channel); empty for tokens.
+        router: What chooses among its experts; None where it has none.
     """
 
     module: str | None
@@ -144,6 +167,7 @@ class Mlp:
     streams: tuple[str, ...] = ()
     call: int | None = None
     maps: str = ""
+    router: Router | None = None
 
 
 @dataclass(frozen=True)

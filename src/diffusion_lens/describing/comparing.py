@@ -17,9 +17,6 @@ from diffusion_lens.describing.denoisers import DenoiserReading, read_denoiser
 from diffusion_lens.describing.inputs import IMAGE_PROMPTS
 from diffusion_lens.describing.plain import as_compared, unequal
 
-UNREAD = frozenset({"absent", "concepts"})
-"""Fields that no evaluation shows."""
-
 
 def compare_with_evaluation(
     spec: DenoiserSpec, denoiser: nn.Module, inputs: Mapping[str, Any]
