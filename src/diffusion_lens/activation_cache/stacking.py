@@ -33,12 +33,16 @@ class Kind(NamedTuple):
 def names(asked: str | Sequence[str], known: Sequence[str]) -> list[str]:
     """The names to stack: those of a pattern in the order of blocks, several as they are given.
 
+    A pattern means refiners only where it names them, or where nothing else is meant.
+
     Raises:
         UnknownHookPointError: If a name or pattern matches nothing.
     """
     if isinstance(asked, str):
         pattern = asked if "*" in asked else f"**.{asked}"
-        return _by_block(match_names(pattern, known, model="this cache"))
+        found = match_names(pattern, known, model="this cache")
+        others = [name for name in found if not name.startswith("refiner.")]
+        return _by_block(found if asked.startswith("refiner.") else others or found)
     return [
         name for one in asked for name in _by_block(match_names(one, known, model="this cache"))
     ]

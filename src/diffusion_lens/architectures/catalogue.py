@@ -44,7 +44,8 @@ def find_blocks(denoiser: nn.Module, spec: DenoiserSpec) -> list[BlockSite]:
     found = [
         (path, module)
         for path, module in denoiser.named_modules()
-        if type(module).__name__ in spec.blocks and not path.startswith(tuple(spec.apart))
+        if type(module).__name__ in spec.blocks
+        and not path.startswith((*spec.apart, *spec.refiners))
     ]
     if not found:
         raise UnsupportedModelError(
@@ -64,16 +65,32 @@ def find_blocks(denoiser: nn.Module, spec: DenoiserSpec) -> list[BlockSite]:
     ]
 
 
+def find_refiners(denoiser: nn.Module, spec: DenoiserSpec) -> list[BlockSite]:
+    """The blocks that refine a stream before the others run, in order of execution."""
+    lists = dict(denoiser.named_modules())
+    found = [
+        (f"{path}.{place}", describe(module))
+        for path, describe in spec.refiners.items()
+        for place, module in lists[path].named_children()
+    ]
+    return [
+        BlockSite(index, path, described, prefix=f"refiner.{index}", refines=True)
+        for index, (path, described) in enumerate(found)
+    ]
+
+
 def find_points(denoiser: nn.Module, spec: DenoiserSpec) -> dict[str, HookPoint]:
     """Every hook point of a denoiser by name, outside the blocks first, then block by block."""
-    blocks = find_blocks(denoiser, spec)
-    validate(spec, denoiser, blocks)
+    refiners, blocks = find_refiners(denoiser, spec), find_blocks(denoiser, spec)
+    validate(spec, denoiser, [*refiners, *blocks])
     points = [_at_module(point) for point in spec.outside(denoiser)]
     image = next(point for point in points if point.name == "hook_noise_pred")
     for which in ("sample", "guided_pred", "pred_x0"):
         points.append(
             HookPoint(f"hook_{which}", image.axes, AtScheduler(which), "scheduler", stream="img")
         )
+    for block in refiners:
+        points.extend(block_points(denoiser, block, text_is_dead=False))
     for block in blocks:
         last = block is blocks[-1] and spec.text_ends_in_last_block
         points.extend(block_points(denoiser, block, text_is_dead=last))
@@ -84,7 +101,7 @@ def find_absent(denoiser: nn.Module, spec: DenoiserSpec) -> tuple[Absent, ...]:
     """Names that do not exist in some block, with the reason."""
     absent = {
         f"{block.prefix}.{name}": reason
-        for block in find_blocks(denoiser, spec)
+        for block in (*find_refiners(denoiser, spec), *find_blocks(denoiser, spec))
         for name, reason in block.spec.absent.items()
     }
     return tuple(Absent(name, reason) for name, reason in (absent | dict(spec.withheld)).items())
@@ -142,7 +159,7 @@ def block_points(
             axes=axes,
             source=source,
             module=block.inside(module) if module else block.path,
-            block=block.index,
+            block=None if block.refines else block.index,
             stream=stream,
             level=block.level,
             dead=dead,

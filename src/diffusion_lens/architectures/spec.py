@@ -303,6 +303,7 @@ class BlockSite:
         spec: What it consists of.
         level: How often the latents were halved on the way here.
         prefix: What its hook-point names begin with, without the final dot.
+        refines: Whether it is one of those that refine a stream before the blocks.
     """
 
     index: int
@@ -310,6 +311,7 @@ class BlockSite:
     spec: BlockSpec
     level: int = 0
     prefix: str = ""
+    refines: bool = False
 
     def inside(self, module: str) -> str:
         """Path in the denoiser of a module of this block."""
@@ -449,6 +451,8 @@ class DenoiserSpec:
         level: How often the latents were halved before the block at a path.
         apart: Paths in the denoiser whose attention is left out, with the reason: text refiners
             and the like.
+        refiners: For each list of blocks that refine a stream before the others run, by its path
+            and in order of execution, what such a block consists of.
         text_length: Number of text tokens of each sample along a sequence that text and image
             share, from the denoiser and its arguments; those of `text` where left out.
         timestep: The denoiser's argument that takes the timestep.
@@ -486,6 +490,7 @@ class DenoiserSpec:
     order: Callable[[str], tuple[int, ...]] = lambda _path: (0,)
     level: Callable[[nn.Module, str], int] = lambda _denoiser, _path: 0
     apart: Mapping[str, str] = field(default_factory=dict)
+    refiners: Mapping[str, Callable[[nn.Module], BlockSpec]] = field(default_factory=dict)
     text_length: Callable[[nn.Module, Mapping[str, Any]], Sequence[int]] | None = None
     timestep: str = "timestep"
     text_beside: tuple[str, ...] = ()

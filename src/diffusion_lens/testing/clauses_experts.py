@@ -73,8 +73,10 @@ def _weights_are_scores(
     """Up to a factor for each token, column by column."""
     logits, choice, weights = values
     chosen = scores_of(router, logits).gather(-1, choice)
-    shares = (one / one.sum(-1, keepdim=True) for one in (weights.to(chosen.dtype), chosen))
-    compared = close(*shares, subject.tolerance.sum, largest_term=1.0)
+    found, expected_shares = (
+        one / one.sum(-1, keepdim=True) for one in (weights.to(chosen.dtype), chosen)
+    )
+    compared = close(found, expected_shares, subject.tolerance.sum, largest_term=1.0)
     expected = "the scores of the experts that were chosen, in their order"
     findings.check(**vars(compared), clause=8, where=where, expected=expected)
 
