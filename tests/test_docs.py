@@ -95,5 +95,5 @@ def test_the_page_on_hook_points_lists_all_that_lie_outside_the_blocks() -> None
     models = [HookedDiffusion(tiny_denoiser(family)[0]) for family in TINY_FAMILIES]
     models.append(HookedDiffusion.toy("shapes-unet"))  # what lies in the loop takes a pipeline
     found = {re.sub(r"\.\d+\.", ".{i}.", name) for model in models for name in model.points}
-    outside = {name for name in found if not name.startswith("blocks.")}
+    outside = {name for name in found if not name.startswith(("blocks.", "refiner."))}
     assert set(re.findall(r"`([^`]+)`", listed)) == outside

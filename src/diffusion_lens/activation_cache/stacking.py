@@ -33,7 +33,8 @@ class Kind(NamedTuple):
 def names(asked: str | Sequence[str], known: Sequence[str]) -> list[str]:
     """The names to stack: those of a pattern in the order of blocks, several as they are given.
 
-    Those of a second denoiser are meant where the pattern names it.
+    A pattern means refiners, and what a second denoiser has, only where it names them; refiners,
+    too, where nothing else is meant.
 
     Raises:
         UnknownHookPointError: If a name or pattern matches nothing.
@@ -46,7 +47,9 @@ def names(asked: str | Sequence[str], known: Sequence[str]) -> list[str]:
 def _matched(pattern: str, known: Sequence[str]) -> list[str]:
     of = which_denoiser(pattern)
     there = [name for name in known if which_denoiser(name) == of]
-    return match_names(pattern, there, model="this cache")
+    found = match_names(pattern, there, model="this cache")
+    blocks = [name for name in found if not name.startswith(f"{of}refiner.")]
+    return found if pattern.startswith(f"{of}refiner.") else blocks or found
 
 
 def _by_block(found: list[str]) -> list[str]:

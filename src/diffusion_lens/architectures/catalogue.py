@@ -19,6 +19,7 @@ from diffusion_lens.architectures.sources import (
     ProductInput,
     ProductOutput,
     ProductWeights,
+    Routing,
     StreamBetween,
     StreamEntering,
     StreamLeaving,
@@ -36,6 +37,7 @@ NATIVE = "native:"
 RESIDUAL = ("batch", "pos", "d_model")
 PER_HEAD = ("batch", "pos", "head", "d_head")
 DEAD_TEXT = "the model throws away the text that leaves its last block"
+CHOSEN = "the choice follows from the router's logits, which can be edited (hook_router_logits)"
 
 
 def find_blocks(denoiser: nn.Module, spec: DenoiserSpec, of: str = "") -> list[BlockSite]:
@@ -43,7 +45,8 @@ def find_blocks(denoiser: nn.Module, spec: DenoiserSpec, of: str = "") -> list[B
     found = [
         (path, module)
         for path, module in denoiser.named_modules()
-        if type(module).__name__ in spec.blocks and not path.startswith(tuple(spec.apart))
+        if type(module).__name__ in spec.blocks
+        and not path.startswith((*spec.apart, *spec.refiners))
     ]
     if not found:
         raise UnsupportedModelError(
@@ -63,16 +66,30 @@ def find_blocks(denoiser: nn.Module, spec: DenoiserSpec, of: str = "") -> list[B
     ]
 
 
+def find_refiners(denoiser: nn.Module, spec: DenoiserSpec, of: str = "") -> list[BlockSite]:
+    """The blocks that refine a stream before the others run, in order of execution."""
+    lists = dict(denoiser.named_modules())
+    found = [
+        (f"{path}.{place}", describe(module))
+        for path, describe in spec.refiners.items()
+        for place, module in lists[path].named_children()
+    ]
+    return [
+        BlockSite(index, path, described, prefix=f"{of}refiner.{index}", refines=True)
+        for index, (path, described) in enumerate(found)
+    ]
+
+
 def find_points(denoiser: nn.Module, spec: DenoiserSpec, of: str = "") -> dict[str, HookPoint]:
-    """Every hook point of a denoiser by name, outside the blocks first, then block by block.
+    """Every hook point of a denoiser by name: outside the blocks, refiners, then block by block.
 
     Args:
         denoiser: The denoiser.
         spec: Its description.
         of: What its names begin with; the scheduler's points are among the first denoiser's alone.
     """
-    blocks = find_blocks(denoiser, spec, of)
-    validate(spec, denoiser, blocks)
+    refiners, blocks = find_refiners(denoiser, spec, of), find_blocks(denoiser, spec, of)
+    validate(spec, denoiser, [*refiners, *blocks])
     outside = [replace(point, name=of + point.name) for point in spec.outside(denoiser)]
     points = [_at_module(point) for point in outside]
     image = next(point for point in points if point.name == f"{of}hook_noise_pred")
@@ -80,6 +97,8 @@ def find_points(denoiser: nn.Module, spec: DenoiserSpec, of: str = "") -> dict[s
         points.append(
             HookPoint(f"hook_{which}", image.axes, AtScheduler(which), "scheduler", stream="img")
         )
+    for block in refiners:
+        points.extend(block_points(denoiser, block, text_is_dead=False))
     for block in blocks:
         last = block is blocks[-1] and spec.text_ends_in_last_block
         points.extend(block_points(denoiser, block, text_is_dead=last))
@@ -91,7 +110,7 @@ def find_absent(denoiser: nn.Module, spec: DenoiserSpec, of: str = "") -> tuple[
     """Names that do not exist in some block, with the reason."""
     absent = {
         f"{block.prefix}.{name}": reason
-        for block in find_blocks(denoiser, spec, of)
+        for block in (*find_refiners(denoiser, spec, of), *find_blocks(denoiser, spec, of))
         for name, reason in block.spec.absent.items()
     }
     absent |= {of + name: reason for name, reason in spec.withheld.items()}
@@ -143,12 +162,14 @@ def block_points(
             isinstance(source, ProductInput | BeforeRope) and source.which in ("k", "v")
         )
         dead = DEAD_TEXT if text_is_dead and stream == "txt" and not feeds_image else None
+        if isinstance(source, Routing) and source.which == "choice":
+            dead = CHOSEN
         yield HookPoint(
             name=f"{block.prefix}.{name}",
             axes=axes,
             source=source,
             module=block.inside(module) if module else block.path,
-            block=block.index,
+            block=None if block.refines else block.index,
             stream=stream,
             level=block.level,
             dead=dead,
@@ -174,11 +195,35 @@ def _block_rows(denoiser: nn.Module, block: BlockSite, width: dict[str, int]) ->
         axes = ("batch", "pos", "d_mlp")
         if mlp.down is not None:
             yield f"{name}.mlp.hook_post", axes, Neurons(block, name), mlp.down, name, neurons
+        yield from _routing_rows(denoiser, block, name)
         yield from _sublayer_rows(block, name, "mlp", mlp.module or mlp.down or "", residual)
     for name, stream in spec.streams.items():
         if stream.returned:
             source = StreamLeaving(block, name)
             yield f"{name}.hook_resid_post", RESIDUAL, source, "", name, residual
+
+
+def _routing_rows(denoiser: nn.Module, block: BlockSite, stream: str) -> Iterator[tuple]:
+    router = block.spec.mlps[stream].router
+    if router is None:
+        return
+    axes = {
+        "logits": ("router_logits", "batch", "pos", "expert"),
+        "weights": ("expert_weights", "batch", "pos", "choice"),
+        "choice": ("experts", "batch", "pos", "choice"),
+    }
+    if router.chooser == "expert":
+        axes["choice"] = ("expert_tokens", "batch", "expert", "choice")
+    if router.weights is None:
+        del axes["weights"]
+    logits = router.logits or router.module
+    weight = getattr(denoiser.get_submodule(block.inside(logits)), "weight", None)
+    sizes = {} if weight is None else {"sizes": {"expert": len(weight)}}
+    for which, (name, *found) in axes.items():
+        module = logits if which == "logits" else router.module
+        apart = {} if "pos" in found else {"sequences": {}}
+        source = Routing(block, stream, which)
+        yield f"{stream}.mlp.hook_{name}", tuple(found), source, module, stream, sizes | apart
 
 
 def _attention_rows(

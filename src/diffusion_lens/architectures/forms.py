@@ -281,6 +281,7 @@ def sequential(
     order = tuple(order)
     norms = before_rope and (f"{attention}.{before_rope[0]}", f"{attention}.{before_rope[1]}")
     mid = Mid("resid_mid", norm, ("attn",), beside=beside)
+    shared = order if len(order) > 1 else ()
 
     def describe(block: nn.Module) -> BlockSpec:
         module = block.get_submodule(attention)
@@ -298,11 +299,11 @@ def sequential(
         )
         return BlockSpec(
             streams={
-                name: Stream(within, None, (mid,), within=order, positions_first=positions_first)
+                name: Stream(within, None, (mid,), within=shared, positions_first=positions_first)
                 for name in order
             },
             attentions=(met,),
-            mlps={name: Mlp(*mlp, gates[1], order) for name in order},
+            mlps={name: Mlp(*mlp, gates[1], shared) for name in order},
             concepts=concepts,
         )
 

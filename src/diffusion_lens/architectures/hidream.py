@@ -11,7 +11,7 @@ from torch import nn
 
 from diffusion_lens.architectures import forms
 from diffusion_lens.architectures.forms import IMG_TXT, Own
-from diffusion_lens.architectures.spec import BlockSpec, DenoiserSpec, TextPart
+from diffusion_lens.architectures.spec import BlockSpec, DenoiserSpec, Router, TextPart
 
 
 def double_block(block: Any) -> BlockSpec:
@@ -40,7 +40,7 @@ def double_block(block: Any) -> BlockSpec:
         attention="attn1",
         heads_joined=True,
     )(block)
-    return _without_neurons(spec)
+    return _with_experts(spec)
 
 
 def single_block(block: Any) -> BlockSpec:
@@ -55,7 +55,7 @@ def single_block(block: Any) -> BlockSpec:
         projection="to_out",
         heads_joined=True,
     )(block)
-    return _without_neurons(spec)
+    return _with_experts(spec)
 
 
 def image_neurons(block: Any) -> str | None:
@@ -63,9 +63,14 @@ def image_neurons(block: Any) -> str | None:
     return None if hasattr(block.ff_i, "experts") else "ff_i.w2"
 
 
-def _without_neurons(spec: BlockSpec) -> BlockSpec:
-    names = [f"{name}.mlp.hook_post" for name, mlp in spec.mlps.items() if mlp.down is None]
-    return replace(spec, absent=dict.fromkeys(names, forms.EXPERTS))
+def _with_experts(spec: BlockSpec) -> BlockSpec:
+    experts = {name for name, mlp in spec.mlps.items() if mlp.down is None}
+    mlps = {
+        name: replace(mlp, router=Router("ff_i.gate", weights=1)) if name in experts else mlp
+        for name, mlp in spec.mlps.items()
+    }
+    absent = {f"{name}.mlp.hook_post": forms.EXPERTS for name in mlps if name in experts}
+    return replace(spec, mlps=mlps, absent=absent)
 
 
 def grid(denoiser: Any, arguments: Mapping[str, Any], _level: int) -> tuple[int, ...]:

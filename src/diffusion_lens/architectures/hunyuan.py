@@ -14,7 +14,7 @@ from diffusion_lens.architectures.forms import IMG_TXT
 from diffusion_lens.architectures.spec import ConceptEntry, Concepts, DenoiserSpec, Gate, TextPart
 from diffusion_lens.errors import WordError
 
-REFINED = "the text is refined before it meets the image"
+REFINED = "the text is refined there, by blocks whose gate on attention is made behind it"
 ROPE = {**forms.placed("freqs_cis", "img"), **forms.placed("image_rotary_emb", "img")}
 DOUBLE = forms.joint(
     IMG_TXT,

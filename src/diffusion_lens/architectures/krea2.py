@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from diffusion_lens.architectures import forms
 from diffusion_lens.architectures.forms import TXT_IMG
 from diffusion_lens.architectures.spec import ConceptEntry, Concepts, DenoiserSpec, TextPart
@@ -14,6 +16,11 @@ def _grid(_denoiser, arguments, _level):
     return (int(size[1]), int(size[2]))
 
 
+def heads(attention: Any) -> tuple[int, int]:
+    """Number of heads and their width."""
+    return attention.num_heads, attention.head_dim
+
+
 KREA2 = DenoiserSpec(
     denoiser="Krea2Transformer2DModel",
     family="Krea 2",
@@ -22,7 +29,7 @@ KREA2 = DenoiserSpec(
             TXT_IMG,
             mlp=("ff", "ff.down"),
             gates=forms.chunked(2, 5, 6, argument="temb", table="scale_shift_table"),
-            sizes=lambda attention: (attention.num_heads, attention.head_dim),
+            sizes=heads,
             gated=True,
             concepts=Concepts(positions=forms.placed("image_rotary_emb", *TXT_IMG)),
         )
@@ -48,6 +55,11 @@ KREA2 = DenoiserSpec(
     branches=("cond", "uncond"),
     timestep_scale=1000.0,
     text_ends_in_last_block=True,
-    apart={"text_fusion": "the text is refined before it meets the image"},
+    refiners={
+        "text_fusion.refiner_blocks": forms.sequential(
+            ("txt",), mlp=("ff", "ff.down"), sizes=heads, gated=True, before_rope=None
+        )
+    },
+    apart={"text_fusion.layerwise_blocks": "the encoder's layers attend there, token by token"},
     concepts=ConceptEntry(("text_fusion", "txt_in")),
 )

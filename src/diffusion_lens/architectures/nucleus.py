@@ -8,13 +8,13 @@ from typing import Any
 from diffusion_lens.architectures import forms
 from diffusion_lens.architectures.forms import IMG_TXT
 from diffusion_lens.architectures.qwen_image import QWEN_IMAGE
-from diffusion_lens.architectures.spec import BlockSpec, TextPart
+from diffusion_lens.architectures.spec import BlockSpec, Router, TextPart
 
 
 def block(module: Any) -> BlockSpec:
     """A block with one MLP, or with experts."""
     gates = forms.chunked(1, 3, 4, module="img_mod", limit=2.0, activation="tanh")
-    return forms.mixed(
+    spec = forms.mixed(
         IMG_TXT,
         attention="attn",
         norm="pre_mlp_norm",
@@ -23,6 +23,26 @@ def block(module: Any) -> BlockSpec:
         before_rope={"img": ("norm_q", "norm_k"), "txt": (None, "norm_added_k")},
         clamped=True,
     )(module)
+    return _with_experts(spec, module.img_mlp) if module.moe_enabled else spec
+
+
+def _with_experts(spec: BlockSpec, layer: Any) -> BlockSpec:
+    router = Router(
+        "img_mlp",
+        logits="img_mlp.gate",
+        chooser="expert",
+        scores="sigmoid" if layer.use_sigmoid else "softmax",
+    )
+    absent = {
+        "img.mlp.hook_experts": "experts take tokens here, not tokens experts: hook_expert_tokens",
+        "img.mlp.hook_expert_weights": "they are normed over the experts that took a token, in "
+        "the midst of the sum",
+    }
+    return replace(
+        spec,
+        mlps={"img": replace(spec.mlps["img"], router=router)},
+        absent={**spec.absent, **absent},
+    )
 
 
 def filled_up(pipe: Any, count: int) -> int:

@@ -59,6 +59,19 @@ class Neurons:
 
 
 @dataclass(frozen=True)
+class Routing:
+    """Of a mixture of experts: the router's logits, whom it chose, or the chosen experts' weights.
+
+    Attributes:
+        which: `"logits"`, `"choice"` or `"weights"`.
+    """
+
+    block: BlockSite
+    stream: str
+    which: str
+
+
+@dataclass(frozen=True)
 class HeadValues:
     """z: per-head mixed values, as they enter the out projection."""
 
@@ -146,6 +159,7 @@ Source = (
     | SublayerOutput
     | SublayerUpdate
     | Neurons
+    | Routing
     | HeadValues
     | HeadResult
     | BeforeRope

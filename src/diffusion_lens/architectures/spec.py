@@ -126,6 +126,28 @@ class Attention:
 
 
 @dataclass(frozen=True)
+class Router:
+    """What chooses between tokens and the experts of an MLP, by the `torch.topk` of its scores.
+
+    Attributes:
+        module: Path of the module that makes the choice.
+        logits: Path of the module that returns the logits; None where `module` works them out
+            itself, by its one call of `F.linear`.
+        chooser: `"token"` where each token takes its experts, `"expert"` where each expert takes
+            its tokens.
+        weights: Place in what `module` returns of the factors on the outputs of the experts that a
+            token took; None where they are not returned.
+        scores: What makes the scores of the logits: `"softmax"` over experts, or `"sigmoid"`.
+    """
+
+    module: str
+    logits: str | None = None
+    chooser: str = "token"
+    weights: int | None = None
+    scores: str = "softmax"
+
+
+@dataclass(frozen=True)
 class Mlp:
     """The MLP of one stream.
 
@@ -140,6 +162,7 @@ class Mlp:
             once for each; None where there is one.
         maps: What it works on in place of tokens: `"channel first"` (axes batch, channel, height,
             width), `"channel last"` (batch, frame, height, width, channel); empty for tokens.
+        router: What chooses among its experts; None where it has none.
     """
 
     module: str | None
@@ -148,6 +171,7 @@ class Mlp:
     streams: tuple[str, ...] = ()
     call: int | None = None
     maps: str = ""
+    router: Router | None = None
 
 
 @dataclass(frozen=True)
@@ -283,6 +307,7 @@ class BlockSite:
         spec: What it consists of.
         level: How often the latents were halved on the way here.
         prefix: What its hook-point names begin with, without the final dot.
+        refines: Whether it is one of those that refine a stream before the blocks.
     """
 
     index: int
@@ -290,6 +315,7 @@ class BlockSite:
     spec: BlockSpec
     level: int = 0
     prefix: str = ""
+    refines: bool = False
 
     def inside(self, module: str) -> str:
         """Path in the denoiser of a module of this block."""
@@ -446,6 +472,8 @@ class DenoiserSpec:
         level: How often the latents were halved before the block at a path.
         apart: Paths in the denoiser whose attention is left out, with the reason: text refiners
             and the like.
+        refiners: For each list of blocks that refine a stream before the others run, by its path
+            and in order of execution, what such a block consists of.
         text_length: Number of text tokens of each sample along a sequence that text and image
             share, from the denoiser and its arguments; those of `text` where left out.
         timestep: The denoiser's argument that takes the timestep.
@@ -486,6 +514,7 @@ class DenoiserSpec:
     order: Callable[[str], tuple[int, ...]] = lambda _path: (0,)
     level: Callable[[nn.Module, str], int] = lambda _denoiser, _path: 0
     apart: Mapping[str, str] = field(default_factory=dict)
+    refiners: Mapping[str, Callable[[nn.Module], BlockSpec]] = field(default_factory=dict)
     text_length: Callable[[nn.Module, Mapping[str, Any]], Sequence[int]] | None = None
     timestep: str = "timestep"
     text_beside: tuple[str, ...] = ()

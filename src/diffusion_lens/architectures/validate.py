@@ -100,6 +100,9 @@ def named_parts(spec: BlockSpec) -> Iterator[Named]:
             yield Named(f"{at}.down", "", mlp.down, "module")
         if mlp.gate is not None:
             yield from _of_gate(f"{at}.gate", mlp.gate)
+        if mlp.router is not None:
+            yield Named(f"{at}.router.module", "", mlp.router.module, "module")
+            yield Named(f"{at}.router.logits", "", mlp.router.logits or "", "module")
 
 
 def _of_gate(field: str, gate: Gate) -> Iterator[Named]:

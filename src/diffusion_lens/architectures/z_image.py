@@ -12,7 +12,7 @@ from diffusion_lens.architectures.forms import IMG_TXT
 from diffusion_lens.architectures.spec import ConceptEntry, Concepts, DenoiserSpec, TextPart
 
 MULTIPLE = 32
-REFINED = "each stream is refined by itself before they meet"
+REFERENCES = "it refines reference images, with which evaluations are not described"
 
 
 def grid(_denoiser: nn.Module, arguments: Mapping[str, Any], _level: int) -> tuple[int, ...]:
@@ -26,20 +26,28 @@ def text_length(_denoiser: nn.Module, arguments: Mapping[str, Any]) -> list[int]
     return [-(-len(caption) // MULTIPLE) * MULTIPLE for caption in arguments["cap_feats"]]
 
 
+def block(*order: str, modulated: bool = True, concepts: Concepts | None = None) -> forms.Block:
+    """A block of these streams; refiners of the text are not modulated."""
+    gates = forms.chunked(1, 3, 4, module="adaLN_modulation", activation="tanh")
+    return forms.sequential(
+        order,
+        within="x",
+        attention="attention",
+        norm="ffn_norm1",
+        mlp=("feed_forward", "feed_forward.w2"),
+        gates=forms.sandwiched(
+            gates if modulated else (None, None), ("attention_norm2", "ffn_norm2")
+        ),
+        concepts=concepts,
+    )
+
+
 Z_IMAGE = DenoiserSpec(
     denoiser="ZImageTransformer2DModel",
     family="Z-Image",
     blocks={
-        "ZImageTransformerBlock": forms.sequential(
-            IMG_TXT,
-            within="x",
-            attention="attention",
-            norm="ffn_norm1",
-            mlp=("feed_forward", "feed_forward.w2"),
-            gates=forms.sandwiched(
-                forms.chunked(1, 3, 4, module="adaLN_modulation", activation="tanh"),
-                ("attention_norm2", "ffn_norm2"),
-            ),
+        "ZImageTransformerBlock": block(
+            *IMG_TXT,
             concepts=Concepts(
                 positions=forms.placed("freqs_cis", *IMG_TXT, axis=1), masks=("attn_mask",)
             ),
@@ -61,7 +69,8 @@ Z_IMAGE = DenoiserSpec(
     timestep="t",
     timestep_scale=-1000.0,
     text_ends_in_last_block=True,
-    apart=dict.fromkeys(("noise_refiner", "context_refiner", "siglip_refiner"), REFINED),
+    refiners={"noise_refiner": block("img"), "context_refiner": block("txt", modulated=False)},
+    apart={"siglip_refiner": REFERENCES},
     concepts=ConceptEntry(
         ("cap_embedder", "context_refiner"),
         positions=forms.placed("freqs_cis", "txt", axis=1),

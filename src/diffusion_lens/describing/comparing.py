@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from diffusion_lens.architectures.catalogue import find_blocks
+from diffusion_lens.architectures.catalogue import find_blocks, find_refiners
 from diffusion_lens.architectures.spec import (
     BlockSite,
     DenoiserSpec,
@@ -16,9 +16,6 @@ from diffusion_lens.describing.blocks import Reading
 from diffusion_lens.describing.denoisers import DenoiserReading, read_denoiser
 from diffusion_lens.describing.inputs import IMAGE_PROMPTS
 from diffusion_lens.describing.plain import as_compared, unequal
-
-UNREAD = frozenset({"absent", "concepts"})
-"""Fields that no evaluation shows."""
 
 
 def compare_with_evaluation(
@@ -36,7 +33,7 @@ def compare_with_evaluation(
     Returns:
         The differences, a line each; and what the evaluation left open.
     """
-    blocks = find_blocks(denoiser, spec)
+    blocks = [*find_refiners(denoiser, spec), *find_blocks(denoiser, spec)]
     streams = {"img": (spec.latents,), "txt": (spec.text, *spec.text_beside)}
     streams |= {stream: (argument,) for stream, argument in spec.further.items()}
     streams |= {"ip": IMAGE_PROMPTS} if set(IMAGE_PROMPTS) & set(inputs) else {}

@@ -1,4 +1,4 @@
-"""Listening to the attention products inside one call of one module, and stopping for certain.
+"""Listening to functions of torch inside one call of one module, and stopping for certain.
 
 torch takes a function mode off its stack while the mode's own handler runs, and puts it back when
 the handler is done; after a Ctrl-C it calls no forward hook. So a mode is first made deaf and then
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Container
+from collections.abc import Callable, Collection
 from types import FrameType
 from typing import Any
 
@@ -30,47 +30,36 @@ TORCH_NAMES = {
 }
 """Arguments of `scaled_dot_product_attention` that a `Product` calls otherwise."""
 
-Explicit = Callable[[Any, tuple, dict[str, Any]], Any]
+StandIn = Callable[[Any, tuple, dict[str, Any]], Any]
 
 
 class _Strays(threading.local):
     """Deaf modes of one thread that are still on its stack."""
 
     def __init__(self) -> None:
-        self.modes: list[ProductMode] = []
+        self.modes: list[CallMode] = []
 
 
 _STRAYS = _Strays()
 
 
-class ProductMode(TorchFunctionMode):
-    """Sends calls of the fused product to `attend`, parts of an explicit one to `explicit`.
+class CallMode(TorchFunctionMode):
+    """Stands in for some functions of torch.
 
     It listens to the call of the module that was running when it was made, and to nothing else:
     not to what a hook runs inside that call, nor to what runs when the call was broken off.
-
-    Attributes:
-        calls: How many products were seen.
     """
 
-    def __init__(
-        self,
-        attend: Callable[[int, Product], Tensor],
-        explicit: Explicit,
-        steps: Container[Any] = STEPS,
-    ) -> None:
+    def __init__(self, functions: Collection[Any], stand_in: StandIn) -> None:
         """Listen to the module whose forward pre-hook is running.
 
         Args:
-            attend: Gives the output of a fused product, by its place among the call's.
-            explicit: Stands in for one of the `steps`.
-            steps: The functions that `explicit` is asked about.
+            functions: What to stand in for.
+            stand_in: Called with one of them and its arguments, in its place.
         """
         super().__init__()
-        self.attend = attend
-        self.explicit = explicit
-        self.steps = steps
-        self.calls = 0
+        self.functions = functions
+        self.stand_in = stand_in
         self._depth = RUNNING.depth
         self._frame: FrameType | None = _module_call()
         self._open = True
@@ -79,18 +68,13 @@ class ProductMode(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Intercept attention products, pass everything else on."""
+        """Intercept the functions, pass everything else on."""
         kwargs = kwargs or {}
-        fused = func is F.scaled_dot_product_attention
-        if not (fused or func in self.steps) or not self._listens():
+        if func not in self.functions or not self._listens():
             return func(*args, **kwargs)
         self._handling += 1
         try:
-            if not fused:
-                return self.explicit(func, args, kwargs)
-            given = {TORCH_NAMES.get(name, name): value for name, value in kwargs.items()}
-            self.calls += 1
-            return self.attend(self.calls - 1, Product(*args, **given))
+            return self.stand_in(func, args, kwargs)
         finally:
             self._handling -= 1
 
@@ -129,12 +113,45 @@ class ProductMode(TorchFunctionMode):
                     handle.remove()
 
 
+class ProductMode(CallMode):
+    """Sends calls of the fused product to `attend`, parts of an explicit one to `explicit`.
+
+    Attributes:
+        calls: How many products were seen.
+    """
+
+    def __init__(
+        self,
+        attend: Callable[[int, Product], Tensor],
+        explicit: StandIn,
+        steps: frozenset[Any] = STEPS,
+    ) -> None:
+        """Listen to the module whose forward pre-hook is running.
+
+        Args:
+            attend: Gives the output of a fused product, by its place among the call's.
+            explicit: Stands in for one of the `steps`.
+            steps: The functions that `explicit` is asked about.
+        """
+        super().__init__(steps | {F.scaled_dot_product_attention}, self._product)
+        self.attend = attend
+        self.explicit = explicit
+        self.calls = 0
+
+    def _product(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        if func is not F.scaled_dot_product_attention:
+            return self.explicit(func, args, kwargs)
+        given = {TORCH_NAMES.get(name, name): value for name, value in kwargs.items()}
+        self.calls += 1
+        return self.attend(self.calls - 1, Product(*args, **given))
+
+
 def sweep() -> None:
     """Take deaf modes off this thread's stack."""
     _STRAYS.modes = [mode for mode in _STRAYS.modes if not _taken_off(mode)]
 
 
-def _taken_off(mode: ProductMode) -> bool:
+def _taken_off(mode: CallMode) -> bool:
     """Take a mode off this thread's stack, wherever it lies; False where it is not on it."""
     if not any(one is mode for one in _get_current_function_mode_stack()):
         return False

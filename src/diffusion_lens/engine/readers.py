@@ -23,6 +23,7 @@ from diffusion_lens.architectures.sources import (
     ProductInput,
     ProductOutput,
     ProductWeights,
+    Routing,
     StreamBetween,
     StreamEntering,
     StreamLeaving,
@@ -48,6 +49,7 @@ from diffusion_lens.engine.projection import (
     stream_slice,
 )
 from diffusion_lens.engine.residual import StreamHooks
+from diffusion_lens.engine.routing import RouterHooks, on_samples
 from diffusion_lens.engine.steps import StepTracker
 from diffusion_lens.engine.taps import Tap
 from diffusion_lens.errors import EngineError
@@ -99,6 +101,8 @@ class BlockHooks:
                 yield read(self, source, self.fire(taps))
         for attention in self.block.spec.attentions:
             yield from self._products(attention)
+        for source, taps in self._of(Routing):
+            yield from self._routing(source, self.fire(taps))
         for source, taps in self._of(SublayerOutput):
             yield from _sublayer_output(self, source, self.fire(taps))
         yield from self._fused_outputs(streams)
@@ -116,7 +120,7 @@ class BlockHooks:
 
         def run(value: Tensor) -> Tensor:
             lengths = dict(self.lengths)
-            sequence = taps[0].point.sequences["pos"]
+            sequence = taps[0].point.sequences.get("pos", ())
             if len(sequence) == 1:
                 same_length(sequence[0], value.shape[1], lengths)
                 lengths[sequence[0]] = value.shape[1]
@@ -236,11 +240,36 @@ class BlockHooks:
             self.tracker.evaluation,
             f"{self.block.prefix}.{attention.name}",
         )
+        yield from self._listening(module, hooks)
+
+    def _routing(self, source: Routing, run: Fire) -> Iterator[Handle]:
+        mlp = self.block.spec.mlps[source.stream]
+        router = mlp.router
+        assert router is not None  # the catalogue has no such point otherwise
+        if source.which != "choice" or router.chooser == "token":
+            run = self.on_rows(mlp.streams or (source.stream,), source.stream, run)
+        module = self.part(router.module)
+
+        def batch() -> int:
+            return self.tracker.evaluation().batch
+
+        if source.which == "weights":
+            yield on_output(module, router.weights, on_samples(batch, run))
+        elif source.which == "logits" and router.logits is not None:
+            yield on_output(self.part(router.logits), None, on_samples(batch, run))
+        else:
+            yield from self._listening(module, RouterHooks(source.which, batch, run))
+
+    def _listening(
+        self, module: nn.Module, hooks: AttentionHooks | RouterHooks
+    ) -> Iterator[Handle]:
         yield module.register_forward_pre_hook(hooks.enter)
         yield module.register_forward_hook(hooks.leave, always_call=True)
         yield self._leaving_after_interrupts(module, hooks)
 
-    def _leaving_after_interrupts(self, module: nn.Module, hooks: AttentionHooks) -> Removal:
+    def _leaving_after_interrupts(
+        self, module: nn.Module, hooks: AttentionHooks | RouterHooks
+    ) -> Removal:
         """Stop to intercept where torch did not say so: it calls no hook after a Ctrl-C."""
 
         def leave() -> None:

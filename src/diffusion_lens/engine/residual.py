@@ -61,7 +61,7 @@ class StreamHooks:
     @property
     def called(self) -> str:
         """What messages call the block."""
-        return f"block {self.block.index}"
+        return f"{'refiner' if self.block.refines else 'block'} {self.block.index}"
 
     @property
     def follows_updates(self) -> bool:

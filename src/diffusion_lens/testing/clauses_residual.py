@@ -124,6 +124,8 @@ def _neighbours(subject: Subject) -> Iterator[tuple[str, str]]:
     """
     for block, following in pairwise(subject.blocks):
         lists = {one.path.rpartition(".")[0] for one in (block, following)}
+        if block.refines != following.refines:
+            continue
         if len(lists) > 1 and any("." in path for path in lists):
             continue
         changed = subject.model.spec.between(subject.denoiser, block.index)

@@ -131,7 +131,7 @@ def _disturb(subject: Subject, findings: Findings, stream: str) -> Reaction:
     changes = {name: disturbed(subject.inputs[name], name) for name in (argument, *beside)}
     with _holding_pooled(subject, findings, changes), _Watching(subject, seen_after):
         after = subject.record(products, edits, changes=changes).values()
-    first = [name for name in entering if subject.points[name].block == 0]
+    first = [name for name in entering if subject.points[name].block in (0, None)]
     return Reaction(
         entered={name: hold.moved[name] for name in first},
         inputs={name: _moved(before[name].flatten(2), after[name].flatten(2)) for name in products},

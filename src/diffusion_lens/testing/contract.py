@@ -21,6 +21,7 @@ from diffusion_lens.testing.clauses_description import (
     turns_are_turns,
 )
 from diffusion_lens.testing.clauses_editing import edits_reach_the_output
+from diffusion_lens.testing.clauses_experts import experts_are_chosen
 from diffusion_lens.testing.clauses_heads import heads_are_columns
 from diffusion_lens.testing.clauses_products import edits_keep_to_their_head, patterns_make_z
 from diffusion_lens.testing.clauses_reading import (
@@ -49,6 +50,7 @@ CHECKS: tuple[tuple[int, Callable[[Subject, Findings], None]], ...] = (
     (8, turns_are_turns),
     (8, neurons_enter_the_last_layer),
     (8, middles_are_named),
+    (8, experts_are_chosen),
     (8, time_is_time),
     (1, model_is_as_it_was),
 )

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from diffusion_lens.architectures.catalogue import find_blocks
+from diffusion_lens.architectures.catalogue import find_blocks, find_refiners
 from diffusion_lens.architectures.spec import BlockSite, DenoiserSpec
 from diffusion_lens.errors import HookNeverFiredError, UnsupportedModelError
 from diffusion_lens.hook_points import HookContext, HookPoint, match_names
@@ -50,7 +50,7 @@ class Subject:
         inputs: The keyword arguments of the call.
         model: The denoiser, wrapped.
         points: Every hook point by name, the model's own dict.
-        blocks: Its transformer blocks.
+        blocks: Its transformer blocks, behind those that refine its streams.
         tolerance: What rounding may do in its precision.
         sample: The points that get forwards of their own.
         plain: The output before anything was wrapped.
@@ -70,7 +70,11 @@ class Subject:
         self.torch_hooks_before = count_torch_hooks(denoiser)
         self.plain = self.run()
         self.model = HookedDiffusion(denoiser, spec=spec)
-        self.blocks: list[BlockSite] = find_blocks(denoiser, self.model.spec)
+        spec = self.model.spec
+        self.blocks: list[BlockSite] = [
+            *find_refiners(denoiser, spec),
+            *find_blocks(denoiser, spec),
+        ]
         if self.model.dtype not in TOLERANCES:
             known = ", ".join(str(dtype) for dtype in TOLERANCES)
             raise UnsupportedModelError(
@@ -136,26 +140,34 @@ class Subject:
         A kind of block is its class together with the names and dead points that it has. The last
         block is a kind of its own: what is thrown away there need not be known to be.
         """
-        in_block: dict[int, list[HookPoint]] = {}
+        in_block: dict[str, list[HookPoint]] = {}
         for point in self.points.values():
-            if point.block is not None:
-                in_block.setdefault(point.block, []).append(point)
+            if (prefix := prefix_of(point)) is not None:
+                in_block.setdefault(prefix, []).append(point)
+        blocks = {block.prefix: block for block in self.blocks}
         kinds: dict[object, str] = {}
         for point in self.points.values():
             kind: object = re.sub(r"\d+", "*", point.name)
-            if point.block is not None:
-                beside = in_block[point.block]
+            if (prefix := prefix_of(point)) is not None:
+                beside, block = in_block[prefix], blocks[prefix]
                 states = tuple((suffix(one), one.dead, one.dead_queries) for one in beside)
-                path = self.blocks[point.block].path
-                last = point.block == len(self.blocks) - 1
-                kind = (type(self.denoiser.get_submodule(path)), states, last, suffix(point))
+                last = block is self.blocks[-1]
+                module = self.denoiser.get_submodule(block.path)
+                kind = (type(module), block.refines, states, last, suffix(point))
             kinds.setdefault(kind, point.name)
         return set(kinds.values())
 
 
 def suffix(point: HookPoint) -> str:
     """A point's name after its block."""
-    return point.name.split(".", 2)[2] if point.block is not None else point.name
+    prefix = prefix_of(point)
+    return point.name if prefix is None else point.name.removeprefix(f"{prefix}.")
+
+
+def prefix_of(point: HookPoint) -> str | None:
+    """What the names of a point's block begin with; None outside the blocks."""
+    block = getattr(point.source, "block", None)
+    return None if block is None else block.prefix
 
 
 def disturbed(value: Any, name: str) -> Any:

@@ -217,8 +217,8 @@ def hidream(draw: Draw, batch: int) -> Made:
         num_attention_heads=2,
         caption_channels=(24, 12),  # type: ignore[arg-type]
         text_emb_dim=20,
-        num_routed_experts=2,
-        num_activated_experts=1,
+        num_routed_experts=4,
+        num_activated_experts=2,
         axes_dims_rope=(4, 2, 2),  # type: ignore[arg-type]
         max_resolution=(16, 16),
         llama_layers=(0, 1, 2, 3),  # type: ignore[arg-type]
