@@ -120,9 +120,9 @@ class Session:
         cache = step_cache_on(self.denoiser)
         if cache is not None:
             raise EngineError(
-                f"a diffusers cache is enabled on the denoiser ({cache}): it skips blocks, whose "
-                "hooks would not fire; call `disable_cache()` first, or take off what "
-                "`diffusers.hooks.apply_…` put on"
+                f"a diffusers cache is enabled on the denoiser ({cache}): it leaves out what an "
+                "earlier step gave, whose hooks would not fire; call `disable_cache()` first, or "
+                "take off what `diffusers.hooks.apply_…` put on"
             )
         if getattr(self.denoiser, "_parallel_config", None) is not None:
             raise EngineError(
