@@ -169,6 +169,36 @@ def test_weights_that_are_subclasses_of_tensors_are_not_cut(
         assert not torch.allclose(whole(**inputs)[0], plain, atol=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_attention_is_refused_until_another_backend_is_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from diffusers.models import attention_dispatch as dispatch
+
+    backends = dispatch._AttentionBackendRegistry
+    monkeypatch.setattr(backends, "_active_backend", backends._active_backend)  # put back after
+    transformer: Any
+    transformer, inputs = tiny_denoiser("flux")
+    transformer.set_attention_backend("flex")
+    model = HookedDiffusion(transformer)
+    with torch.no_grad():
+        for point in ("attn.hook_pattern", "attn.img.hook_q"):
+            with (
+                pytest.raises(
+                    EngineError, match=r"backend 'flex'.*`set_attention_backend\('native'\)`"
+                ),
+                model.hooks([(f"**.{point}", _look)]),
+            ):
+                transformer(**inputs)
+        plain = transformer(**inputs)[0]
+        with model.hooks([("blocks.0.img.hook_resid_post", _look), ("**.hook_z", _look)]):
+            assert torch.equal(transformer(**inputs)[0], plain)
+        transformer.set_attention_backend("native")
+        plain = transformer(**inputs)[0]
+        with model.hooks([("**.hook_pattern", _look)]):
+            assert torch.equal(transformer(**inputs)[0], plain)
+
+
 @pytest.mark.parametrize("backend", ["_native_math", "native"])
 def test_backends_of_torchs_own_kernels_stay_and_keep_the_bits(backend: str) -> None:
     from diffusers.models import attention_dispatch as dispatch

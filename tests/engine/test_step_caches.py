@@ -10,7 +10,9 @@ from diffusers import hooks
 from packaging.version import Version
 from torch import nn
 
+from diffusion_lens import HookedDiffusion
 from diffusion_lens.engine.step_caches import step_cache_on
+from diffusion_lens.errors import EngineError
 from diffusion_lens.testing.tiny import tiny_denoiser
 
 
@@ -70,6 +72,28 @@ def test_a_cache_put_on_by_a_function_is_seen(name: str) -> None:
     assert step_cache_on(denoiser) is None
     CACHES[name](denoiser)
     assert step_cache_on(denoiser) == name
+
+
+def test_kept_keys_and_values_of_the_text_are_refused_until_they_are_disabled() -> None:
+    if not hasattr(hooks, "TextKVCacheConfig"):
+        pytest.skip(f"diffusers {diffusers.__version__} has no text_kv_cache")
+    denoiser: Any
+    denoiser, inputs = tiny_denoiser("nucleus")
+    model, seen = HookedDiffusion(denoiser), []
+    hook = ("**.hook_pattern", lambda _value, hook: seen.append(hook.name))
+    with torch.no_grad():
+        plain = denoiser(**inputs)[0]
+        denoiser.enable_cache(hooks.TextKVCacheConfig())
+        with (
+            pytest.raises(EngineError, match=r"\(text_kv_cache\): it leaves out .*disable_cache"),
+            model.hooks([hook]),
+        ):
+            denoiser(**inputs)
+        assert not seen
+        denoiser.disable_cache()
+        with model.hooks([hook]):
+            assert torch.equal(denoiser(**inputs)[0], plain)
+    assert seen
 
 
 def test_an_enabled_cache_is_seen_until_it_is_disabled() -> None:

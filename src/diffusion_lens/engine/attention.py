@@ -485,6 +485,10 @@ def _use_native_backend(module: nn.Module) -> Any:
     """Route a processor of the dispatcher through the native kernel; what to restore.
 
     Backends that choose among torch's own kernels call the fused product, and stay.
+
+    Raises:
+        EngineError: For FlexAttention, whose masks the native kernel does not take or reads
+            otherwise (a block mask; two axes as batch and query, not batch and key).
     """
     processor: Any = getattr(module, "processor", None)
     if not hasattr(processor, "_attention_backend"):
@@ -494,6 +498,13 @@ def _use_native_backend(module: nn.Module) -> Any:
     chosen = processor._attention_backend or dispatch._AttentionBackendRegistry._active_backend
     if chosen in NATIVE_BACKENDS:
         return None
+    if chosen == dispatch.AttentionBackendName.FLEX:
+        raise EngineError(
+            f"{_processor_name(module)} computes attention with the backend 'flex', whose masks "
+            "other backends read otherwise, so queries and patterns are not shown; call "
+            "`set_attention_backend('native')` on the denoiser (`reset_attention_backend()` alone "
+            f"leaves diffusers' own default at what was set last). {AS_THEY_ARE}"
+        )
     # From the instance: the class has a default, which must not be written onto the instance.
     before = processor.__dict__.get("_attention_backend", _use_native_backend)
     processor._attention_backend = dispatch.AttentionBackendName.NATIVE

@@ -122,9 +122,9 @@ class Session:
         cache = next((one for one in caches if one is not None), None)
         if cache is not None:
             raise EngineError(
-                f"a diffusers cache is enabled on the denoiser ({cache}): it skips blocks, whose "
-                "hooks would not fire; call `disable_cache()` first, or take off what "
-                "`diffusers.hooks.apply_…` put on"
+                f"a diffusers cache is enabled on the denoiser ({cache}): it leaves out what an "
+                "earlier step gave, whose hooks would not fire; call `disable_cache()` first, or "
+                "take off what `diffusers.hooks.apply_…` put on"
             )
         parallel = (getattr(one, "_parallel_config", None) for one in self.denoisers.values())
         if any(one is not None for one in parallel):
