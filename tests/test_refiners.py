@@ -17,11 +17,15 @@ MODULES = {
     "z_image": {"noise_refiner.0": "img", "context_refiner.0": "txt"},
     "lumina2": {"context_refiner.0": "txt", "noise_refiner.0": "img"},
     "krea2": {"text_fusion.refiner_blocks.0": "txt"},
+    "hunyuan_video": {"context_embedder.token_refiner.refiner_blocks.0": "txt"},
+    "kandinsky5": {"text_transformer_blocks.0": "txt"},
 }
 PROJECTIONS = {
     "z_image": "attention.to_out.0",
     "lumina2": "attn.to_out.0",
     "krea2": "attn.to_out.0",
+    "hunyuan_video": "attn.to_out.0",
+    "kandinsky5": "self_attention.out_layer",
 }
 
 

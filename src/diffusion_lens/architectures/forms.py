@@ -255,6 +255,7 @@ def sequential(
     gated: bool = False,
     before_rope: tuple[str, str] | None = ("norm_q", "norm_k"),
     beside: bool = False,
+    copied: bool = False,
     positions_first: bool = False,
     projection: str = "to_out.0",
     heads_joined: bool = False,
@@ -273,6 +274,7 @@ def sequential(
         gated: Whether z is changed between the product and the projection.
         before_rope: What returns q and k before rotary embedding, by path from the attention.
         beside: Whether the attention goes into the MLP alone.
+        copied: Whether that norm gets a copy of the tensor.
         positions_first: Whether the tensor has axes pos, batch, d_model.
         projection: Takes the heads' values back to the residual width, by path from the attention.
         heads_joined: Whether q and k are normed for all heads side by side.
@@ -280,7 +282,7 @@ def sequential(
     """
     order = tuple(order)
     norms = before_rope and (f"{attention}.{before_rope[0]}", f"{attention}.{before_rope[1]}")
-    mid = Mid("resid_mid", norm, ("attn",), beside=beside)
+    mid = Mid("resid_mid", norm, ("attn",), copied=copied, beside=beside)
     shared = order if len(order) > 1 else ()
 
     def describe(block: nn.Module) -> BlockSpec:

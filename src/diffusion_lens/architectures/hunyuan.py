@@ -14,7 +14,7 @@ from diffusion_lens.architectures.forms import IMG_TXT
 from diffusion_lens.architectures.spec import ConceptEntry, Concepts, DenoiserSpec, Gate, TextPart
 from diffusion_lens.errors import WordError
 
-REFINED = "the text is refined there, by blocks whose gate on attention is made behind it"
+APART = "it refines each kind of text by itself, of which the text stream is joined"
 ROPE = {**forms.placed("freqs_cis", "img"), **forms.placed("image_rotary_emb", "img")}
 DOUBLE = forms.joint(
     IMG_TXT,
@@ -108,7 +108,11 @@ HUNYUAN_VIDEO = DenoiserSpec(
     guidance="calls",
     branches=("cond", "uncond"),
     text_ends_in_last_block=True,
-    apart={"context_embedder": REFINED},
+    refiners={
+        "context_embedder.token_refiner.refiner_blocks": forms.sequential(
+            ("txt",), gates=(Gate("norm_out", 0), Gate("norm_out", 1)), before_rope=None
+        )
+    },
     concepts=ConceptEntry(pooled_argument="pooled_projection"),
 )
 HUNYUAN_IMAGE = replace(
@@ -130,6 +134,8 @@ HUNYUAN_IMAGE = replace(
     ),
     text_length=with_glyphs,
     text_tokens=1000,
+    refiners={},
+    apart={"context_embedder": APART},
     concepts=ConceptEntry(),
 )
 HUNYUAN_VIDEO_15 = replace(
@@ -142,6 +148,8 @@ HUNYUAN_VIDEO_15 = replace(
     text_parts=(TextPart("tokenizer", untold=JOINED),),
     text_tokens=1985,
     text_length=joined_length,
+    refiners={},
+    apart={"context_embedder": APART},
     concepts=None,
     without_concepts="three kinds of text are marked and joined before they meet the image",
 )

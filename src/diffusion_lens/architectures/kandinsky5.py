@@ -20,6 +20,11 @@ def described(pipe: Any, prompt: str) -> str:
     return chats.filled("prompt_template")(pipe, chats.without_entities(pipe, prompt))
 
 
+def heads(attention: Any) -> tuple[int, int]:
+    """Number of heads and their width."""
+    return attention.num_heads, attention.query_norm.normalized_shape[0]
+
+
 KANDINSKY5 = DenoiserSpec(
     denoiser="Kandinsky5Transformer3DModel",
     family="Kandinsky 5",
@@ -34,7 +39,7 @@ KANDINSKY5 = DenoiserSpec(
             within="visual_embed",
             attentions=("self_attention", "cross_attention"),
             projection="out_layer",
-            sizes=lambda attention: (attention.num_heads, attention.query_norm.normalized_shape[0]),
+            sizes=heads,
         )
     },
     outside=forms.points(
@@ -59,5 +64,18 @@ KANDINSKY5 = DenoiserSpec(
     text_tokens=512,
     guidance="calls",
     branches=("cond", "uncond"),
-    apart={"text_transformer_blocks": "the text is refined before the image reads it"},
+    refiners={
+        "text_transformer_blocks": forms.sequential(
+            ("txt",),
+            within="x",
+            attention="self_attention",
+            norm="feed_forward_norm",
+            mlp=("feed_forward", "feed_forward.out_layer"),
+            gates=forms.chunked(2, 5, 6, module="text_modulation"),
+            before_rope=("query_norm", "key_norm"),
+            copied=True,
+            projection="out_layer",
+            sizes=heads,
+        )
+    },
 )

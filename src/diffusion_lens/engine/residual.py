@@ -54,6 +54,7 @@ class StreamHooks:
         self._carried = False
         """Whether an edit has reached a copy of the residual, and not the residual yet."""
         self._gates: dict[Gate, Tensor] = {}
+        self._waiting: dict[str, Tensor] = {}
         self._updates: dict[str, Tensor] = {}
         self._edits: dict[str, Tensor] = {}
         self._beside: list[Tensor] = []
@@ -104,6 +105,9 @@ class StreamHooks:
         gate = self._gate(sublayer)
         update = raw
         if gate is not None and gate.has_factor:
+            if gate not in self._gates:
+                self._waiting[sublayer] = raw  # HunyuanVideo's refiners make it behind the sublayer
+                return
             update = self._factor(gate, raw) * raw
             if update.shape != raw.shape:
                 raise EngineError(
@@ -143,7 +147,8 @@ class StreamHooks:
     def _enter(self, value: Tensor) -> Tensor:
         self._entered = value
         self._carried = False
-        self._gates, self._updates, self._edits, self._beside = {}, {}, {}, []
+        self._gates, self._waiting = {}, {}
+        self._updates, self._edits, self._beside = {}, {}, []
         return value
 
     def _keep_output(self, gate: Gate, block: nn.Module) -> Callable:
@@ -154,6 +159,8 @@ class StreamHooks:
                     f"their own: this way of calling {self.called} is not described. {AS_OUTPUTS}"
                 )
             self._gates[gate] = factor_of(gate, block, output)
+            for sublayer in [one for one in self._waiting if self._gate(one) == gate]:
+                self.collect(sublayer, self._waiting.pop(sublayer))
 
         return keep
 
@@ -278,7 +285,8 @@ class StreamHooks:
             if value.dtype == torch.float16 and self.stream.clamped:
                 after = after.clamp(-65504, 65504)
         self._entered, self._carried = None, False
-        self._gates, self._updates, self._edits, self._beside = {}, {}, {}, []
+        self._gates, self._waiting = {}, {}
+        self._updates, self._edits, self._beside = {}, {}, []
         return after
 
 
