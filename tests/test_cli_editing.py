@@ -45,6 +45,10 @@ def test_edit_of_a_transformer_by_its_vital_blocks(tmp_path: Path) -> None:
 def test_edit_says_what_is_wrong() -> None:
     assert "'sdxl' is none of p2p" in refused("edit", UNET, RED, BLUE, "--method", "sdxl")
     assert "Give edit='refine'" in refused("edit", UNET, RED, "a large blue circle", *FAST)
+    weights = ("edit", UNET, RED, RED, "--edit", "reweight", *FAST)
+    assert "needs reweight=" in refused(*weights)
+    assert "'red' is not of the form WORD=FACTOR" in refused(*weights, "--reweight", "red")
+    assert "'green' is not in the prompt" in refused(*weights, "--reweight", "green=2")
     hrv = refused("edit", UNET, RED, BLUE, "--method", "p2p-hrv")
     assert "needs --relevance" in hrv
 

@@ -61,6 +61,19 @@ class RunError(DiffusionLensError, ValueError):
     """The arguments of a run contradict each other or the pipeline."""
 
 
+class UnknownSettingError(RunError):
+    """A pipeline takes no argument of that name.
+
+    Attributes:
+        setting: The name.
+    """
+
+    def __init__(self, message: str, setting: str) -> None:
+        """Say it of a setting."""
+        super().__init__(message)
+        self.setting = setting
+
+
 class ConceptError(DiffusionLensError, ValueError):
     """Concepts that cannot be sent through the model."""
 

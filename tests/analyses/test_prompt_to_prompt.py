@@ -357,6 +357,10 @@ def test_what_cannot_be_edited_says_why() -> None:
         edit(SOURCE, TARGET, edit="refines")
     with pytest.raises(RunError, match="edit='reweight' keeps the prompt"):
         edit(SOURCE, TARGET, edit="reweight")
+    with pytest.raises(RunError, match="needs reweight=, a factor by word"):
+        edit(SOURCE, SOURCE, edit="reweight")
+    with pytest.raises(RunError, match=r"^prompt_to_prompt has cross_replace= itself\. Stable"):
+        edit(SOURCE, TARGET, cross_replac=0.3)
     with pytest.raises(RunError, match="one source prompt, got"):
         edit([SOURCE, SOURCE], TARGET)
     with pytest.raises(RunError, match="one source prompt, the run has"):

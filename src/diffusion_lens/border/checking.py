@@ -12,7 +12,7 @@ from typing import Any, TypeVar, get_args, overload
 from diffusion_lens.border.hints import Test, anything, names_axes, shared_axes, test_of
 from diffusion_lens.border.settings import ByName
 from diffusion_lens.border.wording import called, refusal
-from diffusion_lens.errors import ArgumentError
+from diffusion_lens.errors import ArgumentError, UnknownSettingError, closest
 
 OTHERS = "**"
 """Under which name the annotation of `**settings` is kept."""
@@ -61,6 +61,9 @@ def _checked(function: Any, closer: Mapping[str, Any]) -> Any:
             raise ArgumentError(refusal(function, args, *wrong)) from None
         try:
             return function(*args, **kwargs)
+        except UnknownSettingError as error:
+            border.name_closest(error, function, kwargs)
+            raise
         except TypeError as error:
             _call_by_its_owner(error, function, args)
             raise
@@ -110,6 +113,7 @@ class Border:
         self._more: tuple[str, Test] | None = None
         self._by_name: dict[str, Test] = {}
         self._others: Test = anything
+        self._own: list[str] = []
         for name, hint, kind in annotated(function):
             self._add(name, closer.get(name, hint), kind)
         self._has_axes = any(map(names_axes, self.hints.values()))
@@ -124,6 +128,7 @@ class Border:
             return
         test = test_of(hint)
         self.hints[name] = hint
+        self._own.append(name)
         if kind is inspect.Parameter.VAR_POSITIONAL:
             self._more = (name, test)
             return
@@ -139,6 +144,15 @@ class Border:
             return self._first_wrong(args, kwargs)
         with shared_axes():
             return self._first_wrong(args, kwargs)
+
+    def name_closest(
+        self, error: UnknownSettingError, function: Callable[..., Any], kwargs: Mapping[str, Any]
+    ) -> None:
+        """Say which parameter of the function itself a setting that nobody knows may stand for."""
+        near = closest(error.setting, self._own, count=1, cutoff=0.7)
+        if near and error.setting in kwargs:
+            error.args = (f"{function.__name__} has {near[0]}= itself. {error}",)
+            error.setting = ""  # which no caller needs to explain any more
 
     def _first_wrong(
         self, args: tuple[Any, ...], kwargs: Mapping[str, Any]

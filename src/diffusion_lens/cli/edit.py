@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,6 +27,7 @@ READ_BY = {
     "edit": P2P,
     "cross_replace": P2P,
     "self_replace": (*P2P, "fpe"),
+    "reweight": P2P,
     "self_max_tokens": P2P,
     "relevance": ("p2p-hrv",),
     "concept": ("p2p-hrv",),
@@ -70,6 +72,12 @@ def edit(
             callback=within(Fraction),
         ),
     ] = None,
+    reweight: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="WORD=FACTOR", help="p2p: the attention to a word times a factor. Repeatable."
+        ),
+    ] = None,
     self_max_tokens: Annotated[
         int | None,
         typer.Option(
@@ -99,6 +107,7 @@ def edit(
         "edit": kind,
         "cross_replace": cross_replace,
         "self_replace": self_replace,
+        "reweight": None if reweight is None else dict(map(_weight, reweight)),
         "self_max_tokens": self_max_tokens,
         "relevance": relevance,
         "concept": concept,
@@ -121,6 +130,15 @@ def edit(
         rows=[{"prompt": one, "image": at} for at, one in enumerate((source, *target))],
         pictures={"image": result.images},
     )
+
+
+def _weight(given: str) -> tuple[str, float]:
+    """A word and its factor."""
+    word, _, factor = given.rpartition("=")
+    with contextlib.suppress(ValueError):
+        if word.strip():
+            return word.strip(), float(factor)
+    fail(f"--reweight {given!r} is not of the form WORD=FACTOR, such as red=2")
 
 
 def _analysis(method: str) -> Any:

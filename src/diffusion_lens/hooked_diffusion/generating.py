@@ -15,7 +15,7 @@ from diffusion_lens.engine.modular import call_settings, is_modular, loops_of
 from diffusion_lens.engine.observing import observed
 from diffusion_lens.engine.step_noise import seeded_steps
 from diffusion_lens.engine.wiring import Wiring
-from diffusion_lens.errors import RunError, closest, listing
+from diffusion_lens.errors import RunError, UnknownSettingError, closest, listing
 from diffusion_lens.hooked_diffusion.images import without_condition
 from diffusion_lens.hooked_diffusion.output import Output, provenance
 from diffusion_lens.hooked_diffusion.report import Report
@@ -101,10 +101,11 @@ def refuse_unknown_settings(pipe: Any, run: Run) -> None:
     if unknown:
         near = closest(unknown[0], parameters, count=2)
         hint = f" Closest: {listing(near)}." if near else ""
-        raise RunError(
+        raise UnknownSettingError(
             f"{type(pipe).__name__} takes no argument {unknown[0]!r}."
             f"{_scale_of(pipe, unknown[0]) or hint} Its arguments are "
-            f"{listing(list(parameters), most=40)}"
+            f"{listing(list(parameters), most=40)}",
+            unknown[0],
         )
 
 

@@ -131,6 +131,10 @@ def prompt_to_prompt(
         reweight=dict(reweight or {}),
         factors=_factors(model, relevance, concept, clamp, len(prompts) - 1),
     )
+    if edit == "reweight" and not reweight:
+        raise RunError(
+            'edit="reweight" needs reweight=, a factor by word: without it, nothing is edited'
+        )
     hooks += self_attention_hooks(model, self_steps(self_replace, steps=steps), self_max_tokens)
     kept = WordMaps(_edited_tokens(model, run, edit)) if keep_maps else None
     hooks += [(site, kept) for site in map_sites(model)] if kept is not None else []
