@@ -134,11 +134,13 @@ def edit(
 
 def _weight(given: str) -> tuple[str, float]:
     """A word and its factor."""
-    word, _, factor = given.rpartition("=")
+    word, _, text = given.rpartition("=")
+    factor = None
     with contextlib.suppress(ValueError):
-        if word.strip():
-            return word.strip(), float(factor)
-    fail(f"--reweight {given!r} is not of the form WORD=FACTOR, such as red=2")
+        factor = float(text)
+    if factor is None or not word.strip():
+        fail(f"--reweight {given!r} is not of the form WORD=FACTOR, such as red=2")
+    return word.strip(), factor
 
 
 def _analysis(method: str) -> Any:
