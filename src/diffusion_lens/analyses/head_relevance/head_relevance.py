@@ -17,8 +17,8 @@ import torch
 from tqdm import tqdm
 
 from diffusion_lens import HookedDiffusion, Run, Site
-from diffusion_lens.analyses.batching import batches
-from diffusion_lens.analyses.fingerprint import fingerprint
+from diffusion_lens.long_runs.batching import batches
+from diffusion_lens.long_runs.fingerprint import fingerprint
 from diffusion_lens.analyses.head_relevance.checkpoint import Checkpoint
 from diffusion_lens.analyses.head_relevance.concepts import PUBLISHED_CONCEPTS
 from diffusion_lens.analyses.head_relevance.result import Head, HeadRelevance, vectors_of

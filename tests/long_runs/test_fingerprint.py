@@ -9,7 +9,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from diffusion_lens import HookedDiffusion, Run
-from diffusion_lens.analyses.fingerprint import fingerprint, refuse_other
+from diffusion_lens.long_runs.fingerprint import fingerprint, refuse_other
 from diffusion_lens.errors import ResultError
 from tests.pipelines import fresh_pipe, shared_pipe
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from diffusion_lens import HookedDiffusion, Run
-from diffusion_lens.analyses.batching import batches, part_of
+from diffusion_lens.long_runs.batching import batches, part_of
 from diffusion_lens.errors import ConceptError, RunError
 from tests.pipelines import latents_of, shared_pipe, short
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from diffusion_lens.analyses import locking
-from diffusion_lens.analyses.locking import only_process
+from diffusion_lens.long_runs import locking
+from diffusion_lens.long_runs.locking import only_process
 from diffusion_lens.errors import ResultError
 
 
