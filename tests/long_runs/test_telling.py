@@ -18,8 +18,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from diffusion_lens import HookedDiffusion, Run
-from diffusion_lens.long_runs.telling import told, weights_told
 from diffusion_lens.border import public
+from diffusion_lens.long_runs.telling import told, weights_told
 
 
 @dataclasses.dataclass

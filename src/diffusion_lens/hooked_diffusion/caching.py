@@ -94,7 +94,7 @@ def recording(wiring: Wiring, options: CacheOptions) -> Iterator[ActivationCache
         for number, site in enumerate(options.sites(scheduled=wiring.pipe is not None))
     ]
     with hooks_on(wiring, registrations):
-        _refuse_two_parts(wiring.taps_of(registrations))
+        refuse_two_parts(wiring.taps_of(registrations))
         budget = _Budget(wiring, options, recorder, registrations)
         listeners = wiring.tracker.on_evaluation
         if options.spool is None:
@@ -107,7 +107,7 @@ def recording(wiring: Wiring, options: CacheOptions) -> Iterator[ActivationCache
             recorder.finish()
 
 
-def _refuse_two_parts(taps: list[Tap]) -> None:
+def refuse_two_parts(taps: list[Tap]) -> None:
     """Refuse to keep two parts of one hook point under one name.
 
     Raises:
