@@ -72,7 +72,7 @@ class Page:
                 f"{folder} has version {said.get('version')}, this library reads version {VERSION}"
             )
         try:
-            page = cls(**{name: said[name] for name in cls.__dataclass_fields__})
-            return cls(**{**vars(page), "prompts": tuple(page.prompts)})
+            given = {name: said[name] for name in cls.__dataclass_fields__}
+            return cls(**{**given, "prompts": tuple(given["prompts"])})
         except (KeyError, TypeError) as error:
             raise StoreError(f"{path} has another form ({error!r}); collect again") from error

@@ -72,6 +72,6 @@ def beginning(model: HookedDiffusion, run: Run, fwd_hooks: Sequence[Hook]) -> Be
             try:
                 model(run)
             finally:
-                if hasattr(pipe, "maybe_free_model_hooks"):
+                if pipe is not None and hasattr(pipe, "maybe_free_model_hooks"):
                     pipe.maybe_free_model_hooks()
     return Beginning(steps or ran, round((tracker.total - total) / max(ran, 1) * (steps or ran)))
