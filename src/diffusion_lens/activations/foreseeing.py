@@ -12,7 +12,7 @@ from torch import Tensor
 from diffusion_lens import HookContext, Site
 from diffusion_lens.activation_cache import readable_bytes
 from diffusion_lens.activations.gathering import Gatherer, Record, record_of
-from diffusion_lens.activations.plan import Plan
+from diffusion_lens.activations.plan import Plan, alone
 from diffusion_lens.authoring import beginning
 from diffusion_lens.errors import CacheBudgetError, StoreError, listing
 from diffusion_lens.long_runs.batching import part_of
@@ -100,6 +100,9 @@ class _Measuring:
             kind = _Kind(len(values), values.shape[1], values.nbytes, self.site)
             self.kinds[hook.name, hook.branch] = kind
 
+    def __repr__(self) -> str:
+        return "collect"
+
 
 def _forget(_record: Record) -> None:
     pass
@@ -122,7 +125,7 @@ def foreseen(plan: Plan) -> Foreseen:
     if plan.latents:
         whole = Gatherer(type(plan.choice)(), None, give=gatherer.give, samples=gatherer.samples)
         hooks.append((Site("hook_latents"), _Measuring(Site("hook_latents"), whole, latents)))
-    begun = beginning(plan.model, part_of(plan.run, range(1), error=StoreError), hooks)
+    begun = beginning(plan.model, alone(part_of(plan.run, range(1), error=StoreError)), hooks)
     rows = nbytes = 0
     for (name, _), kind in kinds.items():
         steps = sum(map(kind.site.has_step, range(begun.steps)))

@@ -172,8 +172,9 @@ def record_of(activation: Tensor, hook: HookContext, gatherer: Gatherer) -> Reco
             f"for {len(samples)} samples, so that rows cannot be told apart; collect with "
             "batch_size=1, or leave this site out"
         )
-    rows, axes = as_rows(activation.detach(), hook.axes)
-    grid, first = grid_of(hook, axes, activation)
+    named = axes_of(activation, hook)
+    rows, axes = as_rows(activation.detach(), named)
+    grid, first = grid_of(hook, axes, dict(zip(named, activation.shape, strict=False)))
     total = rows.shape[1]
     chosen = [
         gatherer.choice.of_sample(total, grid, first, sample=one.chosen_by, name=hook.name)
@@ -206,6 +207,23 @@ def record_of(activation: Tensor, hook: HookContext, gatherer: Gatherer) -> Reco
     )
 
 
+def axes_of(activation: Tensor, hook: HookContext) -> tuple[str, ...]:
+    """The axes of an activation; those of a loop that holds no frames (Z-Image) have none.
+
+    Raises:
+        StoreError: If they are not known.
+    """
+    if activation.ndim == len(hook.axes) or not set(hook.axes) & {"pos", "query", "height"}:
+        return hook.axes
+    frameless = tuple(axis for axis in hook.axes if axis != "frame")
+    if activation.ndim == len(frameless):
+        return frameless
+    raise StoreError(
+        f"{hook.name} has shape {tuple(activation.shape)} here and the axes {hook.axes}, so that "
+        "its tokens cannot be told; leave this site out"
+    )
+
+
 def as_rows(activation: Tensor, axes: Sequence[str]) -> tuple[Tensor, tuple[str, ...]]:
     """An activation as [batch tokens d], and the axes that became its tokens (none: one token)."""
     token_axes = next((one for one in TOKEN_AXES if set(one) <= set(axes)), ())
@@ -216,13 +234,13 @@ def as_rows(activation: Tensor, axes: Sequence[str]) -> tuple[Tensor, tuple[str,
 
 
 def grid_of(
-    hook: HookContext, axes: Sequence[str], activation: Tensor
+    hook: HookContext, axes: Sequence[str], sizes: Mapping[str, int]
 ) -> tuple[tuple[int, ...] | None, int | None]:
     """The image's grid here, and where along the tokens it begins if all of it is there."""
     if not axes:
         return None, None
     if axes[0] not in ("pos", "query"):
-        return tuple(activation.shape[hook.axes.index(one)] for one in axes), 0
+        return tuple(sizes[axis] for axis in axes), 0
     streams: Mapping[str, Any] = hook.queries if axes[0] == "query" else hook.streams
     lies = streams.get("img")
     if lies is None:

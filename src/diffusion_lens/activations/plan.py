@@ -13,7 +13,7 @@ from diffusion_lens.activations.choosing import TokenChoice
 from diffusion_lens.activations.gathering import Gatherer, Record, Sample
 from diffusion_lens.authoring import DEFAULT_SEED, call_settings, quiet
 from diffusion_lens.errors import RunError, StoreError
-from diffusion_lens.long_runs.batching import batches, part_of
+from diffusion_lens.long_runs.batching import TEXTS, batches, part_of
 from diffusion_lens.long_runs.fingerprint import fingerprint
 from diffusion_lens.long_runs.seeds import listed_seeds, refuse_one_seed
 
@@ -133,9 +133,21 @@ class Plan:
             samples = tuple(self.samples[chosen[at]] for at in within)
             gatherer.begin(samples)
             with quiet(self.model.pipe):
-                output = self.model.run_with_hooks(run, fwd_hooks=hooks)
+                output = self.model.run_with_hooks(alone(run), fwd_hooks=hooks)
             gatherer.drain()
             yield samples, output
+
+
+def alone(run: Run) -> Run:
+    """A run of one sample with its texts by themselves: some pipelines take no list of one."""
+    if len(run.prompts) != 1:
+        return run
+    texts = {
+        name: value[0]
+        for name, value in run.settings.items()
+        if TEXTS.fullmatch(name) and isinstance(value, list) and len(value) == 1
+    }
+    return run.with_(prompt=run.prompts[0], **texts)
 
 
 def _of_each_seed(run: Run, seeds: Any) -> tuple[Run, tuple[Sample, ...]]:
