@@ -47,7 +47,6 @@ from diffusion_lens.engine.words import PromptTokens as PromptTokens
 from diffusion_lens.engine.words import words_of as words_of
 
 # Runs, and given images
-from diffusion_lens.hooked_diffusion.beginning import Beginning as Beginning
 from diffusion_lens.hooked_diffusion.beginning import beginning as beginning
 from diffusion_lens.hooked_diffusion.caching import quiet as quiet
 from diffusion_lens.hooked_diffusion.given_image import fitted as fitted
