@@ -14,9 +14,11 @@ from torch import Tensor
 from diffusion_lens import ActivationCache, HookedDiffusion, Run, Site
 from diffusion_lens.activations import ActivationStore, collect
 from diffusion_lens.interventions import scale_heads
+from tests.modular import pipelines as modular
 from tests.pipelines import FAMILIES, shared_pipe, short
 from tests.tiny_pipelines import PIPELINES, tiny_pipeline
-from tests.tiny_videos.families import TINY_VIDEOS, tiny_video
+from tests.tiny_videos.families import TINY_VIDEOS, fresh_video, tiny_video
+from tests.tiny_videos.wan import wan_two
 
 PROMPTS = ["a red cat on the glass table", "two dogs"]
 FAST = ("sd", "flux")
@@ -224,3 +226,38 @@ def test_half_precision_is_that_of_a_cache(tmp_path: Path) -> None:
     out = tmp_path / "s"
     store = collect(shared("sd"), PROMPTS, sites=site, out=out, seeds=[3], **given, **run)
     assert_same(store, caches("sd", site, **given))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("which", "steps"), [("transformer", [0]), ("transformer_2", [1, 2])])
+def test_each_of_two_denoisers_is_collected_by_itself(
+    which: str, steps: list[int], tmp_path: Path
+) -> None:
+    """The second one's first value comes in the middle of a run."""
+    two = fresh_video(wan_two)
+    model = HookedDiffusion(two.pipe, denoiser=which)
+    left_out = ("prompt", "generator", "output_type")
+    run = {key: one for key, one in two.settings.items() if key not in left_out}
+    given: dict[str, Any] = {"steps": steps, **run}
+    site = "blocks.1.img.hook_resid_post"
+    store = collect(model, PROMPTS[0], sites=site, out=tmp_path / "s", seeds=[3], **given)
+    run["output_type"] = "latent"
+    _, cache = model.run_with_cache(PROMPTS[0], names_filter=site, steps=steps, seed=3, **run)
+    assert_same(store, {0: cache})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sdxl", "flux"])
+def test_modular_pipelines_are_collected_from(name: str, tmp_path: Path) -> None:
+    _, pipe = modular.made(name)
+    model = HookedDiffusion(pipe)
+    run = modular.settings(name)
+    run = {key: one for key, one in run.items() if key not in ("latents", "generator", "prompt")}
+    run.pop("output_type", None)
+    site = "blocks.1.img.hook_resid_post"
+    store = collect(model, PROMPTS, sites=site, out=tmp_path / "s", seeds=[3], **run)
+    expected = {
+        number: model.run_with_cache(prompt, names_filter=site, seed=3, **run)[1]
+        for number, prompt in enumerate(PROMPTS)
+    }
+    assert_same(store, expected)

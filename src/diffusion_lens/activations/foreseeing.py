@@ -14,7 +14,7 @@ from diffusion_lens.activation_cache import readable_bytes
 from diffusion_lens.activations.gathering import Gatherer, Record, record_of
 from diffusion_lens.activations.plan import Plan, alone
 from diffusion_lens.authoring import beginning
-from diffusion_lens.errors import CacheBudgetError, StoreError, listing
+from diffusion_lens.errors import CacheBudgetError, EngineError, StoreError, listing
 from diffusion_lens.long_runs.batching import part_of
 from diffusion_lens.showing.one_line import counted
 
@@ -121,11 +121,18 @@ def foreseen(plan: Plan) -> Foreseen:
     gatherer.begin(plan.samples[:1])
     kinds: dict[tuple[str, str], _Kind] = {}
     latents: dict[tuple[str, str], _Kind] = {}
-    hooks = [(site.with_(steps=None), _Measuring(site, gatherer, kinds)) for site in plan.sites]
+    measuring = [(site, _Measuring(site, gatherer, kinds)) for site in plan.sites]
     if plan.latents:
         whole = Gatherer(type(plan.choice)(), None, give=gatherer.give, samples=gatherer.samples)
-        hooks.append((Site("hook_latents"), _Measuring(Site("hook_latents"), whole, latents)))
-    begun = beginning(plan.model, alone(part_of(plan.run, range(1), error=StoreError)), hooks)
+        site = Site("hook_latents", branch="cond", steps=measuring[0][0].steps)
+        measuring.append((site, _Measuring(site, whole, latents)))
+    first = alone(part_of(plan.run, range(1), error=StoreError))
+    at_once = [(site.with_(steps=None), hook) for site, hook in measuring]
+    try:
+        begun = beginning(plan.model, first, at_once)
+    except EngineError:  # another denoiser may take the first steps: wait for those of this one
+        later = [(_from_its_first_step(site), hook) for site, hook in measuring]
+        begun = beginning(plan.model, first, later)
     rows = nbytes = 0
     for (name, _), kind in kinds.items():
         steps = sum(map(kind.site.has_step, range(begun.steps)))
@@ -145,6 +152,13 @@ def foreseen(plan: Plan) -> Foreseen:
         nbytes=nbytes + INDEX_BYTES * rows + sum(one.nbytes for one in latents.values()),
         widths={name: kind.width for (name, _), kind in kinds.items()},
     )
+
+
+def _from_its_first_step(site: Site) -> Site:
+    """A Site without an end, which a run that is stopped need not reach."""
+    steps = site.steps
+    start = min(steps) if isinstance(steps, tuple) else steps.start if steps else None
+    return site.with_(steps=slice(start, None))
 
 
 def groups(widths: Mapping[str, int]) -> str:
