@@ -333,6 +333,7 @@ def test_the_bytes_that_are_foreseen_are_those_that_come(
         ({"steps": [7]}, StoreError, r"no step of the run, which has 3 \(0 to 2\)"),
         ({"seed": 3}, StoreError, "samples come from seeds="),
         ({"seeds": 0}, StoreError, "seeds=0"),
+        ({"seeds": [2**63]}, StoreError, "does not fit into the index"),
         ({"num_images_per_prompt": 2}, StoreError, "samples come from seeds="),
         ({"branch": "other"}, Exception, "names the branch 'other'"),
         ({"shard": (2, 2)}, StoreError, r"shard=\(2, 2\)"),

@@ -17,6 +17,8 @@ from diffusion_lens.long_runs.batching import TEXTS, batches, part_of
 from diffusion_lens.long_runs.fingerprint import fingerprint
 from diffusion_lens.long_runs.seeds import listed_seeds, refuse_one_seed
 
+LARGEST_SEED = 2**63
+
 SEVERAL = ("num_images_per_prompt", "num_videos_per_prompt", "generator")
 """Settings that would make other samples than prompts and seeds say."""
 
@@ -169,6 +171,9 @@ def _of_each_seed(run: Run, seeds: Any) -> tuple[Run, tuple[Sample, ...]]:
             )
         each = listed_seeds(seeds, error=StoreError)
         pairs = [(prompt, seed) for prompt in range(len(prompts)) for seed in each]
+    large = [seed for _, seed in pairs if not -LARGEST_SEED <= seed < LARGEST_SEED]
+    if large:
+        raise StoreError(f"seed {large[0]} does not fit into the index; give seeds below 2**63")
     every = part_of(run, [prompt for prompt, _ in pairs], error=StoreError)
     samples = tuple(
         Sample(number, prompt, seed, prompts[prompt]) for number, (prompt, seed) in enumerate(pairs)

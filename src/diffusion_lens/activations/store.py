@@ -87,7 +87,7 @@ class ActivationStore(RowSource):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its files, without the indices and whatever `where` leaves out."""
+        """Bytes of its files, without the indices, whatever `where` leaves of the rows."""
         return sum(said["bytes"] for shard in self.shards for said in shard.files.values())
 
     def widths(self) -> dict[str, int | tuple[int, ...]]:
