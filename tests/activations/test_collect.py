@@ -145,6 +145,7 @@ def test_collecting_changes_no_image(tmp_path: Path) -> None:
     assert torch.equal(store.latents(0, seed=3), before[0])
 
 
+@pytest.mark.slow
 def test_images_are_kept_as_the_pipeline_makes_them(tmp_path: Path) -> None:
     model = HookedDiffusion.toy("shapes-unet")
     given: dict[str, Any] = {"num_inference_steps": 2}
@@ -176,6 +177,7 @@ def test_a_choice_of_tokens_is_the_same_at_every_site_and_step(tmp_path: Path) -
     assert tuple(first) in choices
 
 
+@pytest.mark.slow
 def test_the_choice_hangs_on_prompt_and_seed_alone(tmp_path: Path) -> None:
     model, run = shared("flux"), settings("flux")
     given: dict[str, Any] = {"sites": "blocks.0.img.hook_resid_post", "tokens": 3, **run}
@@ -199,6 +201,7 @@ def test_a_part_of_the_tokens_keeps_its_positions(tmp_path: Path) -> None:
     assert torch.equal(rows.values, whole[[5, 2, 3]])
 
 
+@pytest.mark.slow
 def test_several_samples_at_once_are_those_of_one_batch(tmp_path: Path) -> None:
     model, run = shared("sd"), settings("sd")
     site = "blocks.0.img.hook_resid_post"
@@ -220,6 +223,7 @@ def test_two_sites_of_one_point_give_its_rows_once(tmp_path: Path) -> None:
     assert_same(store, caches("sd", sites[1]))
 
 
+@pytest.mark.slow
 def test_half_precision_is_that_of_a_cache(tmp_path: Path) -> None:
     run, site = settings("sd"), "mid.hook_h"
     given = {"dtype": torch.bfloat16}

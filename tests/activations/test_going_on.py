@@ -120,6 +120,7 @@ def test_two_processes_give_what_one_gives(tmp_path: Path) -> None:
     assert bytes_of(tmp_path / "two") == bytes_of(tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_shares_of_one_process_after_the_other_make_the_same(
     model: HookedDiffusion, tmp_path: Path
 ) -> None:

@@ -161,6 +161,7 @@ def test_unlike_widths_are_refused_with_their_groups(kept: Path) -> None:
         store.where(step=99).rows()
 
 
+@pytest.mark.slow
 def test_a_site_of_several_widths_is_named(tmp_path: Path) -> None:
     """Keys of joint attention are as many as the text has tokens."""
     from tests.activations.test_collect import settings, shared
@@ -221,6 +222,7 @@ def test_a_changed_file_is_found_by_its_checksum(folder: Path) -> None:
         store.check()
 
 
+@pytest.mark.slow
 def test_a_removed_index_is_made_anew(model: HookedDiffusion, folder: Path, kept: Path) -> None:
     (folder / "shard-000000.parquet").unlink()
     with pytest.raises(StoreError, match="not whole: 0 of 1 shard"):
@@ -309,6 +311,7 @@ def test_what_it_takes_is_refused_before_anything_runs(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_the_bytes_that_are_foreseen_are_those_that_come(
     model: HookedDiffusion, tmp_path: Path
 ) -> None:
