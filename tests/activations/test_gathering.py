@@ -49,6 +49,9 @@ def test_what_the_hook_owns_is_not_copied_again() -> None:
     axes = ("batch", "other", "d_model")
     owned = record_of(value, context(*axes, owned=True), gatherer([]))
     assert owned.values.data_ptr() == value.data_ptr()
+    copied = record_of(value, context(*axes), gatherer([]))
+    value.zero_()
+    assert copied.values.all()
     assert owned.positions.tolist() == [[-1], [-1]]
     assert owned.values.shape == (2, 20)
 
