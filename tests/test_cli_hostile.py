@@ -14,11 +14,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from diffusion_lens import HookedDiffusion
-from diffusion_lens.analyses.seeds import listed_seeds
 from diffusion_lens.cli import app
 from diffusion_lens.cli.folders import opened
 from diffusion_lens.cli.loading import listed_numbers, step_count
 from diffusion_lens.errors import RunError
+from diffusion_lens.long_runs.seeds import listed_seeds
 from diffusion_lens.tables import write_table
 
 RUN = ["run", "toy:shapes-unet", "a red circle", "--num-inference-steps", "1"]

@@ -23,10 +23,12 @@ WHOLE = {
 """Modules whose names are public and whose submodules are not."""
 
 OPEN = {
+    "activations",
     "analyses",
     "border",
     "datasets",
     "interventions",
+    "long_runs",
     "metrics",
     "reducers",
     "showing",
@@ -34,6 +36,8 @@ OPEN = {
     "viz",
 }
 """Modules whose submodules may be imported as well."""
+
+ABOVE_THE_FACE = ("analyses", "interventions", "activations", "long_runs")
 
 ENGINE = {"wiring", "tracker"}
 """Attributes that lead from a model into its engine."""
@@ -71,7 +75,7 @@ def _is_model(node: ast.expr) -> bool:
 
 FILES = sorted(
     path
-    for folder in (SOURCE / "analyses", SOURCE / "interventions", GUEST)
+    for folder in (*(SOURCE / name for name in ABOVE_THE_FACE), GUEST)
     for path in folder.rglob("*.py")
     if path.name
     != "own_transformer.py"  # an architecture, which is written in the engine's language

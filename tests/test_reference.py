@@ -20,6 +20,7 @@ PAGES = sorted((DOCS / "reference").glob("*.md"))
 DIRECTIVE = re.compile(r"^::: (\S+)", re.MULTILINE)
 MODULES = (
     "diffusion_lens",
+    "diffusion_lens.activations",
     "diffusion_lens.analyses",
     "diffusion_lens.analyses.concept_attention",
     "diffusion_lens.analyses.patching",

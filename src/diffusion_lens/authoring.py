@@ -47,6 +47,7 @@ from diffusion_lens.engine.words import PromptTokens as PromptTokens
 from diffusion_lens.engine.words import words_of as words_of
 
 # Runs, and given images
+from diffusion_lens.hooked_diffusion.beginning import beginning as beginning
 from diffusion_lens.hooked_diffusion.caching import quiet as quiet
 from diffusion_lens.hooked_diffusion.given_image import fitted as fitted
 from diffusion_lens.hooked_diffusion.given_image import fitted_size as fitted_size

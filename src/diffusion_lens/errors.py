@@ -79,7 +79,7 @@ class ConceptError(DiffusionLensError, ValueError):
 
 
 class CacheBudgetError(DiffusionLensError, MemoryError):
-    """What was asked for does not fit into the cache's byte budget."""
+    """What was asked for does not fit into the byte budget of a cache or a store."""
 
 
 class CacheFileError(DiffusionLensError, ValueError):
@@ -96,6 +96,10 @@ class CacheKeyError(DiffusionLensError, KeyError):
 
 class ResultError(DiffusionLensError, ValueError):
     """A folder holds no result, or another than was asked for; or a result lacks what was asked."""
+
+
+class StoreError(DiffusionLensError, ValueError):
+    """Activations that cannot be collected, or a folder that holds no whole store of them."""
 
 
 class PatchingError(DiffusionLensError, ValueError):

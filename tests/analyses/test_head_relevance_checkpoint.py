@@ -14,9 +14,9 @@ import torch
 
 from diffusion_lens import HookedDiffusion, Run
 from diffusion_lens.analyses.head_relevance import HeadRelevance, head_relevance
-from diffusion_lens.analyses.locking import only_process
 from diffusion_lens.analyses.saving import RESULT, TENSORS
 from diffusion_lens.errors import ArgumentError, ConceptError, ResultError
+from diffusion_lens.long_runs.locking import only_process
 from tests.pipelines import fresh_pipe, shared_pipe
 
 CONCEPTS = {"Colour": ["red", "blue"], "Shape": ["circle", "square"]}

@@ -8,6 +8,7 @@ COMMANDS = (
     "demo",
     "hooks",
     "run",
+    "collect",
     "concept_attention",
     "attention_maps",
     "patch",

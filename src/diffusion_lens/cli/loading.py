@@ -175,3 +175,22 @@ def seeds_of(text: str) -> int | list[int]:
     """Seeds as analyses take them: one number is how many."""
     found = listed_numbers(text, "seeds") or []
     return found[0] if found and "," not in text and ":" not in text else found
+
+
+def text_of(file: Path) -> str:
+    """A text file of the user's."""
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        fail(f"{file} is no text in UTF-8: {error}")
+
+
+def prompts_in(file: Path, given: str) -> list[str]:
+    """The prompts of a file, one in each line.
+
+    Args:
+        file: The file.
+        given: What the user gave it as.
+    """
+    found = [line.strip() for line in text_of(file).splitlines() if line.strip()]
+    return found or fail(f"{given} {file} holds no prompt; write one in each line")

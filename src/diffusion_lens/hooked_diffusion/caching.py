@@ -98,7 +98,7 @@ def recording(wiring: Wiring, options: CacheOptions) -> Iterator[ActivationCache
         for number, site in enumerate(options.sites(wiring.pipe))
     ]
     with hooks_on(wiring, registrations):
-        _refuse_two_parts(wiring.taps_of(registrations))
+        refuse_two_parts(wiring.taps_of(registrations))
         budget = _Budget(wiring, options, recorder, registrations)
         listeners = wiring.tracker.on_evaluation
         if options.spool is None:
@@ -111,7 +111,7 @@ def recording(wiring: Wiring, options: CacheOptions) -> Iterator[ActivationCache
             recorder.finish()
 
 
-def _refuse_two_parts(taps: list[Tap]) -> None:
+def refuse_two_parts(taps: list[Tap]) -> None:
     """Refuse to keep two parts of one hook point under one name.
 
     Raises:

@@ -9,12 +9,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from diffusion_lens.analyses.fingerprint import refuse_other
 from diffusion_lens.analyses.head_relevance.result import HeadRelevance
 from diffusion_lens.analyses.head_relevance.votes import HeadRelevanceVotes
-from diffusion_lens.analyses.locking import only_process
 from diffusion_lens.analyses.saving import RESULT, TENSORS, read_made_by
 from diffusion_lens.errors import ResultError
+from diffusion_lens.long_runs.fingerprint import refuse_other
+from diffusion_lens.long_runs.locking import only_process
 
 NAME = re.compile(r"prompts-\d{8}")
 PARTIAL = "prompts.partial"

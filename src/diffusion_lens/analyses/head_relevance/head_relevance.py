@@ -17,8 +17,6 @@ import torch
 from tqdm import tqdm
 
 from diffusion_lens import HookedDiffusion, Run, Site
-from diffusion_lens.analyses.batching import batches
-from diffusion_lens.analyses.fingerprint import fingerprint
 from diffusion_lens.analyses.head_relevance.checkpoint import Checkpoint
 from diffusion_lens.analyses.head_relevance.concepts import PUBLISHED_CONCEPTS
 from diffusion_lens.analyses.head_relevance.result import Head, HeadRelevance, vectors_of
@@ -31,6 +29,8 @@ from diffusion_lens.analyses.head_relevance.words import (
 from diffusion_lens.authoring import DEFAULT_SEED, ENCODING, carriers
 from diffusion_lens.border import Count, PipelineSetting, public
 from diffusion_lens.errors import ConceptError, UnsupportedModelError, refuse_unknown
+from diffusion_lens.long_runs.batching import batches
+from diffusion_lens.long_runs.fingerprint import fingerprint
 
 PARTS = 50
 """In how many disjoint parts of the prompts votes are counted apart, for intervals over prompts."""

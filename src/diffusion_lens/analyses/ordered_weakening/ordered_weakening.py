@@ -16,15 +16,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffusion_lens import HookedDiffusion, Run, Site
-from diffusion_lens.analyses.batching import batches
 from diffusion_lens.analyses.concept_steering import refuse_other_heads
 from diffusion_lens.analyses.head_relevance.result import ORDERS, HeadRelevance
 from diffusion_lens.analyses.ordered_weakening.prompts import PUBLISHED_SEEDS
 from diffusion_lens.analyses.ordered_weakening.result import WeakeningCurves
 from diffusion_lens.analyses.ordered_weakening.words import WeakenWords, weaken_words
-from diffusion_lens.analyses.seeds import listed_seeds, refuse_one_seed
 from diffusion_lens.border import Number, PipelineSetting, Size, public
 from diffusion_lens.errors import ResultError, RunError
+from diffusion_lens.long_runs.batching import batches
+from diffusion_lens.long_runs.seeds import listed_seeds, refuse_one_seed
 from diffusion_lens.showing.one_line import counted
 
 Score = Callable[[list[Any], list[str]], Any]

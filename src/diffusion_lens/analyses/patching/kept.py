@@ -14,12 +14,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from diffusion_lens import HookedDiffusion
-from diffusion_lens.analyses.fingerprint import fingerprint, refuse_other
 from diffusion_lens.analyses.patching.outcome import Metric
 from diffusion_lens.analyses.patching.pair import Pair
 from diffusion_lens.analyses.patching.plan import Plan
-from diffusion_lens.analyses.telling import digest
 from diffusion_lens.errors import PatchingError
+from diffusion_lens.long_runs.fingerprint import fingerprint, refuse_other
+from diffusion_lens.long_runs.telling import digest
 from diffusion_lens.whole_files import whole_file, write_whole
 
 SCORES, ABOUT = "scores.safetensors", "sweep.json"

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from diffusion_lens import HookedDiffusion, Run
 from diffusion_lens.analyses.patching.corruption import WordNoise
-from diffusion_lens.analyses.seeds import listed_seeds, refuse_one_seed
-from diffusion_lens.analyses.telling import told
 from diffusion_lens.authoring import DEFAULT_SEED, call_settings
 from diffusion_lens.errors import PatchingError, refuse_unknown
+from diffusion_lens.long_runs.seeds import listed_seeds, refuse_one_seed
+from diffusion_lens.long_runs.telling import told
 
 DIRECTIONS = ("denoise", "noise")
 SAMPLES = 8

@@ -13,9 +13,9 @@ from diffusion_lens.analyses.patching.pair import Pair
 from diffusion_lens.analyses.patching.plan import Plan, plan
 from diffusion_lens.analyses.patching.result import PatchingResult
 from diffusion_lens.analyses.patching.scoreboard import Scoreboard
-from diffusion_lens.analyses.telling import digest, told
 from diffusion_lens.authoring import versions
 from diffusion_lens.errors import PatchingError
+from diffusion_lens.long_runs.telling import digest, told
 from diffusion_lens.metrics.recovery import normalised
 
 

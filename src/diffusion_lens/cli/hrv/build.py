@@ -12,6 +12,7 @@ from diffusion_lens.border import Count
 from diffusion_lens.cli.checks import folder, one_of, within, writable
 from diffusion_lens.cli.command import Call, command
 from diffusion_lens.cli.folders import Finding
+from diffusion_lens.cli.loading import prompts_in, text_of
 from diffusion_lens.cli.messages import fail
 from diffusion_lens.cli.options import (
     Seed,
@@ -82,21 +83,12 @@ def build(
 
 def _prompts(call: Call, file: Path | None) -> list[str]:
     if file is not None:
-        lines = _text(file).splitlines()
-        found = [line.strip() for line in lines if line.strip()]
-        return found or fail(f"--prompts {file} holds no prompt; write one in each line")
+        return prompts_in(file, "--prompts")
     if not call.is_toy:
         fail("give --prompts FILE, a prompt in each line; the paper takes 2,100, many and varied")
     from diffusion_lens import toys
 
     return [one.caption for one in toys.test_captions()][::5]
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        fail(f"{file} is no text in UTF-8: {error}")
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -113,7 +105,7 @@ def _concepts(call: Call, file: Path | None) -> Any:
         from diffusion_lens.analyses.head_relevance.words import checked_concepts
 
         try:
-            given = json.loads(_text(file), object_pairs_hook=_each_once)
+            given = json.loads(text_of(file), object_pairs_hook=_each_once)
         except (ValueError, RecursionError) as error:
             fail(f"--concepts {file} is no JSON: {error}")
         return checked_concepts(given)

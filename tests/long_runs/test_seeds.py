@@ -8,8 +8,8 @@ import torch
 
 from diffusion_lens import HookedDiffusion, Run
 from diffusion_lens.analyses.patching.pair import Pair
-from diffusion_lens.analyses.seeds import listed_seeds, refuse_one_seed
 from diffusion_lens.errors import PatchingError, RunError
+from diffusion_lens.long_runs.seeds import listed_seeds, refuse_one_seed
 from diffusion_lens.metrics.intervals import bootstrap_interval
 
 

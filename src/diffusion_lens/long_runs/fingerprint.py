@@ -10,9 +10,9 @@ from typing import Any
 from torch import nn
 
 from diffusion_lens import HookedDiffusion, Run
-from diffusion_lens.analyses.telling import digest, told, weights_told
 from diffusion_lens.authoring import versions
 from diffusion_lens.errors import DiffusionLensError, listing
+from diffusion_lens.long_runs.telling import digest, told, weights_told
 
 LONGEST = 200
 """Characters of an entry that are kept as they are; longer ones end in a digest."""

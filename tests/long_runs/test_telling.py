@@ -18,8 +18,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from diffusion_lens import HookedDiffusion, Run
-from diffusion_lens.analyses.telling import told, weights_told
 from diffusion_lens.border import public
+from diffusion_lens.long_runs.telling import told, weights_told
 
 
 @dataclasses.dataclass
@@ -93,7 +93,7 @@ def test_another_process_tells_the_same(tmp_path: Path, capfd: pytest.CaptureFix
     """Among them sets, whose order depends on a seed that each process draws."""
     page = tmp_path / "page.py"
     page.write_text(
-        "from diffusion_lens.analyses.telling import told\n"
+        "from diffusion_lens.long_runs.telling import told\n"
         "def f(x): return x in {'a', 'b', 'c', 'd'}, (lambda y: {'e', 'f', 'g'})\n"
         "print(told([f, {'a', 'b', 'c', 'd'}, object()]))"
     )

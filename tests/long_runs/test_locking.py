@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from diffusion_lens.analyses import locking
-from diffusion_lens.analyses.locking import only_process
 from diffusion_lens.errors import ResultError
+from diffusion_lens.long_runs import locking
+from diffusion_lens.long_runs.locking import only_process
 
 
 def test_a_second_run_is_refused_until_the_first_has_ended(tmp_path: Path) -> None:

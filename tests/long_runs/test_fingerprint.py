@@ -9,8 +9,8 @@ import torch
 from diffusers import DDIMScheduler
 
 from diffusion_lens import HookedDiffusion, Run
-from diffusion_lens.analyses.fingerprint import fingerprint, refuse_other
 from diffusion_lens.errors import ResultError
+from diffusion_lens.long_runs.fingerprint import fingerprint, refuse_other
 from tests.pipelines import fresh_pipe, shared_pipe
 
 RUN = Run("a red cat", seed=1, num_inference_steps=2, negative_prompt="blurry")

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from diffusion_lens import HookedDiffusion, Run
-from diffusion_lens.analyses.batching import batches, part_of
 from diffusion_lens.errors import ConceptError, RunError
+from diffusion_lens.long_runs.batching import batches, part_of
 from tests.pipelines import latents_of, shared_pipe, short
 
 PROMPTS = ["a red cat", "two dogs", "a park"]
