@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from diffusion_lens.architectures import forms
+from diffusion_lens.architectures import chats, forms
 from diffusion_lens.architectures.forms import IMG_TXT, Own
 from diffusion_lens.architectures.spec import (
     ConceptEntry,
@@ -49,6 +49,12 @@ def grid(denoiser: Any, arguments: Mapping[str, Any], _level: int) -> tuple[int,
     return tuple(side // by for side, by in zip(size, denoiser.config.patch_size, strict=True))
 
 
+def question(pipe: Any, prompt: str) -> str:
+    """Edit Plus's chat about no image."""
+    asked = f"<|im_start|>user\n{prompt}<|im_end|>\n"
+    return pipe.prompt_template_encode["multiple_images"].format(asked)
+
+
 def image_length(denoiser: Any, arguments: Mapping[str, Any]) -> int:
     """Tokens of the image and its references."""
     latents = arguments["hidden_states"]
@@ -78,6 +84,8 @@ JOY_IMAGE_EDIT = DenoiserSpec(
             "tokenizer",
             template=lambda pipe, prompt: pipe.prompt_template_encode["image"].format(prompt),
             dropped=lambda pipe: pipe.prompt_template_encode_start_idx["image"],
+            padded=False,
+            assumed=("image",),
         ),
     ),
     text_tokens=2048,
@@ -101,6 +109,17 @@ JOY_IMAGE_EDIT_PLUS = replace(
     grid=grid_of_shapes,
     image_length=lambda _denoiser, arguments: arguments["hidden_states"].shape[1],
     grid_from="shape_list",
+    text_parts=(
+        TextPart(
+            "processor",
+            template=question,
+            dropped=lambda pipe: pipe.prompt_template_encode_start_idx["multiple_images"],
+            padded=False,
+            before=chats.none_alone,
+            assumed=("images",),
+            cut="which keeps the last tokens of its template and not the first",
+        ),
+    ),
     guidance="batched",
     branches=("uncond", "cond"),
 )
