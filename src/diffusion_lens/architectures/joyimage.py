@@ -17,6 +17,7 @@ from diffusion_lens.architectures.spec import (
     Placed,
     TextPart,
 )
+from diffusion_lens.errors import WordError
 
 
 def own(stream: str) -> Own:
@@ -47,6 +48,22 @@ def grid(denoiser: Any, arguments: Mapping[str, Any], _level: int) -> tuple[int,
     """(frames, height, width) in tokens of the image that is made; references follow it."""
     size = arguments["hidden_states"].shape[-3:]
     return tuple(side // by for side, by in zip(size, denoiser.config.patch_size, strict=True))
+
+
+def order(pipe: Any, prompt: str) -> str:
+    """Edit's chat about no image.
+
+    Raises:
+        WordError: If the tokenizer cuts it: that limit is not the one that the run is told.
+    """
+    whole = pipe.prompt_template_encode["image"].format(prompt)
+    most = pipe.text_token_max_length + pipe.prompt_template_encode_start_idx["image"]
+    if len(pipe.tokenizer(whole).input_ids) > most:
+        raise WordError(
+            f"the prompt {prompt[:40]!r}… is too long for {type(pipe).__name__}, which cuts its "
+            f"template to {most} tokens; shorten it, or use token indices"
+        )
+    return whole
 
 
 def question(pipe: Any, prompt: str) -> str:
@@ -82,7 +99,7 @@ JOY_IMAGE_EDIT = DenoiserSpec(
     text_parts=(
         TextPart(
             "tokenizer",
-            template=lambda pipe, prompt: pipe.prompt_template_encode["image"].format(prompt),
+            template=order,
             dropped=lambda pipe: pipe.prompt_template_encode_start_idx["image"],
             padded=False,
             assumed=("image",),
@@ -103,7 +120,7 @@ JOY_IMAGE_EDIT_PLUS = replace(
         "JoyImageEditPlusTransformerBlock": block(forms.placed("image_rotary_emb", "img", axis=1))
     },
     outside=forms.points(
-        ("pos", "channel", "frame", "height", "width"),
+        ("pos", "channel", "depth", "down", "right"),
         embedding="condition_embedder.time_embedder",
     ),
     grid=grid_of_shapes,
@@ -117,6 +134,7 @@ JOY_IMAGE_EDIT_PLUS = replace(
             padded=False,
             before=chats.none_alone,
             assumed=("images",),
+            of_call=True,
             cut="which keeps the last tokens of its template and not the first",
         ),
     ),
