@@ -14,7 +14,7 @@ from torch import Tensor
 
 from diffusion_lens import HookedDiffusion, Run, Site
 from diffusion_lens.analyses import activation_patching, attention_maps
-from diffusion_lens.errors import RunError, WordError
+from diffusion_lens.errors import ConceptError, RunError, WordError
 from diffusion_lens.testing import check_pipeline
 from tests.tiny_pipelines import tiny_pipeline
 from tests.tiny_pipelines.families import HEIGHT, SIZE, WIDTH
@@ -236,3 +236,28 @@ def test_the_description_is_what_the_pipeline_does_with_images(case: str) -> Non
     given = {key: one for key, one in settings(case).items() if key != "output_type"}
     left_open = {line.partition(":")[0] for line in check_pipeline(pipe, **given)}
     assert left_open == {"grid, in tokens", "place of 'cat' in the text"}
+
+
+def test_concepts_as_words_are_refused_where_there_is_no_encode_prompt() -> None:
+    model = shared("plus")
+    for tokens in ("first", "joint", -1):
+        with (
+            pytest.raises(ConceptError, match="has no `encode_prompt`.* give concept streams embe"),
+            model.concept_streams(["dog"], tokens=tokens),
+        ):
+            pass
+    rows = torch.randn(1, 2, 24, generator=torch.Generator().manual_seed(0))
+    plain = model(PROMPT, seed=0, **settings("plus")).images
+    with model.concept_streams(rows), model.caching("blocks.0.concept.hook_resid_post") as cache:
+        out = model(PROMPT, seed=0, **settings("plus"))
+    assert torch.equal(out.images, plain)
+    assert cache["blocks.0.concept.hook_resid_post"].shape[-2] == 2
+
+
+def test_concepts_as_words_beside_an_image_change_nothing() -> None:
+    model = shared("edit")
+    plain = drawn(model, PROMPT, seed=0, **settings("edit")).images
+    with model.concept_streams(["dog"]) as streams:
+        out = drawn(model, PROMPT, seed=0, **settings("edit"))
+    assert torch.equal(out.images, plain)
+    assert streams.blocks == tuple(range(model.n_blocks))

@@ -16,6 +16,7 @@ from diffusion_lens.architectures.spec import Attention as Attention
 # Concept streams
 from diffusion_lens.concept_streams.encoding import ENCODING as ENCODING
 from diffusion_lens.concept_streams.encoding import encode_concepts as encode_concepts
+from diffusion_lens.concept_streams.encoding import encoder_of as encoder_of
 from diffusion_lens.concept_streams.encoding import encoder_settings as encoder_settings
 from diffusion_lens.concept_streams.streams import ConceptStreams as ConceptStreams
 from diffusion_lens.concept_streams.streams import carriers as carriers

@@ -92,6 +92,8 @@ def flux2_klein_kv() -> Any:
         tokenizer=plain.tokenizer,
         transformer=plain.transformer,
     )
+
+
 def joy_image_edit() -> Any:
     """JoyImage-Edit, which makes images from text, too."""
     from diffusers import JoyImageEditPipeline
