@@ -123,7 +123,7 @@ def first_residual(case: str, **more: Any) -> Tensor:
 @every
 def test_another_reference_moves_only_tokens_behind_the_image(case: str) -> None:
     name, given, references = GIVEN[case]
-    image = list(given.values())[0]
+    image = next(iter(given.values()))
     sizes = [one.size for one in (image if isinstance(image, list) else [image])]
     others = [picture(height, width, seed=1) for width, height in sizes]
     changed = {"image": others[0]} if name == EDIT else {"images": others}
@@ -192,7 +192,7 @@ def test_latents_that_make_no_image_are_refused() -> None:
     model = shared("plus of two")
     latents = model(PROMPT, **settings("plus of two")).latents
     assert latents is not None
-    with pytest.raises(RunError, match="first of 47 patches.* give height= and width="):
+    with pytest.raises(RunError, match=r"first of 47 patches.* give height= and width="):
         model.decode_latents(latents)
     with pytest.raises(RunError, match=r"1024 x 1024 pixels \(65536 patches\)"):
         model.decode_latents(latents, height=1024, width=1024)
@@ -242,7 +242,7 @@ def test_concepts_as_words_are_refused_where_there_is_no_encode_prompt() -> None
     model = shared("plus")
     for tokens in ("first", "joint", -1):
         with (
-            pytest.raises(ConceptError, match="has no `encode_prompt`.* give concept streams embe"),
+            pytest.raises(ConceptError, match=r"has no `encode_prompt`.* streams embeddings"),
             model.concept_streams(["dog"], tokens=tokens),
         ):
             pass

@@ -471,7 +471,7 @@ class StepTracker:
         return original(*args, **kwargs)
 
     def _note_assumed(self, given: Mapping[str, Any], signature: inspect.Signature) -> None:
-        """Keep why words cannot be told in this run, where its arguments have them lie elsewhere."""
+        """Keep why words cannot be told in a run whose arguments have them lie elsewhere."""
         for name in (name for part in self.spec.text_parts for name in part.assumed):
             taken = name in given and name in signature.parameters
             if taken and differs(given[name], _usual(self.pipe, signature, name)):

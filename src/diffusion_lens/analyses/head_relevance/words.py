@@ -22,7 +22,6 @@ from diffusion_lens.authoring import (
     encoding,
     text_context,
     text_keys,
-    unobserved,
 )
 from diffusion_lens.border import public
 from diffusion_lens.errors import ConceptError, closest, listing
