@@ -25,7 +25,6 @@ from diffusion_lens.concept_streams.streams import carriers as carriers
 from diffusion_lens.engine.modular import call_settings as call_settings
 from diffusion_lens.engine.modular import is_modular as is_modular
 from diffusion_lens.engine.observing import observed as observed
-from diffusion_lens.engine.observing import unobserved as unobserved
 from diffusion_lens.engine.projection import is_plain as is_plain
 from diffusion_lens.engine.prompt_blocks import encoding as encoding
 from diffusion_lens.engine.restart import Replay as Replay
