@@ -16,6 +16,7 @@ from diffusion_lens.architectures.spec import Attention as Attention
 # Concept streams
 from diffusion_lens.concept_streams.encoding import ENCODING as ENCODING
 from diffusion_lens.concept_streams.encoding import encode_concepts as encode_concepts
+from diffusion_lens.concept_streams.encoding import encoder_of as encoder_of
 from diffusion_lens.concept_streams.encoding import encoder_settings as encoder_settings
 from diffusion_lens.concept_streams.streams import ConceptStreams as ConceptStreams
 from diffusion_lens.concept_streams.streams import carriers as carriers
@@ -24,7 +25,6 @@ from diffusion_lens.concept_streams.streams import carriers as carriers
 from diffusion_lens.engine.modular import call_settings as call_settings
 from diffusion_lens.engine.modular import is_modular as is_modular
 from diffusion_lens.engine.observing import observed as observed
-from diffusion_lens.engine.observing import unobserved as unobserved
 from diffusion_lens.engine.projection import is_plain as is_plain
 from diffusion_lens.engine.prompt_blocks import encoding as encoding
 from diffusion_lens.engine.restart import Replay as Replay

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from tests.tiny_pipelines import packed, plain, several_texts
+from tests.tiny_pipelines import packed, plain, references, several_texts
 from tests.tiny_pipelines.parts import LAYERS
 
 HEIGHT, WIDTH = 4, 6
@@ -234,6 +234,20 @@ PIPELINES: dict[str, TinyPipeline] = {
         {"use_resolution_binning": False},
         causal=False,
         first=77,
+    ),
+    "joy_image_edit": TinyPipeline(
+        references.joy_image_edit,
+        SIZE,
+        {"guidance_scale": 4.0},
+        {"guidance_scale": 1.0},
+        {"max_sequence_length": 60},
+    ),
+    "joy_image_edit_plus": TinyPipeline(
+        references.joy_image_edit_plus,
+        SIZE,
+        {"guidance_scale": 4.0},
+        {"guidance_scale": 1.0},
+        {"max_sequence_length": 60},
     ),
 }
 """Every family's."""

@@ -59,6 +59,23 @@ def qwen_vae(channels: int) -> Any:
     ).eval()
 
 
+def wan_vae(channels: int) -> Any:
+    """Wan 2.1's, that halves a side once: of videos, with a mean and spread of each channel."""
+    from diffusers import AutoencoderKLWan
+
+    return AutoencoderKLWan(
+        base_dim=4,
+        z_dim=channels,
+        dim_mult=[1, 1],
+        num_res_blocks=1,
+        temperal_downsample=[False],
+        latents_mean=[0.3 * number - 0.4 for number in range(channels)],
+        latents_std=[1.5 + 0.5 * number for number in range(channels)],
+        scale_factor_temporal=1,
+        scale_factor_spatial=2,
+    ).eval()
+
+
 def flux2_vae() -> Any:
     """FLUX.2's, with a batch norm of patches."""
     found = vae(1, kind="AutoencoderKLFlux2")

@@ -92,3 +92,55 @@ def flux2_klein_kv() -> Any:
         tokenizer=plain.tokenizer,
         transformer=plain.transformer,
     )
+
+
+def joy_image_edit() -> Any:
+    """JoyImage-Edit, which makes images from text, too."""
+    from diffusers import JoyImageEditPipeline
+
+    pipe = JoyImageEditPipeline(**_joy_parts("joy_image_edit"))
+    pipe.vae_image_processor = _at_own_size(pipe)
+    start, several = pipe.prompt_template_encode.values()
+    dropped = parts.count(pipe, start.split("{}")[0])
+    assert dropped == parts.count(pipe, several.split("{}")[0] + "<|im_start|>user\n")
+    pipe.prompt_template_encode_start_idx = dict.fromkeys(pipe.prompt_template_encode, dropped)
+    return pipe
+
+
+def joy_image_edit_plus() -> Any:
+    """JoyImage-Edit Plus, whose references have sizes of their own."""
+    from diffusers import JoyImageEditPlusPipeline
+
+    pipe = JoyImageEditPlusPipeline(**_joy_parts("joy_image_edit_plus"))
+    pipe.image_processor = _at_own_size(pipe)
+    template = pipe.prompt_template_encode["multiple_images"]
+    dropped = parts.count(pipe, template.split("{}")[0] + "<|im_start|>user\n")
+    pipe.prompt_template_encode_start_idx = {"multiple_images": dropped}
+    return pipe
+
+
+def _joy_parts(denoiser: str) -> dict[str, Any]:
+    return {
+        "scheduler": parts.flow(shift=1.5),
+        "vae": parts.wan_vae(4),
+        "text_encoder": encoders.qwen3_vl(24, causal_lm=True),
+        "tokenizer": tokenizers.qwen(),
+        "transformer": parts.denoiser(denoiser),
+        "processor": tokenizers.PictureProcessor(tokenizers.qwen()),
+    }
+
+
+def _at_own_size(pipe: Any) -> Any:
+    """Images at their own size, where the pipelines bring them to about a megapixel."""
+    from diffusers.pipelines.joyimage.image_processor import JoyImageEditImageProcessor
+
+    class AtOwnSize(JoyImageEditImageProcessor):
+        def get_default_height_width(
+            self, image: Any, height: int | None = None, width: int | None = None
+        ) -> tuple[int, int]:
+            if height is not None and width is not None:
+                return height, width
+            image = image[0] if isinstance(image, list) else image
+            return image.height, image.width
+
+    return AtOwnSize(vae_scale_factor=pipe.vae_scale_factor_spatial)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from diffusion_lens.architectures import forms
+from diffusion_lens.architectures import chats, forms
 from diffusion_lens.architectures.forms import IMG_TXT, Own
 from diffusion_lens.architectures.spec import (
     ConceptEntry,
@@ -17,6 +17,7 @@ from diffusion_lens.architectures.spec import (
     Placed,
     TextPart,
 )
+from diffusion_lens.errors import WordError
 
 
 def own(stream: str) -> Own:
@@ -49,6 +50,28 @@ def grid(denoiser: Any, arguments: Mapping[str, Any], _level: int) -> tuple[int,
     return tuple(side // by for side, by in zip(size, denoiser.config.patch_size, strict=True))
 
 
+def order(pipe: Any, prompt: str) -> str:
+    """Edit's chat about no image.
+
+    Raises:
+        WordError: If the tokenizer cuts it: that limit is not the one that the run is told.
+    """
+    whole = pipe.prompt_template_encode["image"].format(prompt)
+    most = pipe.text_token_max_length + pipe.prompt_template_encode_start_idx["image"]
+    if len(pipe.tokenizer(whole).input_ids) > most:
+        raise WordError(
+            f"the prompt {prompt[:40]!r}… is too long for {type(pipe).__name__}, which cuts its "
+            f"template to {most} tokens; shorten it, or use token indices"
+        )
+    return whole
+
+
+def question(pipe: Any, prompt: str) -> str:
+    """Edit Plus's chat about no image."""
+    asked = f"<|im_start|>user\n{prompt}<|im_end|>\n"
+    return pipe.prompt_template_encode["multiple_images"].format(asked)
+
+
 def image_length(denoiser: Any, arguments: Mapping[str, Any]) -> int:
     """Tokens of the image and its references."""
     latents = arguments["hidden_states"]
@@ -76,8 +99,10 @@ JOY_IMAGE_EDIT = DenoiserSpec(
     text_parts=(
         TextPart(
             "tokenizer",
-            template=lambda pipe, prompt: pipe.prompt_template_encode["image"].format(prompt),
+            template=order,
             dropped=lambda pipe: pipe.prompt_template_encode_start_idx["image"],
+            padded=False,
+            assumed=("image",),
         ),
     ),
     text_tokens=2048,
@@ -95,12 +120,24 @@ JOY_IMAGE_EDIT_PLUS = replace(
         "JoyImageEditPlusTransformerBlock": block(forms.placed("image_rotary_emb", "img", axis=1))
     },
     outside=forms.points(
-        ("pos", "channel", "frame", "height", "width"),
+        ("pos", "channel", "depth", "down", "right"),
         embedding="condition_embedder.time_embedder",
     ),
     grid=grid_of_shapes,
     image_length=lambda _denoiser, arguments: arguments["hidden_states"].shape[1],
     grid_from="shape_list",
+    text_parts=(
+        TextPart(
+            "processor",
+            template=question,
+            dropped=lambda pipe: pipe.prompt_template_encode_start_idx["multiple_images"],
+            padded=False,
+            before=chats.none_alone,
+            assumed=("images",),
+            of_call=True,
+            cut="which keeps the last tokens of its template and not the first",
+        ),
+    ),
     guidance="batched",
     branches=("uncond", "cond"),
 )

@@ -82,14 +82,13 @@ RUN = (
     HUNYUAN_DIT,
     LTX2,
     MOCHI,
+    JOY_IMAGE_EDIT,
+    JOY_IMAGE_EDIT_PLUS,
 )
 """Those whose description is compared with runs of their pipelines."""
 
-_PICTURES = "the given images stand among its text's tokens, as many as their sizes make"
 READ = (
     (GLM_IMAGE, "its text is the glyphs of quoted words alone, and a language model draws tokens"),
-    (JOY_IMAGE_EDIT, _PICTURES),
-    (JOY_IMAGE_EDIT_PLUS, _PICTURES),
 )
 """Those whose pipeline was read, and not run, with why no words are told: the denoiser's points are
 proved, what the pipeline makes of prompts is not."""

@@ -371,13 +371,15 @@ class TextPart:
         pieces: The pieces of a prompt that are tokenized one by one, given the pipeline and the
             prompt; None where it is tokenized as a whole.
         negative: How a negative prompt fills the stretch; None where it does so like any other.
-        assumed: Arguments of `encode_prompt` whose defaults all this is true for; words of runs
-            that give others cannot be told.
+        assumed: Arguments of `encode_prompt`, or of the pipeline's call, whose defaults all this is
+            true for; words of runs that give others cannot be told.
         cut: How the pipeline cuts a prompt that is too long, where it does not keep just the tokens
             up to the limit, so that words of such a prompt cannot be told.
         misrepeated: Whether prompts that are drawn several times each get each other's masks
             (diffusers 0.42.1), which decide where words lie: they can be told where all prompts of
             a batch are as long.
+        of_call: Whether the prompts are those of the pipeline's call, where that has no
+            `encode_prompt`.
         untold: Why words cannot be told in any run; empty where they can.
     """
 
@@ -396,6 +398,7 @@ class TextPart:
     assumed: tuple[str, ...] = ()
     cut: str = ""
     misrepeated: bool = False
+    of_call: bool = False
     untold: str = ""
 
 

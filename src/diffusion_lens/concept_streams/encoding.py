@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -130,7 +130,7 @@ def pooled_of(pipe: Any, concepts: Sequence[str], *, device: torch.device) -> Te
     """The pooled embedding of all concepts joined by spaces, axes batch (of 1), d_pooled."""
     settings = encoder_settings(pipe, device, None)
     with torch.no_grad():
-        encoded = unobserved(type(pipe), "encode_prompt")(pipe, " ".join(concepts), **settings)
+        encoded = encoder_of(pipe)(pipe, " ".join(concepts), **settings)
     return next(part for part in encoded[1:] if isinstance(part, Tensor) and part.ndim == 2)
 
 
@@ -138,8 +138,23 @@ def _encode(pipe: Any, concept: str, settings: Mapping[str, Any]) -> Tensor:
     """Embeddings of one concept, axes pos, d_text."""
     # The class's method may be followed, and this is no prompt of a run.
     with torch.no_grad():
-        encoded = unobserved(type(pipe), "encode_prompt")(pipe, concept, **settings)
+        encoded = encoder_of(pipe)(pipe, concept, **settings)
     return encoded[0][0]
+
+
+def encoder_of(pipe: Any) -> Callable[..., Any]:
+    """The method by which a pipeline's class encodes prompts, without what follows it.
+
+    Raises:
+        ConceptError: If it has none of that name (JoyImage-Edit Plus).
+    """
+    if not hasattr(type(pipe), "encode_prompt"):
+        raise ConceptError(
+            f"{type(pipe).__name__} has no `encode_prompt`, by which words are encoded outside of "
+            "a run; give concept streams embeddings with axes batch, concept, d_text, such as rows "
+            "of `hook_text_emb` of a run"
+        )
+    return unobserved(type(pipe), "encode_prompt")
 
 
 def encoder_settings(
@@ -157,9 +172,9 @@ def encoder_settings(
         settings: Further arguments, such as those of a run; what `encode_prompt` lacks is left out.
 
     Raises:
-        ConceptError: On a length, where the pipeline pads to a fixed one.
+        ConceptError: On a length, where the pipeline pads to a fixed one; as `encoder_of`.
     """
-    parameters = inspect.signature(type(pipe).encode_prompt).parameters
+    parameters = inspect.signature(encoder_of(pipe)).parameters
     usual = {
         **dict.fromkeys(("prompt_2", "prompt_3", "prompt_4")),
         **dict.fromkeys(("num_images_per_prompt", "num_videos_per_prompt"), 1),

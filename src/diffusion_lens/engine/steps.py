@@ -24,6 +24,7 @@ from diffusion_lens.engine.noise import NoiseLevel, Schedule, noise_level
 from diffusion_lens.engine.observing import observed
 from diffusion_lens.engine.prompt_blocks import EncoderBlocks
 from diffusion_lens.engine.run_state import PartPrompts, RunState, Seen, images_per_prompt
+from diffusion_lens.engine.words import differs
 from diffusion_lens.errors import EngineError, NestedRunError
 from diffusion_lens.hook_points.names import which_denoiser
 
@@ -269,6 +270,8 @@ class StepTracker:
             listener()
         self._clear_away()
         self.run, self.current = RunState(asked=dict(arguments)), None
+        if self.pipe is not None and not is_modular(self.pipe):
+            self._note_call(arguments)
         try:
             yield self.run
             if getattr(self.pipe, "_interrupt", False):
@@ -448,18 +451,29 @@ class StepTracker:
                 "denoiser by hand, with `branches=`"
             )
 
+    def _note_call(self, given: Mapping[str, Any]) -> None:
+        """Keep what the call itself says of its words: some encode images by another method."""
+        self._note_assumed(given, inspect.signature(type(self.pipe).__call__))
+        if any(part.of_call for part in self.spec.text_parts):
+            self._note_prompts(given)
+
     def _encode_prompt(self, original: Callable, *args: Any, **kwargs: Any) -> Any:
         if self.run.in_pipeline and called_by_method_of(self.pipe):
             signature = inspect.signature(original)
             given = signature.bind(*args, **kwargs).arguments
             self._note_prompts(given)
-            for name in (name for part in self.spec.text_parts for name in part.assumed):
-                if name in given and given[name] != _usual(self.pipe, signature, name):
-                    self.run.untold = (
-                        f"this run of {type(self.pipe).__name__} was given another {name}= than "
-                        "the class's own, which the places of words depend on"
-                    )
+            self._note_assumed(given, signature)
         return original(*args, **kwargs)
+
+    def _note_assumed(self, given: Mapping[str, Any], signature: inspect.Signature) -> None:
+        """Keep why words cannot be told in a run whose arguments have them lie elsewhere."""
+        for name in (name for part in self.spec.text_parts for name in part.assumed):
+            taken = name in given and name in signature.parameters
+            if taken and differs(given[name], _usual(self.pipe, signature, name)):
+                self.run.untold = (
+                    f"this run of {type(self.pipe).__name__} was given another {name}= than "
+                    "the class's own, which the places of words depend on"
+                )
 
     def _note_prompts(self, bound: Mapping[str, Any]) -> None:
         """Keep the prompts that the pipeline encodes: those of its first call are the prompt's."""
@@ -471,7 +485,8 @@ class StepTracker:
             run.guided = bound["guidance_scale"] > 1
         if bound.get("max_sequence_length") is not None:
             run.max_length = int(bound["max_sequence_length"])
-        known = inspect.signature(type(self.pipe).encode_prompt).parameters
+        encode = getattr(type(self.pipe), "encode_prompt", type(self.pipe).__call__)
+        known = inspect.signature(encode).parameters
         apart = self.spec.guidance == "calls" or "negative_prompt" not in known
         named = {1: "cond", 2: "uncond"} if apart else {1: "cond"}
         branch = named.get(run.encodings)
@@ -512,7 +527,7 @@ class StepTracker:
 
 
 def _usual(pipe: Any, signature: inspect.Signature, name: str) -> Any:
-    """What an argument of `encode_prompt` is where a user gives none."""
+    """What an argument of `encode_prompt`, or of the call, is where a user gives none."""
     call = inspect.signature(type(pipe).__call__).parameters
     return (call[name] if name in call else signature.parameters[name]).default
 

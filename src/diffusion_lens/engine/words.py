@@ -222,11 +222,16 @@ def refuse_other_text(pipe: Any, parts: tuple[TextPart, ...], settings: Mapping[
                 f"{name}=None, or read `hook.words` inside the run"
             )
     for name in (name for part in parts for name in part.assumed if name in call):
-        if given[name] != call[name].default:
+        if differs(given[name], call[name].default):
             raise WordError(
                 f"this run of {type(pipe).__name__} is given another {name}= than the class's own, "
                 "which the places of words depend on; use token indices instead of words"
             )
+
+
+def differs(given: Any, usual: Any) -> bool:
+    """Whether an argument is another than usual; arrays compare with None element by element."""
+    return given is not None if usual is None else bool(given != usual)
 
 
 def _refuse_pictures(pipe: Any) -> None:

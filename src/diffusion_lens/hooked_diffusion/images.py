@@ -12,6 +12,12 @@ from torch import Tensor
 
 from diffusion_lens.engine.noise import noise_level, timestep_at
 from diffusion_lens.errors import RunError
+from diffusion_lens.hooked_diffusion.beside_references import (
+    as_held,
+    own_image,
+    plain_processor,
+    stands_beside_references,
+)
 from diffusion_lens.hooked_diffusion.flat_patches import as_map, as_tokens, holds_flat_patches
 from diffusion_lens.hooked_diffusion.packing import (
     frames_to_a_latent,
@@ -39,7 +45,9 @@ def encode_image(
 ) -> Tensor:
     """Images as latents with some axes; see `HookedDiffusion.encode_image`."""
     video = _makes_videos(pipe, axes)
-    pixels = _pixels(pipe, image, video=video, height=height, width=width)
+    beside = stands_beside_references(axes)
+    processor = plain_processor(pipe) if beside else getattr(pipe, "image_processor", None)
+    pixels = _pixels(pipe, image, processor, video=video, height=height, width=width)
     if not video and _takes_frames(pipe.vae):
         pixels = pixels[:, :, None]
     with torch.no_grad(), _upcast(pipe.vae) as vae:
@@ -56,8 +64,10 @@ def encode_image(
         latents = as_tokens(pipe, latents)
     if hasattr(pipe, "_patchify_latents"):
         latents = pipe._patchify_latents(latents)
-    shift, scale, spread = _scaling(pipe, like=latents)
+    shift, scale, spread = _scaling(pipe, like=latents, divides=beside)
     latents = ((latents - shift) * scale / spread).to(pipe.vae.dtype)
+    if beside:
+        return as_held(pipe, latents, axes)
     if video and "frame" in axes:
         return latents.permute([VIDEO.index(axis) for axis in axes])
     if video:
@@ -95,8 +105,16 @@ def without_condition(pipe: Any, latents: Tensor) -> Tensor:
     return latents[..., : denoiser.config.in_visual_dim]
 
 
-def _pixels(pipe: Any, image: Any, *, video: bool, height: int | None, width: int | None) -> Tensor:
-    """Images as the autoencoder takes them.
+def _pixels(
+    pipe: Any,
+    image: Any,
+    processor: Any,
+    *,
+    video: bool,
+    height: int | None,
+    width: int | None,
+) -> Tensor:
+    """Images as the autoencoder takes them, by a processor of images; videos by the pipeline's own.
 
     Raises:
         RunError: If they are of a form that the pipeline's processor does not know.
@@ -105,7 +123,7 @@ def _pixels(pipe: Any, image: Any, *, video: bool, height: int | None, width: in
         if video:
             pixels = pipe.video_processor.preprocess_video(image, height=height, width=width)
         else:
-            pixels = pipe.image_processor.preprocess(image, height=height, width=width)
+            pixels = processor.preprocess(image, height=height, width=width)
     except (IndexError, ValueError) as error:
         raise RunError(
             f"image= cannot be read ({error}); give PIL images, arrays with axes height, width, "
@@ -154,7 +172,7 @@ def decode_latents(
     output_type: str,
 ) -> Any:
     """Latents with some axes as images; see `HookedDiffusion.decode_latents`."""
-    video = _makes_videos(pipe, axes)
+    video, beside = _makes_videos(pipe, axes), stands_beside_references(axes)
     if video and "frame" in axes:
         latents = latents.permute([axes.index(axis) for axis in VIDEO])
     elif video:
@@ -162,11 +180,13 @@ def decode_latents(
     elif _holds_frames(axes):
         frames = latents.permute([axes.index(axis) for axis in VIDEO])
         latents = frames.reshape(frames.shape[:2] + frames.shape[3:])  # strides as the pipeline's
+    elif beside:
+        latents = own_image(pipe, latents, axes, height=height, width=width)
     elif hasattr(pipe, "_pack_latents") and latents.ndim == 3:
         latents = unpacked(pipe, latents, height, width)
     with torch.no_grad(), _upcast(pipe.vae) as vae:
         latents = latents.to(vae.dtype)  # first, so that no shift is rounded to half precision
-        shift, scale, spread = _scaling(pipe, like=latents)
+        shift, scale, spread = _scaling(pipe, like=latents, divides=beside)
         latents = latents * spread / scale + shift
         if holds_flat_patches(pipe):
             rows, columns = rows_and_columns(pipe, latents, *size_in_pixels(pipe, height, width))
@@ -221,14 +241,16 @@ def _upcast(vae: Any) -> Iterator[Any]:
         vae.to(before)
 
 
-def _scaling(pipe: Any, *, like: Tensor) -> tuple[float | Tensor, float | Tensor, float | Tensor]:
+def _scaling(
+    pipe: Any, *, like: Tensor, divides: bool
+) -> tuple[float | Tensor, float | Tensor, float | Tensor]:
     """Shift, factor and spread of latents: `(encoded - shift) * factor / spread`.
 
     A config's mean and spread of each channel (Playground v2.5, Qwen-Image) count where the
     pipeline's own code looks for them: Stable Diffusion XL does; 1.x, whose VAE has the same class,
     3, Flux and CogVideoX do not. Flux.2's VAE has them as a batch norm of patches, LTX-Video's as
     buffers. Those of Wan and Qwen-Image have no other factor, and their pipelines multiply by what
-    is 1 over the spread, which rounds in its own way.
+    is 1 over the spread, which rounds in its own way; JoyImage-Edit's divide by the spread itself.
     """
     config = pipe.vae.config
     factor = getattr(config, "scaling_factor", None)
@@ -246,8 +268,11 @@ def _scaling(pipe: Any, *, like: Tensor) -> tuple[float | Tensor, float | Tensor
     )
     # What an EDM or trigflow loop holds is scaled to the data's deviation (Cosmos, SANA-Sprint).
     data = pipe.scheduler.config.sigma_data if _reads(type(pipe), "sigma_data") else 1.0
-    if mean is not None and spread is not None and _reads(type(pipe), "latents_mean"):
+    read = divides or _reads(type(pipe), "latents_mean")
+    if mean is not None and spread is not None and read:
         shift, by = (torch.as_tensor(one).view(shape).to(like) for one in (mean, spread))
+        if divides:
+            return shift, 1.0, by
         return (shift, data / by, 1.0) if factor is None else (shift, factor * data, by)
     return getattr(config, "shift_factor", None) or 0.0, data * (factor or 1.0), 1.0
 

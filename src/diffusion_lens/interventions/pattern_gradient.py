@@ -109,7 +109,8 @@ class PatternGradient:
             pipe = copy.copy(model.pipe)
             pipe.scheduler = copy.deepcopy(model.pipe.scheduler)
         self.model = HookedDiffusion(pipe, name=model.name)
-        object.__setattr__(pipe, "encode_prompt", _once(pipe.encode_prompt))
+        if hasattr(pipe, "encode_prompt"):
+            object.__setattr__(pipe, "encode_prompt", _once(pipe.encode_prompt))
         settings = {
             name: value
             for name, value in run.settings.items()

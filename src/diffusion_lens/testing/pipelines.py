@@ -21,6 +21,7 @@ from diffusion_lens.describing.pipelines import (
     ask_pipeline,
 )
 from diffusion_lens.describing.placing import in_order
+from diffusion_lens.engine.words import refuse_other_text
 from diffusion_lens.errors import ContractError, WordError
 from diffusion_lens.hook_points import HookContext
 from diffusion_lens.hooked_diffusion import HookedDiffusion
@@ -171,6 +172,10 @@ def _places(
 ) -> tuple[int | str | None, int | None]:
     """Where the word that was changed begins, as described, and the first row that it moved."""
     length = call.get("max_sequence_length")
+    try:
+        refuse_other_text(model.pipe, model.spec.text_parts, call)
+    except WordError:
+        return None, asked.first_moved or None
     try:
         told = model.prompt_tokens(PROMPTS[0], max_sequence_length=length).find(CHANGED)
     except WordError as error:

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from diffusion_lens import HookedDiffusion
 from diffusion_lens.authoring import (
+    encoder_of,
     encoder_settings,
     encoding,
     text_context,
     text_keys,
-    unobserved,
 )
 from diffusion_lens.border import public
 from diffusion_lens.errors import ConceptError, closest, listing
@@ -195,7 +195,7 @@ def _encode(
 ) -> tuple[list[Tensor], Tensor, bool]:
     """The rows of each word, the first row of all, and whether that is a start token."""
     pipe: Any = encoding(model.pipe, "encoding words")
-    parameters = inspect.signature(type(pipe).encode_prompt).parameters
+    parameters = inspect.signature(encoder_of(pipe)).parameters
     padded = length if "max_sequence_length" in parameters else None
     given = encoder_settings(pipe, model.device, padded, settings)
     # Registers stand before the text in its stream, and are not among what is encoded.
@@ -208,9 +208,8 @@ def _encode(
     for first in range(0, len(words), at_once):
         some = list(words[first : first + at_once])
         with torch.no_grad():
-            # The class's method may be followed, and this is no prompt of a run.
-            encode = unobserved(type(pipe), "encode_prompt")
-            encoded = encode(pipe, list(some), **given)[0]  # Z-Image writes chats into the list
+            # A list of its own: Z-Image writes chats into it.
+            encoded = encoder_of(pipe)(pipe, list(some), **given)[0]
         for word, rows in zip(some, encoded, strict=True):
             places = [at - ahead for at in model.words(word, word, max_sequence_length=length)]
             if start is None:

@@ -106,13 +106,24 @@ class Row:
     axis: int = 0
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """What an argument lists for one sample, without tensors: sizes of images.
+
+    Attributes:
+        value: The sample's.
+    """
+
+    value: list[Any]
+
+
 @dataclass(frozen=True, eq=False)
 class Conditions:
     """What one prompt gives the denoiser besides latents and timestep.
 
     Attributes:
         arguments: The arguments as the denoiser takes them, nested ones too; what has the batch in
-            front is a `Row`.
+            front is a `Row`, or `Sizes`.
     """
 
     arguments: Mapping[str, Any]
@@ -120,7 +131,9 @@ class Conditions:
     def rows(self, count: int, *, grad: bool = False) -> dict[str, Any]:
         """The arguments for a batch; with `grad` autograd records from them on."""
 
-        def repeated(row: Row) -> Tensor | list[Tensor]:
+        def repeated(row: Row | Sizes) -> Tensor | list[Any]:
+            if isinstance(row, Sizes):
+                return [row.value] * count
             size = [*row.value.shape]
             size[row.axis] = count
             value = row.value.expand(size).contiguous()  # some models view it in other sizes
@@ -136,7 +149,9 @@ class Conditions:
             PatchingError: If the text of the prompts has different lengths.
         """
 
-        def mix(here: Row, there: Row) -> Row:
+        def mix(here: Row | Sizes, there: Any) -> Row | Sizes:
+            if isinstance(here, Sizes):
+                return here
             if here.value.shape != there.value.shape:
                 raise PatchingError(
                     f"there is no straight way between text of shape {tuple(here.value.shape)} "
@@ -165,6 +180,8 @@ def conditions(model: HookedDiffusion, side: Side, trajectory: Trajectory) -> Co
                 return {inner: cut(one, inner) for inner, one in given.items()}
             if isinstance(given, list) and given and isinstance(given[0], Tensor):
                 return in_list(given, name)
+            if isinstance(given, list) and given and isinstance(given[0], list):
+                return Sizes(given[at][0]) if len(given) == evaluation.batch else given
             return given
 
         def in_list(given: list[Tensor], name: str) -> Any:
@@ -201,7 +218,7 @@ def _mapped(given: Any, change: Callable[..., Any], *others: Any) -> Any:
         return [
             _mapped(one, change, *(other[at] for other in others)) for at, one in enumerate(given)
         ]
-    return change(given, *others) if isinstance(given, Row) else given
+    return change(given, *others) if isinstance(given, Row | Sizes) else given
 
 
 @dataclass(frozen=True, eq=False)
