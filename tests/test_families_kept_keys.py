@@ -142,7 +142,7 @@ def test_kept_keys_are_in_the_products_of_every_step() -> None:
     assert found.keys() == expected.keys()
     for at, value in expected.items():
         if at[1].endswith(("pattern", "z")):
-            torch.testing.assert_close(found[at], value, rtol=1e-4, atol=1e-6, msg=str(at))
+            torch.testing.assert_close(found[at], value, rtol=1e-4, atol=1e-6)
         else:
             assert torch.equal(found[at], value), at
 
@@ -260,10 +260,24 @@ def test_what_kept_keys_do_not_allow_is_refused() -> None:
     with pytest.raises(EngineError, match="are kept in step 0; an evaluation that begins at step"):
         model.denoise(cache.at(step=1)["hook_sample"], prompt=PROMPT, step=1, **given)
     with (
+        model.concept_streams(["cat"], encoder_settings={"text_encoder_out_layers": (1, 2, 3)}),
         pytest.raises(EngineError, match="call each block a second time"),
-        model.concept_streams(["cat"], text_encoder_out_layers=(1, 2, 3)),
     ):
-        kept_run(model)
+        kept_run(model, [("blocks.0.concept.hook_resid_post", lambda _value, _hook: None)])
+
+
+def test_parts_of_patterns_beside_kept_keys_are_cut_from_the_whole() -> None:
+    model, whole, part = shared("flux2_klein_kv"), [], []
+    name, word = "blocks.0.attn.hook_pattern", model.words(PROMPT, "cat", max_sequence_length=60)
+    sites = (Site(name), Site(name, query="img", key="cat"))
+    hooks = [
+        (site, lambda value, _hook, to=to: to.append(value.clone()))
+        for site, to in zip(sites, (whole, part), strict=True)
+    ]
+    kept_run(model, hooks)
+    for one, other in zip(whole, part, strict=True):
+        torch.testing.assert_close(one[:, :, 60:, list(word)], other, rtol=1e-4, atol=1e-7)
+    assert len(part) == 3
 
 
 def test_without_a_given_image_nothing_is_kept() -> None:

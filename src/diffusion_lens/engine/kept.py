@@ -59,6 +59,11 @@ class JoinedProduct(Product):
     others: Product | None = None
     own: Product | None = None
 
+    @property
+    def hides(self) -> bool:
+        """Other tokens, from the references."""
+        return True
+
     def fused(self) -> Tensor:
         """The output of both, by the calls that the model made."""
         assert self.others is not None and self.own is not None
