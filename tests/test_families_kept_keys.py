@@ -24,7 +24,8 @@ from tests.test_families_references import AT_SIZE, OWN, PROMPT, SHORT, picture
 from tests.tiny_pipelines import references as pipelines
 from tests.tiny_pipelines.families import quiet
 
-pytestmark = [pytest.mark.exhaustive, pytest.mark.filterwarnings("ignore")]
+pytestmark = pytest.mark.filterwarnings("ignore")
+exhaustive = pytest.mark.exhaustive
 
 
 @functools.cache
@@ -156,6 +157,7 @@ def test_hooks_beside_kept_keys_change_nothing_and_every_point_fires_once_a_step
     assert set(fired) == {(step, name) for step in range(3) for name in model.points}
 
 
+@exhaustive
 def test_streams_beside_kept_keys_are_the_tokens_that_are_there() -> None:
     model, count = shared("flux2_klein_kv"), references(shared("flux2_klein_kv"))
     last = model.n_blocks - 1
@@ -176,6 +178,7 @@ def test_streams_beside_kept_keys_are_the_tokens_that_are_there() -> None:
             assert shape[1] == own
 
 
+@exhaustive
 def test_residuals_beside_kept_keys_are_sums_and_the_blocks_own() -> None:
     model, found = shared("flux2_klein_kv"), {}
     block, plain = model.n_blocks - 1, []
@@ -197,6 +200,7 @@ def test_residuals_beside_kept_keys_are_sums_and_the_blocks_own() -> None:
         assert torch.equal(after, plain[step][:, 60:])
 
 
+@exhaustive
 @pytest.mark.parametrize("step", [0, 1])
 @pytest.mark.parametrize("which", ["q", "k", "v"])
 def test_edits_beside_kept_keys_are_those_of_plain_hooks(step: int, which: str) -> None:
@@ -222,6 +226,7 @@ def test_edits_beside_kept_keys_are_those_of_plain_hooks(step: int, which: str) 
     assert count
 
 
+@exhaustive
 @pytest.mark.parametrize("step", [0, 1])
 @pytest.mark.parametrize("what", ["pattern", "attn_scores"])
 def test_edited_patterns_beside_kept_keys_move_z_by_what_they_weigh(step: int, what: str) -> None:
@@ -251,6 +256,7 @@ def test_edited_patterns_beside_kept_keys_move_z_by_what_they_weigh(step: int, w
     torch.testing.assert_close(found["z"].double(), z, rtol=1e-4, atol=1e-5)
 
 
+@exhaustive
 def test_what_kept_keys_do_not_allow_is_refused() -> None:
     model = shared("flux2_klein_kv")
     given = {**AT_SIZE, **KEPT, "image": picture(*GIVEN_SIZE)}
@@ -266,6 +272,7 @@ def test_what_kept_keys_do_not_allow_is_refused() -> None:
         kept_run(model, [("blocks.0.concept.hook_resid_post", lambda _value, _hook: None)])
 
 
+@exhaustive
 def test_parts_of_patterns_beside_kept_keys_are_cut_from_the_whole() -> None:
     model, whole, part = shared("flux2_klein_kv"), [], []
     name, word = "blocks.0.attn.hook_pattern", model.words(PROMPT, "cat", max_sequence_length=60)
@@ -280,8 +287,77 @@ def test_parts_of_patterns_beside_kept_keys_are_cut_from_the_whole() -> None:
     assert len(part) == 3
 
 
+@exhaustive
 def test_without_a_given_image_nothing_is_kept() -> None:
     model, seen = shared("flux2_klein_kv"), []
     hooks = [("blocks.0.attn.hook_pattern", lambda value, _: seen.append(value.shape[2:]))]
     assert torch.equal(kept_run(model, hooks, image=None), kept_by_hand(model, image=None))
     assert seen == [(60 + OWN, 60 + OWN)] * 3
+
+
+@exhaustive
+@pytest.mark.parametrize("step", [0, 1])
+def test_edited_streams_reach_the_keys_that_later_steps_use(step: int) -> None:
+    model, calls = shared("flux2_klein_kv"), []
+    pipe: Any = model.pipe
+
+    def change(_module: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+        calls.append(kwargs["hidden_states"].shape[1])
+        if len(calls) - 1 != step:
+            return None
+        return args, {**kwargs, "hidden_states": kwargs["hidden_states"] * 1.5}
+
+    block = pipe.transformer.transformer_blocks[0]
+    handle = block.register_forward_pre_hook(change, with_kwargs=True)
+    expected = kept_by_hand(model)
+    handle.remove()
+    site, found = Site("blocks.0.img.hook_resid_pre", steps=[step]), {}
+
+    def keep(value: Tensor, hook: Any) -> None:
+        found[hook.step] = value.clone()
+
+    later = [(Site("blocks.1.attn.img.hook_k"), keep)]
+    image = kept_run(model, [(site, lambda value, _hook: value * 1.5), *later])
+    assert torch.equal(image, expected)
+    assert not torch.equal(expected, kept_by_hand(model))
+    count = references(model)
+    assert calls == [OWN + count, OWN, OWN]
+    assert torch.equal(found[0][:, :count], found[2][:, :count])
+
+
+@exhaustive
+def test_sums_and_heads_beside_kept_keys_in_a_batch() -> None:
+    model, found = shared("flux2_klein_kv"), {}
+
+    def see(value: Tensor, hook: Any) -> None:
+        found[hook.step, hook.name.removeprefix("blocks.0.")] = value.clone()
+
+    names = ("img.hook_resid_pre", "img.hook_attn_update", "img.hook_resid_mid")
+    names += ("attn.hook_pattern", "attn.img.hook_v", "attn.txt.hook_v", "attn.img.hook_z")
+    given = {**AT_SIZE, **KEPT, "image": picture(*GIVEN_SIZE)}
+    prompts = [PROMPT, "a dog"]
+    hooks = [(f"blocks.0.{name}", see) for name in names]
+    out = model.run_with_hooks(prompts, seed=0, fwd_hooks=hooks, **given)
+    assert torch.equal(out.images, model(prompts, seed=0, **given).images)
+    for step in range(3):
+        before, update, mid, pattern, *values, z = (found[step, name] for name in names)
+        torch.testing.assert_close(before + update, mid, rtol=1e-4, atol=1e-5)
+        joint = torch.cat(values[::-1], 1)
+        mixed = torch.einsum("bhqk,bkhd->bqhd", pattern[:, :, 60:], joint)
+        torch.testing.assert_close(mixed, z, rtol=1e-4, atol=1e-5)
+        assert len(z) == 2
+
+
+@exhaustive
+def test_an_emptied_cache_is_refused() -> None:
+    model, given = shared("flux2_klein_kv"), {}
+
+    def keep(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+        given.update(kwargs)
+
+    handle = model.denoiser.register_forward_pre_hook(keep, with_kwargs=True)
+    kept_by_hand(model)
+    handle.remove()
+    hooks = [("blocks.0.img.hook_resid_pre", lambda _value, _hook: None)]
+    with model.hooks(hooks), pytest.raises(EngineError, match="the run that made it is over"):
+        model.denoiser(**given)
