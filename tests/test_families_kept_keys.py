@@ -361,3 +361,19 @@ def test_an_emptied_cache_is_refused() -> None:
     hooks = [("blocks.0.img.hook_resid_pre", lambda _value, _hook: None)]
     with model.hooks(hooks), pytest.raises(EngineError, match="the run that made it is over"):
         model.denoiser(**given)
+
+
+@exhaustive
+def test_gradients_flow_through_the_step_that_keeps_keys() -> None:
+    model, found = shared("flux2_klein_kv"), []
+    given = {**AT_SIZE, **KEPT, "image": picture(*GIVEN_SIZE)}
+    _, cache = model.run_with_cache(PROMPT, seed=0, names_filter=["hook_sample"], **given)
+    points = ("blocks.0.attn.img.hook_q", "blocks.0.attn.hook_pattern")
+    for hooks in ([], [(point, lambda _value, _hook: None) for point in points]):
+        latents = cache.at(step=0)["hook_sample"].clone().requires_grad_()
+        with model.hooks(hooks):
+            guided = model.denoise(latents, prompt=PROMPT, step=0, **given).guided
+        found.append((guided.detach(), *torch.autograd.grad(guided.square().sum(), latents)))
+    assert torch.equal(found[0][0], found[1][0])
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-4, atol=1e-6)
+    assert found[0][1].abs().max() > 0
