@@ -166,8 +166,12 @@ def test_streams_beside_kept_keys_are_the_tokens_that_are_there() -> None:
     def see(value: Tensor, hook: Any) -> None:
         seen[hook.step, hook.name] = (value.shape, hook.queries, hook.streams)
 
-    streams = ("blocks.*.img.hook_resid_*", "blocks.*.img.hook_mlp_update", "blocks.*.img.hook_q")
-    hooks = [(f"blocks.{last}.attn.hook_pattern", see), (streams[0], see), (streams[1], see)]
+    streams = (
+        "blocks.*.img.hook_resid_*",
+        "blocks.*.img.hook_mlp_update",
+        "blocks.*.attn.img.hook_q",
+    )
+    hooks = [(f"blocks.{last}.attn.hook_pattern", see), *((name, see) for name in streams)]
     kept_run(model, hooks)
     for (step, name), (shape, queries, keys) in seen.items():
         own = OWN + (count if step == 0 else 0)
