@@ -16,7 +16,7 @@ from torch import Tensor
 
 from diffusion_lens import HookedDiffusion, Run, Site
 from diffusion_lens.analyses import attention_maps
-from diffusion_lens.errors import EngineError, RunError, WordError
+from diffusion_lens.errors import RunError, WordError
 from tests.tiny_pipelines import references
 from tests.tiny_pipelines.families import HEIGHT, SIZE, WIDTH, quiet
 from tests.tiny_videos.families import tiny_video
@@ -178,18 +178,6 @@ def test_words_beside_an_image_in_the_text_are_refused() -> None:
     with pytest.raises(WordError, match="use token indices"):
         hooks = [(site, lambda _value, _hook: None)]
         model.run_with_hooks(PROMPT, fwd_hooks=hooks, **SHORT, **GIVEN["qwen_edit"])
-
-
-def test_kept_keys_of_a_given_image_are_refused() -> None:
-    model = shared("flux2_klein_kv")
-    given = {**SHORT, **AT_SIZE, "text_encoder_out_layers": (1, 2, 3)}
-    hooks = [("blocks.0.img.hook_resid_pre", lambda _value, _hook: None)]
-    with pytest.raises(EngineError, match="run Flux2KleinPipeline of the same parts with image="):
-        model.run_with_hooks(PROMPT, fwd_hooks=hooks, image=picture(64, 96), **given)
-    pipe: Any = model.pipe
-    expected = pipe(prompt=PROMPT, generator=torch.Generator().manual_seed(0), **given)[0]
-    out = model.run_with_hooks(PROMPT, seed=0, fwd_hooks=hooks, **given)
-    assert torch.equal(out.images, expected)
 
 
 def test_maps_beside_a_reference_are_those_of_the_images_own_tokens() -> None:

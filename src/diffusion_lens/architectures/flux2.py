@@ -6,14 +6,24 @@ from dataclasses import replace
 
 from diffusion_lens.architectures import chats, forms
 from diffusion_lens.architectures.forms import TXT_IMG
-from diffusion_lens.architectures.spec import ConceptEntry, Concepts, DenoiserSpec, Gate, TextPart
+from diffusion_lens.architectures.spec import (
+    ConceptEntry,
+    Concepts,
+    DenoiserSpec,
+    Gate,
+    Kept,
+    TextPart,
+)
 
 ROPE = forms.placed("image_rotary_emb", *TXT_IMG)
 
-KEPT = (
-    "Flux2KleinKVPipeline puts a given image before the one that is made and keeps its keys and "
-    "values from the first step on, so that streams hold other tokens in each step, which is not "
-    "described; run Flux2KleinPipeline of the same parts with image="
+KEPT = Kept(
+    mode="kv_cache_mode",
+    making="extract",
+    using="cached",
+    count="num_ref_tokens",
+    cache="kv_cache",
+    instead="run Flux2KleinPipeline of the same parts with image=",
 )
 
 FLUX2 = DenoiserSpec(
@@ -59,5 +69,5 @@ FLUX2 = DenoiserSpec(
     timestep_scale=1000.0,
     text_ends_in_last_block=True,
     concepts=ConceptEntry(),
-    refused={"kv_cache_mode": KEPT},
+    kept=KEPT,
 )

@@ -68,6 +68,32 @@ class Projection:
     fused: bool = False
 
 
+@dataclass(frozen=True)
+class Kept:
+    """References whose keys and values one evaluation keeps for later ones.
+
+    In the evaluation that makes them they are the first of the image's tokens, and see themselves
+    alone: each attention makes a product of all other queries, then one of theirs. In those that
+    use them they are keys and values only, before the image's own.
+
+    Attributes:
+        mode: The denoiser's argument that says which it is.
+        making: Its value where they are made.
+        using: Its value where they are used.
+        count: The argument with their number, where they are made; the attribute of `cache` with
+            it, where they are used.
+        cache: The argument that brings them.
+        instead: What to run for what cannot be had with kept references.
+    """
+
+    mode: str
+    making: str
+    using: str
+    count: str
+    cache: str
+    instead: str
+
+
 @dataclass(frozen=True, eq=False)
 class Attention:
     """One attention module of a block.
@@ -492,8 +518,8 @@ class DenoiserSpec:
         asides: For each argument of the denoiser with which it makes a prediction of another kind,
             where it is given and not false, what that is.
         without_batch: Those that have none: their first axis is another one, however long.
-        refused: Arguments of the denoiser with which its evaluations are not described, with what
-            to say and what to do in their place.
+        kept: How keys and values of references are kept across evaluations; None where they never
+            are.
     """
 
     denoiser: str
@@ -526,7 +552,7 @@ class DenoiserSpec:
     further: Mapping[str, str] = field(default_factory=dict)
     pooled: Mapping[str, str] = field(default_factory=dict)
     withheld: Mapping[str, str] = field(default_factory=dict)
-    refused: Mapping[str, str] = field(default_factory=dict)
     batch_second: tuple[str, ...] = ()
     asides: Mapping[str, Aside] = field(default_factory=dict)
     without_batch: tuple[str, ...] = ()
+    kept: Kept | None = None

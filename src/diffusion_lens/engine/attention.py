@@ -19,6 +19,7 @@ from diffusion_lens.architectures.spec import Attention
 from diffusion_lens.engine import sample_products
 from diffusion_lens.engine.evaluation import Evaluation
 from diffusion_lens.engine.firing import edited, fire, run, same_batch
+from diffusion_lens.engine.kept import JoinedProducts
 from diffusion_lens.engine.product import Product, Workspace, safe_softmax
 from diffusion_lens.engine.product_mode import ProductMode
 from diffusion_lens.engine.projection import same_length
@@ -27,6 +28,7 @@ from diffusion_lens.engine.selection import contiguous, numbers, put, take
 from diffusion_lens.engine.softmax_product import SoftmaxProduct
 from diffusion_lens.engine.taps import Tap, axis_part
 from diffusion_lens.errors import DeadHookPointError, EngineError
+from diffusion_lens.hook_points.point import KEPT_KEYS, along
 from diffusion_lens.hook_points.selectors import Indices
 
 PATTERN_AXES = ("batch", "head", "query", "key")
@@ -110,6 +112,10 @@ class AttentionHooks:
             self.evaluation().refuse_holes(self.attention.kept)
             samples = SampleProducts(self.evaluation().batch, self.attend)
             mode = ProductMode(samples.take, samples.pad, sample_products.STEPS)
+        if self.evaluation().made:
+            start = sum(self.lengths()[name] for name in _before("img", self.attention.keys))
+            at = slice(start, start + self.evaluation().made)
+            mode = ProductMode(JoinedProducts(at, self.attend).take, mode.explicit)
         self._modes.append((mode, _use_native_backend(module)))
         mode.start()
 
@@ -146,8 +152,9 @@ class AttentionHooks:
         elif self._asks(number):
             product.query = self._streams(self.main, "q", given, queries, lengths)
             self._query = (given, product.query)
-        product.key = self._streams(number, "k", product.key, keys, lengths)
-        product.value = self._streams(number, "v", product.value, keys, lengths)
+        among_keys = along("key", lengths)
+        product.key = self._streams(number, "k", product.key, keys, among_keys)
+        product.value = self._streams(number, "v", product.value, keys, among_keys)
         self.entering(number, product, lengths)
         output = self._output(number, product, evaluation, lengths)
         return self._streams(number, "z", output, queries, lengths)
@@ -184,7 +191,9 @@ class AttentionHooks:
         if keys == ("txt",) and self.evaluation().spec.text_length is not None:
             same_length("txt", key.shape[2], {"txt": self.evaluation().text_length()})
         lengths |= _own_lengths(queries, query.shape[2], lengths)
-        return lengths | _own_lengths(keys, key.shape[2], lengths)
+        if self.evaluation().used:
+            lengths[KEPT_KEYS] = self.evaluation().used
+        return lengths | _own_lengths(keys, key.shape[2], along("key", lengths))
 
     def _note_absent(self) -> None:
         """Say why products do not run, for those who wait for them."""
@@ -418,6 +427,10 @@ class _Branch:
             return None
         place = {at: number for number, at in enumerate(numbers(covered, self.sizes[axis]))}
         return contiguous(tuple(place[at] for at in numbers(index, self.sizes[axis])))
+
+
+def _before(stream: str, sequence: Sequence[str]) -> Sequence[str]:
+    return sequence[: list(sequence).index(stream)]
 
 
 def _running_products(attention: Attention, module: nn.Module) -> list[tuple[int, str]]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from diffusion_lens.engine import kept
 from diffusion_lens.engine.branches import asides
 from diffusion_lens.engine.noise import NoiseLevel, noise_level
 from diffusion_lens.engine.prompt_blocks import classic
@@ -22,6 +23,7 @@ from diffusion_lens.engine.run_state import (
 )
 from diffusion_lens.engine.words import PromptTokens, tokenizer_of, words_of
 from diffusion_lens.errors import EngineError, WordError
+from diffusion_lens.hook_points.point import KEPT_KEYS
 
 if TYPE_CHECKING:
     from diffusion_lens.engine.steps import StepTracker
@@ -34,6 +36,8 @@ class Evaluation:
         of: What the names of the denoiser that runs begin with.
         changed: Paths of the modules that a guider changed for it.
         beside: What its arguments make of it beside the family's branches, by argument.
+        made: How many references' keys and values it makes and keeps.
+        used: How many that another one has made it uses.
     """
 
     def __init__(
@@ -49,13 +53,12 @@ class Evaluation:
         self.of = of
         self.denoiser = tracker.denoisers[of]
         self.spec = tracker.spec
-        for name, reason in self.spec.refused.items():
-            if arguments.get(name) is not None:
-                raise EngineError(reason)
         self.step = run.step
         self.arguments = arguments
         self.changed = () if run.prepared is None else run.prepared.changed
         self.beside = asides(self.spec, arguments)
+        self.made, self.used = kept.counts(self.spec.kept, arguments)
+        self._refuse_kept()
         self.batch = len(arguments[self.spec.latents])
         self.rows = tracker.branch_rows(run, arguments, self.batch)
         self._scheduled = tracker.scheduled(run, arguments.get(self.spec.timestep))
@@ -92,6 +95,13 @@ class Evaluation:
 
     def grid(self, level: int) -> tuple[int, ...]:
         """Token grid of the image at a resolution level."""
+        if self.made or self.used:
+            raise EngineError(
+                f"{type(self.tracker.pipe or self.denoiser).__name__} puts a given image's tokens "
+                "before those of the image that is made, as keys in every step and as queries in "
+                "the first, where maps take the image's own to be first; read patterns by "
+                f"hook.streams and hook.queries, or {self._instead}"
+            )
         if level not in self._grids:
             self._grids[level] = self._grid(level)
         return self._grids[level]
@@ -117,9 +127,34 @@ class Evaluation:
             image = self.spec.image_length(self.denoiser, self.arguments)
         has_text = self.arguments.get(self.spec.text) is not None
         found = {"img": int(image)} | ({"txt": self.text_length()} if has_text else {})
+        if self.used:
+            found[KEPT_KEYS] = self.used
         for stream, argument in self.spec.further.items():
             found[stream] = int(self.arguments[argument].shape[1])
         return found | self.tracker.companion_tokens
+
+    @property
+    def _instead(self) -> str:
+        return "" if self.spec.kept is None else self.spec.kept.instead
+
+    def _refuse_kept(self) -> None:
+        """Refuse what would keep other keys than the pipeline does.
+
+        Raises:
+            EngineError: Where concept streams are open, or the pipeline begins at a later step.
+        """
+        if not self.made and not self.used:
+            return
+        if self.tracker.companion_tokens:
+            raise EngineError(
+                "concept streams call each block a second time, which would keep other keys and "
+                f"values of the given image; {self._instead}"
+            )
+        if self.made and self.run.in_pipeline and self.step:
+            raise EngineError(
+                f"the given image's keys and values are kept in step 0; an evaluation that begins "
+                f"at step {self.step} would make others there; run the pipeline from the start"
+            )
 
     def text_length(self) -> int:
         """Number of text tokens; image prompts, which may come beside the text, apart.

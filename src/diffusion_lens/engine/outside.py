@@ -9,6 +9,7 @@ from torch import Tensor
 
 from diffusion_lens.architectures.sources import AtModule, AtScheduler
 from diffusion_lens.engine.borders import on_argument, on_output
+from diffusion_lens.engine.evaluation import Evaluation
 from diffusion_lens.engine.firing import fire
 from diffusion_lens.engine.handles import Handle, Removal
 from diffusion_lens.engine.steps import StepTracker
@@ -22,6 +23,7 @@ def at_module(tracker: StepTracker, source: AtModule, taps: Sequence[Tap]) -> Ha
     module = tracker.module(point.module, of=point.name)
 
     axes = taps[0].point.axes
+    embedded: list[Evaluation] = []
 
     def transform(value: Tensor) -> Tensor:
         sequence = taps[0].point.sequences.get("pos", ())
@@ -37,6 +39,10 @@ def at_module(tracker: StepTracker, source: AtModule, taps: Sequence[Tap]) -> Ha
                     f"shape {tuple(value.shape)}; read them with 'native:{point.module}'"
                 )
             return value
+        if "d_emb" in axes and evaluation.made:
+            if evaluation in embedded:  # the references' own timestep comes second
+                return value
+            embedded[:] = [evaluation]
         return fire(taps, value, evaluation, lengths)
 
     if point.argument is not None:

@@ -90,6 +90,11 @@ class Product:
         return 1 / math.sqrt(self.query.shape[-1]) if self.scale is None else self.scale
 
     @property
+    def hides(self) -> bool:
+        """Whether scores are masked."""
+        return self.mask is not None or self.causal
+
+    @property
     def dtype(self) -> torch.dtype:
         """In which scores and pattern are computed: float32, or float64 for float64 models."""
         return torch.promote_types(self.query.dtype, torch.float32)
@@ -161,7 +166,7 @@ class Product:
             return whole if keys is None else take(whole, ((3, keys),))
         query, key = self._part(rows, heads, queries, keys)
         normaliser = self._normaliser(rows, heads, queries)
-        if self.mask is None and not self.causal and key.shape[2] <= FEW_KEYS:
+        if not self.hides and key.shape[2] <= FEW_KEYS:
             # Few keys by many queries is faster this way round, and is shown transposed.
             scores = _matmul(key * self.factor, query.transpose(-1, -2), workspace)
             return _exponential(scores, normaliser.unsqueeze(-2)).transpose(-1, -2)
@@ -188,13 +193,12 @@ class Product:
         per_chunk = max(1, CHUNK // max(1, shape[0] * shape[-1]))
         head_step = max(1, per_chunk // shape[2])
         query_step = min(shape[2], per_chunk)
-        hidden = self.mask is not None or self.causal
         for head in range(0, shape[1], head_step):
             for start in range(0, shape[2], query_step):
                 chunk = query[:, head : head + head_step, start : start + query_step]
                 scores = chunk @ key[:, head : head + head_step]
                 target = out[:, head : head + head_step, start : start + query_step]
-                if hidden:
+                if self.hides:
                     part = _within(heads, slice(head, head + head_step), self.query.shape[1])
                     lines = _within(queries, slice(start, start + query_step), self.query.shape[2])
                     target.copy_(safe_softmax(self._masked(scores, rows, part, lines, None)))

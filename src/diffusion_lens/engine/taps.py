@@ -22,7 +22,7 @@ from diffusion_lens.engine.selection import (
 from diffusion_lens.errors import SiteError, closest, listing
 from diffusion_lens.hook_points.context import HookContext
 from diffusion_lens.hook_points.names import match_names, which_denoiser
-from diffusion_lens.hook_points.point import HookPoint
+from diffusion_lens.hook_points.point import HookPoint, along
 from diffusion_lens.hook_points.selectors import GUIDED, Indices
 from diffusion_lens.hook_points.site import Site
 from diffusion_lens.showing.one_line import counted
@@ -55,12 +55,12 @@ class Selection:
     ) -> Selection:
         """Work out the rest from the indices."""
         streams = {
-            axis: _stream_parts(sequence, lengths, index.get(axis))
+            axis: _stream_parts(sequence, along(axis, lengths), index.get(axis))
             for axis, sequence in point.sequences.items()
         }
         heads = None if point.heads is None else numbers(index["head"], point.heads)
         whole = {
-            axis: sum(lengths[name] for name in sequence)
+            axis: sum(along(axis, lengths)[name] for name in sequence)
             for axis, sequence in point.sequences.items()
         }
         if point.heads is not None:
@@ -108,7 +108,7 @@ class Tap:
                     token_index(
                         behind(by_axis.get(axis), self.point.skipped, where=where),
                         sequence,
-                        lengths,
+                        along(axis, lengths),
                         lambda word: self._places(evaluation, branch, word),
                         where=where,
                     )

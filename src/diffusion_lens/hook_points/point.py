@@ -10,6 +10,17 @@ Source = object
 """Where the engine reads a point; the classes are in `diffusion_lens.architectures.sources`."""
 
 
+KEPT_KEYS = "kept"
+"""In token counts: how many keys of an earlier evaluation come before the image's own."""
+
+
+def along(axis: str, lengths: Mapping[str, int]) -> Mapping[str, int]:
+    """Token count of each stream along an axis: keys of an earlier evaluation are the image's."""
+    if axis != "key" or not lengths.get(KEPT_KEYS):
+        return lengths
+    return {**lengths, "img": lengths["img"] + lengths[KEPT_KEYS]}
+
+
 @dataclass(frozen=True)
 class HookPoint:
     """One quantity that can be read and replaced.
@@ -82,7 +93,8 @@ class HookPoint:
             if axis in self.sequences and self.held is not None:
                 return self.held
             if axis in self.sequences:
-                counts = [tokens.get(stream) for stream in self.sequences[axis]]
+                lengths = along(axis, tokens)
+                counts = [lengths.get(stream) for stream in self.sequences[axis]]
                 return None if None in counts else sum(count for count in counts if count)
             return self.sizes.get(axis)
 
