@@ -19,10 +19,21 @@ from diffusion_lens.testing import TINY_FAMILIES, tiny_denoiser
 PAGE = Path(__file__).parents[1] / "docs" / "families.md"
 BEGIN, END = "<!-- families: begin -->", "<!-- families: end -->"
 HEAD = (
-    "| family | denoiser | tiny model | pipeline | streams | points of a block | text patterns | "
-    "concepts | head relevance | absent, and why |",
-    "|---|---|---|---|---|---|---|---|---|---|",
+    "| family | denoiser | tiny model | pipeline | modular | streams | points of a block | "
+    "text patterns | concepts | head relevance | absent, and why |",
+    "|---|---|---|---|---|---|---|---|---|---|---|",
 )
+MODULAR = {
+    "sdxl": ("StableDiffusionXLAutoBlocks",),
+    "sd3": ("StableDiffusion3AutoBlocks",),
+    "flux": ("FluxAutoBlocks",),
+    "flux2": ("Flux2AutoBlocks", "Flux2KleinBaseAutoBlocks"),
+    "qwen_image": ("QwenImageAutoBlocks",),
+    "z_image": ("ZImageAutoBlocks",),
+    "ltx_video": ("LTXAutoBlocks",),
+    "wan": ("WanBlocks",),
+}
+"""Blocks of the modular pipelines that tests compare with the classic one, by tiny model."""
 
 
 def rows() -> Iterator[str]:
@@ -43,6 +54,7 @@ def _row(spec: DenoiserSpec, name: str, model: HookedDiffusion) -> str:
         f"`{spec.denoiser}`",
         f"`{name}`",
         "run" if spec in RUN else "read",
+        ", ".join(f"`{blocks}`" for blocks in MODULAR.get(name, ())) or "no",
         ", ".join(streams),
         str(len(kinds)),
         "yes" if model.text_pattern_sites() else "no",

@@ -2,7 +2,10 @@
 
 import pytest
 
+from diffusion_lens import HookedDiffusion
+from diffusion_lens.testing import tiny_denoiser
 from mkdocs_hooks import families
+from tests.modular.pipelines import FAMILIES, made
 
 
 @pytest.mark.slow
@@ -18,3 +21,17 @@ def test_every_shipped_family_has_a_tiny_model() -> None:
         if row.startswith("| ") and "`" in row
     }
     assert {f"`{spec.denoiser}`" for spec in families.SHIPPED} <= shown
+
+
+def test_the_modular_pipelines_are_those_that_tests_run() -> None:
+    told = [blocks for several in families.MODULAR.values() for blocks in several]
+    assert sorted(told) == sorted(family.blocks for family in FAMILIES.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_modular_pipeline_stands_beside_its_own_denoiser(name: str) -> None:
+    blocks = FAMILIES[name].blocks
+    tiny = next(one for one, several in families.MODULAR.items() if blocks in several)
+    model = HookedDiffusion(made(name)[1])
+    assert type(model.denoiser) is type(tiny_denoiser(tiny)[0])
