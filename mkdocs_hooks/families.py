@@ -1,4 +1,4 @@
-"""The table of families in docs/families.md, from the descriptions and their tiny models.
+"""The tables of docs/families.md: described families, with their tiny models, and other denoisers.
 
     python mkdocs_hooks/families.py
 
@@ -14,15 +14,28 @@ from pathlib import Path
 from diffusion_lens import HookedDiffusion
 from diffusion_lens.architectures.shipped import RUN, SHIPPED
 from diffusion_lens.architectures.spec import DenoiserSpec
+from diffusion_lens.architectures.undescribed import UNDESCRIBED
 from diffusion_lens.testing import TINY_FAMILIES, tiny_denoiser
 
 PAGE = Path(__file__).parents[1] / "docs" / "families.md"
 BEGIN, END = "<!-- families: begin -->", "<!-- families: end -->"
+MARKS = "<!-- undescribed: begin -->", "<!-- undescribed: end -->"
 HEAD = (
-    "| family | denoiser | tiny model | pipeline | streams | points of a block | text patterns | "
-    "concepts | head relevance | absent, and why |",
-    "|---|---|---|---|---|---|---|---|---|---|",
+    "| family | denoiser | tiny model | pipeline | modular | streams | points of a block | "
+    "text patterns | concepts | head relevance | absent, and why |",
+    "|---|---|---|---|---|---|---|---|---|---|---|",
 )
+MODULAR = {
+    "sdxl": ("StableDiffusionXLAutoBlocks",),
+    "sd3": ("StableDiffusion3AutoBlocks",),
+    "flux": ("FluxAutoBlocks",),
+    "flux2": ("Flux2AutoBlocks", "Flux2KleinBaseAutoBlocks"),
+    "qwen_image": ("QwenImageAutoBlocks",),
+    "z_image": ("ZImageAutoBlocks",),
+    "ltx_video": ("LTXAutoBlocks",),
+    "wan": ("WanBlocks",),
+}
+"""Blocks of the modular pipelines that tests compare with the classic one, by tiny model."""
 
 
 def rows() -> Iterator[str]:
@@ -43,6 +56,7 @@ def _row(spec: DenoiserSpec, name: str, model: HookedDiffusion) -> str:
         f"`{spec.denoiser}`",
         f"`{name}`",
         "run" if spec in RUN else "read",
+        ", ".join(f"`{blocks}`" for blocks in MODULAR.get(name, ())) or "no",
         ", ".join(streams),
         str(len(kinds)),
         "yes" if model.text_pattern_sites() else "no",
@@ -76,15 +90,26 @@ def _listed(names: set[str]) -> str:
     return f"`{first}`" + (f" and {len(others)} more" if others else "")
 
 
+def undescribed() -> str:
+    """The denoisers without a description, by reason, as they stand between their marks."""
+    named: dict[str, list[str]] = {}
+    for name, reason in sorted(UNDESCRIBED.items()):
+        named.setdefault(reason, []).append(f"`{name}`")
+    rows = (f"| {', '.join(names)} | {reason} |" for reason, names in named.items())
+    return "\n".join(("| denoiser | why |", "|---|---|", *rows))
+
+
 def table() -> str:
     """The table as it stands between the marks."""
     return "\n".join((*HEAD, *rows()))
 
 
 def written(page: str) -> str:
-    """A page with the table put between its marks."""
-    before, rest = page.split(BEGIN)
-    return f"{before}{BEGIN}\n\n{table()}\n\n{END}{rest.split(END)[1]}"
+    """A page with both tables put between their marks."""
+    for begin, end, made in ((BEGIN, END, table()), (*MARKS, undescribed())):
+        before, rest = page.split(begin)
+        page = f"{before}{begin}\n\n{made}\n\n{end}{rest.split(end)[1]}"
+    return page
 
 
 if __name__ == "__main__":

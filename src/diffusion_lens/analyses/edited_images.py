@@ -160,7 +160,12 @@ def _for_every_row(settings: Mapping[str, Any], rows: int) -> dict[str, Any]:
     """Those settings that one row gave for all, row by row."""
     changed: dict[str, Any] = {}
     latents = settings.get("latents")
-    if isinstance(latents, Tensor):
+    if latents is not None and not isinstance(latents, Tensor):
+        raise RunError(
+            f"latents= takes a tensor, got a {type(latents).__name__}; of what `invert` found, give "
+            "`.latents`"
+        )
+    if latents is not None:
         if len(latents) not in (1, rows):
             raise RunError(
                 f"latents= has {len(latents)} rows for {rows} prompts, the source's and the "

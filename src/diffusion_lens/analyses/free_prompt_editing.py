@@ -61,9 +61,14 @@ def free_prompt_editing(
     """
     run = edited_run(source, targets, seed=seed, settings=settings)
     steps = self_steps(self_replace, steps=inference_steps(model, run))
+    if not steps:
+        raise RunError(
+            f"self_replace={self_replace!r} covers none of the steps, so that nothing would be "
+            "injected; give a larger share, or more steps"
+        )
     every = range(model.n_blocks) if blocks is None else blocks
     names = blocks_of(model, every, ("attn.hook_pattern",))
-    sites = pattern_sites(model, names, steps) if len(steps) else []
+    sites = pattern_sites(model, names, steps)
     return run_with_reference(
         model,
         run,

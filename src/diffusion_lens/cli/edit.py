@@ -35,6 +35,8 @@ READ_BY = {
     "blocks": ("masactrl", "pnp", "fpe", "stable-flow"),
 }
 """Which methods read an option; the others refuse it."""
+LOST = 0.1
+"""An inversion's error above which the image is another one."""
 Source = Annotated[str, typer.Argument(help="What the source image shows.")]
 SeedOfMethod = Annotated[
     int | None, typer.Option("--seed", help="Of the noise; 0 by default.", callback=within(Seed))
@@ -117,18 +119,17 @@ def edit(
     chosen = _chosen(method, given)
     drawn = image is None or method == "sdedit"
     refuse_unread({"--seed": seed}, unless="--method sdedit or without --image", read=drawn)
-    start: Any = source
-    if image is not None:
-        start = given_image(call, image)
-        if method != "sdedit":
-            chosen["latents"], start = _inverted(call, source, start), source
+    real = None if image is None else given_image(call, image)
+    start: Any = source if real is None else real
+    if real is not None and method != "sdedit":
+        chosen["latents"], start = _inverted(call, source, real), source
     result = call.run(_analysis(method), start, target, seed=seed or 0, **chosen)
     return Finding(
         f"{method}: {source}",
         result,
         [result.plot()],
         rows=[{"prompt": one, "image": at} for at, one in enumerate((source, *target))],
-        pictures={"image": result.images},
+        pictures={"image": result.images} | ({} if real is None else {"given": [real]}),
     )
 
 
@@ -186,4 +187,10 @@ def _inverted(call: Call, source: str, image: Any) -> Any:
     with pipeline_messages(call.model):
         found = invert(call.model, image, source, **unguided)
     typer.echo(repr(found))
+    if found.image_error - found.autoencoder_error > LOST:
+        typer.echo(
+            f"Warning: the image does not come back (error {found.image_error:.2f}, in [0, 1]), so "
+            "that another one is edited; raise --num-inference-steps",
+            err=True,
+        )
     return found.latents

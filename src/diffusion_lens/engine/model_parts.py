@@ -11,6 +11,7 @@ from diffusion_lens.architectures.catalogue import find_absent, find_points, nat
 from diffusion_lens.architectures.registry import architecture_of, architectures
 from diffusion_lens.architectures.relatives import closest_relative
 from diffusion_lens.architectures.spec import DenoiserSpec
+from diffusion_lens.architectures.undescribed import UNDESCRIBED
 from diffusion_lens.engine.companion import Companion
 from diffusion_lens.engine.denoisers import DENOISERS, by_prefix, denoiser_of, denoisers_of
 from diffusion_lens.engine.guiders import guiders_of
@@ -162,8 +163,10 @@ def _registered(denoiser: nn.Module) -> DenoiserSpec:
         return architecture_of(type(denoiser).__name__)
     except UnsupportedModelError as error:
         relative = closest_relative(denoiser, architectures().values())
+        reason = UNDESCRIBED.get(type(denoiser).__name__)
+        known = "" if reason is None else f" Of it is known: {reason}."
         built = "" if relative is None else f" It is built most like {relative}."
         raise UnsupportedModelError(
-            f"{error}{built} `HookedDiffusion(..., describe=True)` describes it on the spot, "
-            "`diffusion-lens describe` writes a description to review."
+            f"{error}{known}{built} `HookedDiffusion(..., describe=True)` describes it on the "
+            "spot, `diffusion-lens describe` writes a description to review."
         ) from None

@@ -125,7 +125,8 @@ def attend_and_excite(
             the heads of one resolution.
         concepts: The concept of each word; one for all, one for each, or by word.
         thresholds: By step, the attention up to which the latents are moved again and again there.
-        max_iter_to_alter: The step from which on latents are left alone.
+        max_iter_to_alter: The step from which on latents are left alone, but at those of
+            `thresholds`.
         step_size: Of a move, times a factor that falls along the run. It suits latents of Stable
             Diffusion.
         scale_range: The square of that factor, at the first step and at the last.
@@ -284,6 +285,8 @@ def _factors(
         named = [concepts[word] for word in subjects]
     else:
         named = list(concepts)
+    if len(named) == 1:
+        named = named * len(subjects)
     if len(named) != len(subjects):
         raise ConceptError(
             f"{len(named)} concepts for {len(subjects)} words; give one for all or one for each"
