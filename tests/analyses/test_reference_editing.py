@@ -317,6 +317,8 @@ def test_what_cannot_be_injected_says_why() -> None:
         edit("sd", "masactrl", SOURCE, TARGET, blocks=[1, 7, 9])
     with pytest.raises(RunError, match="first_step=9 is none of the 2 steps"):
         edit("sd", "masactrl", SOURCE, TARGET, first_step=9)
+    with pytest.raises(RunError, match=r"self_replace=0.1 covers none of the steps"):
+        edit("sd", "fpe", SOURCE, TARGET, self_replace=0.1)
     with pytest.raises(RunError, match=r"self_replace=\(1, 0\) is no range of steps"):
         edit("sd", "fpe", SOURCE, TARGET, self_replace=(1, 0))
     with pytest.raises(

@@ -162,8 +162,8 @@ def _for_every_row(settings: Mapping[str, Any], rows: int) -> dict[str, Any]:
     latents = settings.get("latents")
     if latents is not None and not isinstance(latents, Tensor):
         raise RunError(
-            f"latents= takes a tensor, got a {type(latents).__name__}; of what `invert` found, give "
-            "`.latents`"
+            f"latents= takes a tensor, got a {type(latents).__name__}; of what `invert` found, "
+            "give `.latents`"
         )
     if latents is not None:
         if len(latents) not in (1, rows):

@@ -11,6 +11,7 @@ from diffusion_lens.analyses.prompt_to_prompt.schedule import self_steps
 from diffusion_lens.analyses.reference_run import blocks_of, run_with_reference
 from diffusion_lens.authoring import DEFAULT_SEED
 from diffusion_lens.border import Fraction, PipelineSetting, public
+from diffusion_lens.errors import RunError
 
 CITATION = (
     "Liu et al., Towards Understanding Cross and Self-Attention in Stable Diffusion for "
