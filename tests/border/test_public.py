@@ -14,6 +14,7 @@ from diffusion_lens.border.checking import Border
 
 MODULES = (
     "diffusion_lens",
+    "diffusion_lens.activations",
     "diffusion_lens.interventions",
     "diffusion_lens.reducers",
     "diffusion_lens.testing",
@@ -64,6 +65,7 @@ SAY_MORE = {
 
 MADE_HERE = {
     "ActivationCache",
+    "ActivationStore",
     "Alignment",
     "AttentionMaps",
     "ConceptMaps",
@@ -76,10 +78,12 @@ MADE_HERE = {
     "HeadRelevance",
     "Inversion",
     "NeglectLoss",
+    "OnlineActivations",
     "Output",
     "AblationResult",
     "PatchingResult",
     "Prediction",
+    "Rows",
     "TokenPatterns",
     "VitalBlocks",
     "WeakeningCurves",
@@ -93,32 +97,22 @@ FOR_THE_ENGINE = {
     "HookPoint.places",
     "Ranking.top",  # a protocol
     "WordNoise.applied",
-    "batches",
     "blocks_of",
     "decoder_blocks",
-    "digest",
     "edited_images",
     "edited_run",
-    "fingerprint",
     "inference_steps",
     "late_blocks",
-    "listed_seeds",
     "map_gallery",
-    "only_process",
-    "part_of",
     "pattern_sites",
     "pixel_distance",
     "read_about",
     "read_made_by",
     "refinement",
-    "refuse_one_seed",
-    "refuse_other",
     "refuse_other_heads",
     "replacement",
     "rows_of",
     "run_with_reference",
-    "told",
-    "weights_told",
 }
 """Without an underscore, but in no page of the reference."""
 

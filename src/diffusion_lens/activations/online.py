@@ -16,7 +16,7 @@ from diffusion_lens.activations.foreseeing import foreseen
 from diffusion_lens.activations.gathering import Record
 from diffusion_lens.activations.mixing import Rows, RowSource
 from diffusion_lens.activations.plan import Plan
-from diffusion_lens.border import Count, PipelineSetting, public
+from diffusion_lens.border import Count, Index, PipelineSetting, public
 from diffusion_lens.errors import StoreError
 from diffusion_lens.hook_points import Sites
 from diffusion_lens.showing.one_line import counted, one_line
@@ -46,7 +46,10 @@ class OnlineActivations(RowSource):
             for one in records:
                 yield Rows(one.values, _index(one))
 
-    def loader(self, batch_size: int, *, workers: int = 0, **options: Any) -> DataLoader[Tensor]:
+    @public
+    def loader(
+        self, batch_size: Count, *, workers: Index = 0, **options: Any
+    ) -> DataLoader[Tensor]:
         """A torch DataLoader of batches; see `ActivationStore.loader`.
 
         Raises:
