@@ -194,7 +194,7 @@ def test_a_share_that_is_none_is_refused(wrong: Any) -> None:
 def test_an_edit_of_a_prompt_by_itself_changes_no_bit(name: str, edit: str) -> None:
     result = prompt_to_prompt(
         model(name), SOURCE, SOURCE, edit=edit, self_replace=1, cross_replace=1,
-        self_max_tokens=4096, **settings(name),
+        reweight={"red": 1.0}, self_max_tokens=4096, **settings(name),
     )  # fmt: skip
     plain = latents_of(model(name)([SOURCE, SOURCE], **_two_rows(settings(name))))
     assert torch.equal(result.latents, plain)
