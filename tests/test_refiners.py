@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from diffusion_lens import HookedDiffusion, Site
 from diffusion_lens.describing import compare_with_evaluation
-from diffusion_lens.errors import SiteError
+from diffusion_lens.errors import EngineError, SiteError
 from diffusion_lens.testing import check_architecture, tiny_denoiser
 
 MODULES = {
@@ -109,6 +109,20 @@ def test_blocks_are_not_refiners() -> None:
         model.hooks([(Site("refiner.*.attn.img.hook_z", heads=[(0, 1)]), lambda _v, _h: None)]),
     ):
         predicted(denoiser, inputs)
+
+
+def test_texts_of_unlike_length_are_refused_where_they_are_refined() -> None:
+    denoiser, inputs = tiny_denoiser("z_image")
+    first, second = inputs["cap_feats"]
+    given = {**inputs, "cap_feats": [first, torch.cat([second, second])]}
+    model = HookedDiffusion(denoiser)
+    point = ("refiner.1.txt.hook_resid_post", lambda _value, _hook: None)
+    unlike = r"the samples have \[32, 64\] text tokens"
+    with pytest.raises(EngineError, match=unlike), model.hooks([point]):
+        predicted(denoiser, given)
+    image = ("refiner.0.img.hook_resid_post", lambda _value, _hook: None)
+    with model.hooks([image]):
+        predicted(denoiser, given)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

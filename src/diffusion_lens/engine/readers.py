@@ -195,10 +195,13 @@ class BlockHooks:
         """Token counts where streams share a tensor: the text has its own, the image the rest.
 
         Raises:
-            EngineError: If the text alone is longer than the sequence.
+            EngineError: If the text alone is longer than the sequence, or if texts that a refiner
+                is given differ in length, so that shorter ones are padded there.
         """
         sharing = next((one.within for one in self.block.spec.streams.values() if one.within), ())
         if not sharing:
+            if self.block.refines and "txt" in found:
+                self.tracker.evaluation().text_length()
             return found
         own = None if self.second is None else self.second.lengths(self.block)
         if own is not None:
