@@ -184,6 +184,9 @@ def test_a_site_of_several_widths_is_named(tmp_path: Path) -> None:
         ({"step": "1"}, "this column holds numbers"),
         ({"branch": 3}, "this column holds texts"),
         ({"step": slice(0, 4, 2)}, "two ends and no step"),
+        ({"step": slice(-5, None)}, "they do not count from the end"),
+        ({"block": slice(None)}, "one of them is given"),
+        ({"step": slice("a", 3)}, "numbers from 0 on"),
     ],
 )
 def test_conditions_that_cannot_hold(kept: Path, given: Any, message: str) -> None:

@@ -14,6 +14,8 @@ from diffusion_lens.hook_points import match_names
 SHOWN = ("site", "prompt", "seed", "step", "timestep", "branch", "block", "position", "grid")
 """The columns that users see and filter by."""
 
+NUMBERS = (int, float, np.number)
+
 
 def condition_of(column: str, value: Any, sites: Sequence[str]) -> slice | list[Any]:
     """A condition of `where` as a slice of numbers, or a list of values.
@@ -30,12 +32,18 @@ def condition_of(column: str, value: Any, sites: Sequence[str]) -> slice | list[
     if isinstance(value, slice):
         if column in files.TEXTS or value.step not in (None, 1):
             raise StoreError(f"{column}={value!r}: a slice of numbers has two ends and no step")
+        ends = [end for end in (value.start, value.stop) if end is not None]
+        if not ends or any(not isinstance(end, NUMBERS) or end < 0 for end in ends):
+            raise StoreError(
+                f"{column}={value!r}: the ends of a slice are values of this column, numbers from "
+                "0 on, and one of them is given; they do not count from the end"
+            )
         return value
     one = isinstance(value, str) or not isinstance(value, Iterable)
     several = [value] if one else list(value)
     if column == "site":
         return [name for one in several for name in match_names(one, sites, model="this store")]
-    wanted = str if column in files.TEXTS else (int, float, np.number)
+    wanted = str if column in files.TEXTS else NUMBERS
     wrong = [
         one
         for one in several
